@@ -1,0 +1,152 @@
+"""Conversations to tokens, with the answer's place in them."""
+
+import dataclasses
+import datetime
+from typing import Any
+
+import numpy as np
+import transformers
+
+from ppjax import errors
+from ppjax.data import calibration
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A rendered conversation.
+
+    Attributes:
+        tokens: int32 [T]; ends with the answer's end-of-turn token.
+        answer_start: index of the answer's first token; the loss is over
+            `tokens[answer_start:]`, end of turn included.
+        query_id: of the row.
+    """
+
+    tokens: np.ndarray
+    answer_start: int
+    query_id: str
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return len(self.tokens) - self.answer_start
+
+
+class ChatRenderer:
+    """Applies a tokenizer's chat template, the same way on every day.
+
+    Llama 3's template prints the current date: ours is given, so that a prompt,
+    and with it a learned mask, does not change overnight.
+    """
+
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, *, date: str):
+        """Args:
+            tokenizer: with a chat template.
+            date: ISO date that templates are told is today.
+
+        Raises:
+            InputError: if there is no template, or the date is none.
+        """
+        if not tokenizer.chat_template:
+            raise errors.InputError(
+                "The base model's tokenizer has no chat template; put one into "
+                'chat_template.jinja beside its tokenizer files, or use the '
+                'instruction-tuned variant of the model.'
+            )
+        try:
+            self._day = datetime.date.fromisoformat(date)
+        except ValueError:
+            raise errors.InputError(
+                f'--date must be YYYY-MM-DD, got {date!r}.'
+            ) from None
+        self.tokenizer = tokenizer
+        self._special = {
+            index: token.content
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+
+    def _render(self, messages: Any, *, generate: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=generate,
+                date_string=self._day.strftime('%d %b %Y'),
+                strftime_now=self._day.strftime,
+                # Qwen3: an answer starts at once, not with a train of thought.
+                enable_thinking=False,
+            )
+        except Exception as error:  # Templates raise whatever their authors chose.
+            raise errors.InputError(
+                f'The chat template refused a conversation: {error}'
+            ) from error
+
+    def _encode(self, text: str) -> list[int]:
+        # The template writes BOS itself where the model wants one.
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def prompt(self, messages: Any) -> list[int]:
+        """Token ids up to where the assistant's next answer starts."""
+        self._refuse_markup(messages, 'The conversation')
+        return self._encode(self._render(messages, generate=True))
+
+    def _refuse_markup(self, messages: Any, where: str) -> None:
+        for message in messages:
+            for token in self._special.values():
+                if token in message['content']:
+                    raise errors.InputError(
+                        f'{where}: the {message["role"]} turn contains {token!r}, '
+                        "which is the model's own markup; remove it."
+                    )
+
+    def example(self, row: calibration.Row) -> Example:
+        """Renders a row.
+
+        The prompt and the answer are tokenised apart, as they are when the model
+        generates.
+
+        Raises:
+            InputError: if the template alters the prompt once there is an answer,
+                ends an answer with no special token, or a turn contains markup.
+        """
+        self._refuse_markup(row.messages, row.where)
+        prompt = self._render(row.messages[:-1], generate=True)
+        whole = self._render(row.messages, generate=False)
+        if not whole.startswith(prompt):
+            raise errors.InputError(
+                f'{row.where}: the chat template renders the prompt differently once '
+                'there is an answer; training on it would not match generation.'
+            )
+        answer = self._encode(whole[len(prompt) :])
+        ends = [i for i, token in enumerate(answer) if token in self._special]
+        if not ends:
+            raise errors.InputError(
+                'The chat template ends an answer with no special token, so a model '
+                'could not learn to stop.'
+            )
+        tokens = self._encode(prompt)
+        start = len(tokens)
+        tokens += answer[: ends[0] + 1]
+        return Example(np.asarray(tokens, np.int32), start, row.query_id)
+
+
+def render_rows(
+    renderer: ChatRenderer, rows: list[calibration.Row], max_length: int
+) -> tuple[list[Example], int]:
+    """Renders rows and drops those over `max_length` tokens.
+
+    Returns:
+        (examples, how many were dropped).
+
+    Raises:
+        InputError: if none is left.
+    """
+    examples = [renderer.example(row) for row in rows]
+    kept = [example for example in examples if len(example.tokens) <= max_length]
+    if not kept:
+        shortest = min(len(example.tokens) for example in examples)
+        raise errors.InputError(
+            f'None of {len(rows)} calibration rows fits --max_length={max_length}; '
+            f'the shortest has {shortest} tokens.'
+        )
+    return kept, len(examples) - len(kept)

@@ -1,0 +1,81 @@
+"""The data that the quickstart ships, written for this project.
+
+`personas.jsonl` holds three characters, `instructions.jsonl` general queries with
+plain answers, and `rewrites.jsonl` the same answers in a character's voice. Each
+query is rewritten for one of the characters and belongs to its train or test split.
+"""
+
+import functools
+import importlib.resources
+import json
+from typing import Any
+
+from ppjax import errors
+from ppjax.data import calibration
+from ppjax.personas import prompts
+
+_SCHEME = 'demo:'
+
+
+@functools.cache
+def _table(name: str) -> list[dict[str, Any]]:
+    text = importlib.resources.files(__name__).joinpath(name).read_text('utf-8')
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def personas() -> dict[str, str]:
+    """Name -> persona text."""
+    return {row['name']: row['persona'] for row in _table('personas.jsonl')}
+
+
+def rows(name: str, split: str) -> list[calibration.Row]:
+    """The calibration rows of one character.
+
+    Args:
+        name: of the character.
+        split: 'train' or 'test'.
+
+    Raises:
+        InputError: if there is no such character.
+    """
+    if name not in personas():
+        raise errors.InputError(
+            f'There is no demo persona {name!r}; there are {", ".join(personas())}.'
+        )
+    rewrites = {
+        row['query_id']: row['rewrite']
+        for row in _table('rewrites.jsonl')
+        if row['persona'] == name
+    }
+    system = prompts.persona_prompt(personas()[name])
+    return [
+        calibration.parse_row(
+            {
+                'messages': [
+                    {'role': 'system', 'content': system},
+                    {'role': 'user', 'content': row['instruction']},
+                    {'role': 'assistant', 'content': rewrites[row['query_id']]},
+                ],
+                'query_id': row['query_id'],
+            },
+            where=f'{_SCHEME}{name} {row["query_id"]}',
+            default_id=row['query_id'],
+        )
+        for row in _table('instructions.jsonl')
+        if row['split'] == split and row['query_id'] in rewrites
+    ]
+
+
+def read_rows(source: str, *, split: str) -> list[calibration.Row]:
+    """Calibration rows from a file, or from `demo:NAME`.
+
+    Args:
+        source: a JSONL path, or `demo:` and a character's name.
+        split: which split `demo:` means here.
+
+    Raises:
+        InputError: see `calibration.read_rows` and `rows`.
+    """
+    if source.startswith(_SCHEME):
+        return rows(source.removeprefix(_SCHEME), split)
+    return calibration.read_rows(source)

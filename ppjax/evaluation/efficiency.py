@@ -1,0 +1,198 @@
+"""Sizes and FLOPs of the dense and the pruned model, in closed form.
+
+A multiply-add is two FLOPs. Products of weights or attention with activations
+count; norms, RoPE, softmax, biases and element-wise products do not. Attention
+counts all S x S pairs of a prompt, not the causal half, as the paper's Table 11
+does.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from ppjax import errors
+from ppjax.models import config as config_lib
+
+CONVENTION = (
+    'A multiply-add is 2 FLOPs. Weights and attention count; norms, RoPE, softmax '
+    'and biases do not. Attention counts every pair of a prompt, not only the causal '
+    "half. The paper's Table 11 leaves the unembedding out."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Sizes and FLOPs of one model with k channels a layer.
+
+    Attributes:
+        keep: k, the FFN channels of every layer.
+        parameters: every parameter once; tied embeddings count once.
+        parameters_untied: with an unembedding of its own, even if it is tied.
+        parameters_blocks: of the L blocks alone, norms and biases included.
+        bytes: of `parameters`.
+        decode_weight_bytes: of the weights that one decoded token reads: all but an
+            embedding table that serves no unembedding.
+        kv_bytes_per_token: keys and values that one token leaves in the cache.
+        prefill_flops: of the prompt, unembedding left out as in the paper.
+        prefill_flops_with_head: with the unembedding of the last position.
+        decode_flops: of the first token after the prompt, unembedding included; it
+            attends to the prompt and to itself.
+        total_flops: of a whole answer: the prompt with the unembedding of its last
+            position, which gives the first token, and a decode step for each other.
+    """
+
+    keep: int
+    parameters: int
+    parameters_untied: int
+    parameters_blocks: int
+    bytes: int
+    decode_weight_bytes: int
+    kv_bytes_per_token: int
+    prefill_flops: float
+    prefill_flops_with_head: float
+    decode_flops: float
+    total_flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Efficiency:
+    """Dense and pruned side by side.
+
+    Attributes:
+        d_ff: F, the channels of a dense layer.
+        num_layers: L.
+        dtype: of weights and of the cache.
+        prompt_length: S, tokens of the prompt.
+        answer_length: T, tokens of the answer.
+        dense: with all F channels.
+        pruned: with k.
+    """
+
+    d_ff: int
+    num_layers: int
+    dtype: str
+    prompt_length: float
+    answer_length: int
+    dense: Figures
+    pruned: Figures
+
+
+def _block_weights(cfg: config_lib.ModelConfig, keep: int) -> int:
+    """Entries of one block's matrices, which is its multiply-adds a token."""
+    d_q, d_kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    return cfg.d_model * (2 * d_q + 2 * d_kv + 3 * keep)
+
+
+def _block_vectors(cfg: config_lib.ModelConfig, keep: int) -> int:
+    """Entries of one block's norms and biases."""
+    d_q, d_kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    entries = 2 * cfg.d_model
+    if cfg.qkv_bias:
+        entries += d_q + 2 * d_kv
+    if cfg.out_bias:
+        entries += cfg.d_model
+    if cfg.mlp_bias:
+        entries += 2 * keep + cfg.d_model
+    if cfg.qk_norm:
+        entries += 2 * cfg.head_dim
+    return entries
+
+
+def prefill_flops(cfg: config_lib.ModelConfig, keep: int, tokens: float) -> float:
+    """2 S N_block + 4 L S^2 N H: a prompt through the blocks, unembedding left out.
+
+    Args:
+        cfg: of the dense model.
+        keep: k.
+        tokens: S; a mean over prompts need not be whole.
+
+    Source: Persona-Pruner, arXiv:2606.14695, Table 11.
+    """
+    attention = 4 * cfg.num_heads * cfg.head_dim * tokens**2
+    return cfg.num_layers * (2 * tokens * _block_weights(cfg, keep) + attention)
+
+
+def decode_flops(cfg: config_lib.ModelConfig, keep: int, context: float) -> float:
+    """2 N_block + 4 L t N H + 2 V D: one token through the blocks and unembedding.
+
+    Args:
+        cfg: of the dense model.
+        keep: k.
+        context: t, the tokens that it attends to, itself included.
+    """
+    attention = 4 * cfg.num_heads * cfg.head_dim * context
+    blocks = cfg.num_layers * (2 * _block_weights(cfg, keep) + attention)
+    return blocks + 2 * cfg.vocab_size * cfg.d_model
+
+
+def _figures(
+    cfg: config_lib.ModelConfig, keep: int, itemsize: int, prompt: float, answer: int
+) -> Figures:
+    table = cfg.vocab_size * cfg.d_model
+    blocks = cfg.num_layers * (_block_weights(cfg, keep) + _block_vectors(cfg, keep))
+    untied = blocks + 2 * table + cfg.d_model
+    unique = untied - table if cfg.tie_embeddings else untied
+    prefill = prefill_flops(cfg, keep, prompt)
+    # The decoded tokens 2 to T attend to S + 1 .. S + T - 1 tokens, a mean of S + T/2.
+    decoded = (answer - 1) * decode_flops(cfg, keep, prompt + answer / 2)
+    return Figures(
+        keep=keep,
+        parameters=unique,
+        parameters_untied=untied,
+        parameters_blocks=blocks,
+        bytes=unique * itemsize,
+        decode_weight_bytes=(untied - table) * itemsize,
+        kv_bytes_per_token=2
+        * cfg.num_layers
+        * cfg.num_kv_heads
+        * cfg.head_dim
+        * itemsize,
+        prefill_flops=prefill,
+        prefill_flops_with_head=prefill + 2 * table,
+        decode_flops=decode_flops(cfg, keep, prompt + 1),
+        total_flops=prefill + 2 * table + decoded,
+    )
+
+
+def measure(
+    cfg: config_lib.ModelConfig,
+    keep: int,
+    *,
+    dtype: str,
+    prompt_length: float,
+    answer_length: int,
+) -> Efficiency:
+    """The dense model and the one with `keep` channels a layer.
+
+    Args:
+        cfg: of the dense model.
+        keep: k in [1, F].
+        dtype: of weights and of the cache, a NumPy or `ml_dtypes` name.
+        prompt_length: S, positive.
+        answer_length: T, at least 1.
+
+    Raises:
+        InputError: if k or a length is out of range.
+    """
+    if not 1 <= keep <= cfg.d_ff:
+        raise errors.InputError(f'keep must be in [1, {cfg.d_ff}], got {keep}.')
+    if not prompt_length > 0:
+        raise errors.InputError(f'prompt_length must be positive, got {prompt_length}.')
+    if answer_length < 1:
+        raise errors.InputError(
+            f'answer_length must be at least 1, got {answer_length}.'
+        )
+    itemsize = jnp.dtype(dtype).itemsize
+    dense, pruned = (
+        _figures(cfg, k, itemsize, prompt_length, answer_length)
+        for k in (cfg.d_ff, keep)
+    )
+    return Efficiency(
+        d_ff=cfg.d_ff,
+        num_layers=cfg.num_layers,
+        dtype=dtype,
+        prompt_length=prompt_length,
+        answer_length=answer_length,
+        dense=dense,
+        pruned=pruned,
+    )

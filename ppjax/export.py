@@ -1,0 +1,416 @@
+"""The verb `export`: a persona mask and its base model to a Hugging Face directory.
+
+python -m ppjax.export --output_dir=runs/bram --verify
+python -m ppjax.export --materialize --mask=bram.pmask --base_model=smollm2-135m \\
+    --output_dir=bram-hf
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import pathlib
+import shlex
+from typing import Any
+
+import numpy as np
+import transformers
+
+from ppjax import atomic, compile_cache, demo, errors, flags
+from ppjax.data import chat
+from ppjax.masking import keep_indices, pmask
+from ppjax.models import base_model, hf_export, model_card, safetensors_reader
+from ppjax.models import verify as verify_lib
+from ppjax.training import config as train_config
+from ppjax.training import loop, metrics
+
+_DEFAULT_DATE = '2026-01-01'
+_QUESTIONS = (
+    'What did you do this morning?',
+    'How do I keep bread fresh for longer?',
+    'Tell me what worries you most, in one sentence.',
+    'What is 17 times 4?',
+)
+# Lengths of the sequences that `--verify` compares, in tokens.
+_MIN_LENGTH, _MAX_LENGTH = 64, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Flags of `python -m ppjax.export`."""
+
+    output_dir: str = flags.setting(
+        None,
+        'Run directory whose mask is exported to its folder hf/; with --materialize or '
+        '--from_keep_indices the folder to write to.',
+    )
+    materialize: bool = flags.setting(
+        False, 'Export --mask applied to --base_model; needs no run directory.'
+    )
+    mask: str | None = flags.setting(None, 'A .pmask file, with --materialize.')
+    from_keep_indices: str | None = flags.setting(
+        None, 'JSON of {"topk_indices": [[...] x layers]} to export, instead of a mask.'
+    )
+    base_model: str | None = flags.setting(
+        None, "Model that the mask is applied to; by default the run's own."
+    )
+    keep_indices: str | None = flags.setting(
+        None, 'Also write the kept channels to this file, as JSON.'
+    )
+    export_dtype: str | None = flags.setting(
+        None,
+        'Precision of the exported weights; by default the one that the base model is '
+        'stored in, or float32 if that is quantised.',
+        choices=tuple(hf_export.DTYPES),
+    )
+    verify: bool = flags.setting(
+        False,
+        'Reload the export in fresh processes, with ppjax and (if PyTorch is '
+        "installed) transformers, and compare logits with the masked dense model's.",
+    )
+    verify_tolerance: float = flags.setting(
+        1e-3, 'Largest absolute difference of float32 logits that --verify accepts.'
+    )
+    overwrite: bool = flags.setting(False, 'Replace what stands where the export goes.')
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise errors.InputError('--output_dir must be given.')
+        if self.mask and self.from_keep_indices:
+            raise errors.InputError(
+                '--mask and --from_keep_indices both say which channels stay; '
+                'give one of them.'
+            )
+        if self.mask and not self.materialize:
+            raise errors.InputError(
+                '--mask needs --materialize; without it the mask of the run directory '
+                '--output_dir is exported.'
+            )
+        if self.materialize and not (self.mask or self.from_keep_indices):
+            raise errors.InputError(
+                '--materialize needs --mask or --from_keep_indices.'
+            )
+        if not self.from_run and not self.base_model:
+            given = 'materialize' if self.materialize else 'from_keep_indices'
+            raise errors.InputError(f'--{given} needs --base_model.')
+        if not self.verify_tolerance > 0:
+            raise errors.InputError(
+                f'--verify_tolerance must be positive, got {self.verify_tolerance}.'
+            )
+
+    @property
+    def from_run(self) -> bool:
+        """Whether `output_dir` is a run directory and not the target itself."""
+        return not (self.materialize or self.from_keep_indices)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What is exported: a base model, bool [L, F], and what is known of the mask."""
+
+    base: base_model.BaseModel
+    fingerprint: str
+    mask: np.ndarray
+    system_prompt: str
+    files: tuple[pathlib.Path, ...]
+    trained: train_config.TrainConfig | None = None
+    calibration_rows: int | None = None
+    likelihood: dict[str, Any] | None = None
+
+    @property
+    def keep(self) -> int:
+        return int(self.mask[0].sum())
+
+    def identity(self, dtype: str) -> dict[str, str]:
+        """What decides every exported weight."""
+        bits = np.packbits(self.mask, axis=-1, bitorder='little')
+        return {
+            'base_fingerprint': self.fingerprint,
+            'mask_sha256': hashlib.sha256(bits.tobytes()).hexdigest(),
+            'dtype': dtype,
+        }
+
+
+def main(cfg: ExportConfig) -> int:
+    """Exports, verifies if asked to, and says what came out."""
+    compile_cache.enable()
+    source = _from_run(cfg) if cfg.from_run else _from_files(cfg)
+    dtype = cfg.export_dtype or hf_export.default_dtype(source.base.reader)
+    output = pathlib.Path(cfg.output_dir).expanduser()
+    target = output / 'hf' if cfg.from_run else output
+    record_file = output / 'results' / 'export.json'
+    record = _read_if_there(record_file) if cfg.from_run else None
+    stands = _stands(target, source, dtype, record, overwrite=cfg.overwrite)
+
+    tokenizer = source.base.tokenizer()
+    facts = _facts(cfg, source, dtype, has_template=bool(tokenizer.chat_template))
+    verified = record.get('verify') if stands and record else None
+
+    def check(folder: pathlib.Path) -> None:
+        nonlocal verified
+        if cfg.verify:
+            tokens = _verification_tokens(tokenizer, source)
+            verified = _verify(cfg, source, folder, dtype, tokens)
+
+    if stands:
+        check(target)
+    else:
+        metrics.say(f'Writing {target} ...')
+        hf_export.export_pruned(
+            source.base,
+            source.mask,
+            target,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            model_card=model_card.render(facts),
+            system_prompt=source.system_prompt,
+            check=check,
+        )
+    if cfg.keep_indices:
+        keep_indices.save(cfg.keep_indices, source.mask)
+    if cfg.from_run:
+        sides = ('dense', 'pruned')
+        atomic.write_json(
+            record_file,
+            {
+                'settings': dataclasses.asdict(cfg),
+                'versions': loop.versions(),
+                'identity': source.identity(dtype),
+                'keep': facts.keep,
+                'd_ff': facts.d_ff,
+                'sparsity': 1 - facts.keep / facts.d_ff,
+                'parameters': dict(zip(sides, facts.parameters, strict=True)),
+                'bytes': dict(zip(sides, facts.weight_bytes, strict=True)),
+                'verify': verified,
+            },
+        )
+    print(_table(facts, target, verified))
+    return 0
+
+
+def _facts(
+    cfg: ExportConfig, source: _Source, dtype: str, *, has_template: bool
+) -> model_card.Facts:
+    trained = source.trained
+    dense, pruned = hf_export.parameter_counts(source.base, source.keep)
+    width = hf_export.DTYPES[dtype][0].itemsize
+    return model_card.Facts(
+        base_name=source.base.name,
+        base_fingerprint=source.fingerprint,
+        license=model_card.inherited_license(source.base.reader),
+        system_prompt=source.system_prompt,
+        chat_template=has_template,
+        num_layers=source.mask.shape[0],
+        d_ff=source.mask.shape[1],
+        keep=source.keep,
+        dtype=dtype,
+        parameters=(dense, pruned),
+        weight_bytes=(dense * width, pruned * width),
+        command=_command(cfg),
+        sparsity=trained.sparsity if trained else None,
+        likelihood=source.likelihood,
+        calibration=trained.calibration if trained else None,
+        calibration_rows=source.calibration_rows,
+        settings=flags.to_flagfile(_publishable(trained)) if trained else '',
+    )
+
+
+def _verify(
+    cfg: ExportConfig,
+    source: _Source,
+    folder: pathlib.Path,
+    dtype: str,
+    tokens: np.ndarray,
+) -> dict[str, Any]:
+    """What `results/export.json` says of it; differences beyond tolerance raise."""
+    prompts, length = tokens.shape
+    metrics.say(f'Verifying on {prompts} prompts of {length} tokens ...')
+    result = verify_lib.verify(
+        source.base, source.mask, folder, dtype=dtype, tokens=tokens
+    )
+    result.require(cfg.verify_tolerance)
+    return {
+        'tolerance': cfg.verify_tolerance,
+        'prompts': prompts,
+        'tokens_per_prompt': length,
+        'max_logit_difference': dataclasses.asdict(result),
+    }
+
+
+def _from_run(cfg: ExportConfig) -> _Source:
+    run = pathlib.Path(cfg.output_dir).expanduser()
+    if not run.is_dir():
+        raise errors.InputError(f'Run directory {str(run)!r} does not exist.')
+    mask_file = run / 'mask.pmask'
+    if not mask_file.is_file():
+        raise errors.InputError(
+            f'Run directory {str(run)!r} has no mask.pmask: it is another directory, '
+            'or its mask is not learned yet.'
+        )
+    trained = None
+    if cfg.base_model is None or (run / 'config.flags').is_file():
+        trained = flags.from_flagfile(train_config.TrainConfig, run / 'config.flags')
+    name = cfg.base_model or (trained.base_model if trained else '')
+    source = _with_mask(base_model.open_base_model(name), mask_file)
+    return dataclasses.replace(
+        source,
+        trained=trained,
+        calibration_rows=_calibration_rows(run, trained) if trained else None,
+        likelihood=_read_if_there(run / 'results' / 'likelihood.json'),
+    )
+
+
+def _from_files(cfg: ExportConfig) -> _Source:
+    base = base_model.open_base_model(str(cfg.base_model))
+    if cfg.mask:
+        return _with_mask(base, pathlib.Path(cfg.mask).expanduser())
+    file = pathlib.Path(str(cfg.from_keep_indices)).expanduser()
+    mask = keep_indices.load(file, base.config.num_layers, base.config.d_ff)
+    return _Source(base, base.fingerprint(), mask, '', (base.reader.path, file))
+
+
+def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> _Source:
+    persona_mask = pmask.load(file)
+    fingerprint = base.fingerprint()
+    persona_mask.check_base(fingerprint, base.config.num_layers, base.config.d_ff)
+    return _Source(
+        base,
+        fingerprint,
+        persona_mask.mask,
+        persona_mask.system_prompt,
+        (base.reader.path, file),
+    )
+
+
+def _read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
+    return safetensors_reader.read_json(path) if path.exists() else None
+
+
+def _calibration_rows(
+    run: pathlib.Path, trained: train_config.TrainConfig
+) -> int | None:
+    """Rows of the run's own copy, else of the file it read; None if neither is left."""
+    copy = run / 'calibration' / 'train.jsonl'
+    source = str(copy) if copy.is_file() else trained.calibration
+    try:
+        return len(demo.read_rows(source, split='train'))
+    except errors.InputError:
+        return None
+
+
+def _stands(
+    target: pathlib.Path,
+    source: _Source,
+    dtype: str,
+    record: Mapping[str, Any] | None,
+    *,
+    overwrite: bool,
+) -> bool:
+    """Whether the very same export stands at `target` already.
+
+    Raises:
+        InputError: if something else does that may not, or must not, be replaced.
+    """
+    if not target.exists():
+        return False
+    if not target.is_dir():
+        raise errors.InputError(f'{target} is a file; give a directory.')
+    entries = sorted(target.iterdir())
+    if not entries:
+        return False
+    if not overwrite:
+        made = record.get('identity') if record else None
+        if not isinstance(made, dict):
+            raise errors.InputError(
+                f'{target} exists and is not empty; --overwrite replaces it.'
+            )
+        wanted = source.identity(dtype)
+        if differ := [key for key in wanted if made.get(key) != wanted[key]]:
+            raise errors.InputError(
+                f'{target} holds another export (differing in {", ".join(differ)}); '
+                '--overwrite replaces it.'
+            )
+        return True
+    # Replacing deletes: a mistyped folder must not cost more than its files.
+    for file in source.files:
+        if file.resolve().is_relative_to(target.resolve()):
+            raise errors.InputError(
+                f'{file} lies in {target}, which --overwrite would delete; '
+                'give another --output_dir.'
+            )
+    for entry in entries:
+        if entry.is_dir():
+            raise errors.InputError(
+                f'{target} holds the folder {entry.name!r}, which no export makes; '
+                'it is not replaced. Give another --output_dir or remove it yourself.'
+            )
+    return False
+
+
+def _verification_tokens(
+    tokenizer: transformers.PreTrainedTokenizerBase, source: _Source
+) -> np.ndarray:
+    """Prompts of this persona as int32 [B, T], with 64 <= T <= 128 and no padding.
+
+    Long prompts keep their end, where they differ; short ones are repeated.
+    """
+    date = source.trained.date if source.trained else _DEFAULT_DATE
+    rows = []
+    for question in _QUESTIONS:
+        messages = [{'role': 'user', 'content': question}]
+        if source.system_prompt:
+            messages.insert(0, {'role': 'system', 'content': source.system_prompt})
+        if tokenizer.chat_template:
+            ids = chat.ChatRenderer(tokenizer, date=date).prompt(messages)
+        else:
+            ids = tokenizer.encode('\n\n'.join(m['content'] for m in messages))
+        rows.append(ids[-_MAX_LENGTH:])
+    length = max(_MIN_LENGTH, *(len(row) for row in rows))
+    return np.stack([np.resize(np.asarray(row, np.int32), length) for row in rows])
+
+
+def _publishable(settings: Any) -> Any:
+    """Settings without whose machine it was: cards are published."""
+    shorter = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, str) and value.startswith(('/', '~')):
+            shorter[field.name] = pathlib.PurePath(value).name or value
+    return dataclasses.replace(settings, **shorter)
+
+
+def _command(cfg: ExportConfig) -> str:
+    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
+    given = []
+    for name, value in dataclasses.asdict(_publishable(cfg)).items():
+        if value != defaults[name]:
+            given.append(f'--{name}' if value is True else f'--{name}={value}')
+    return shlex.join(['python', '-m', 'ppjax.export', *given])
+
+
+def _table(
+    facts: model_card.Facts, target: pathlib.Path, verified: Mapping[str, Any] | None
+) -> str:
+    def line(name: str, *values: str) -> str:
+        return f'{name:<22}' + ''.join(f'{value:>16}' for value in values)
+
+    lines = [
+        line('', 'dense', 'pruned'),
+        line('parameters', *(f'{count:,}' for count in facts.parameters)),
+        line(f'bytes ({facts.dtype})', *(f'{size:,}' for size in facts.weight_bytes)),
+        line('channels a layer', f'{facts.d_ff:,}', f'{facts.keep:,}'),
+        line('sparsity', '', f'{1 - facts.keep / facts.d_ff:.2%}'),
+    ]
+    if verified is None:
+        lines.append('Not verified; --verify compares it with the masked dense model.')
+    else:
+        lines.append('Largest difference of logits from the masked dense model:')
+        for loader, value in verified['max_logit_difference'].items():
+            if value is None:
+                lines.append('PyTorch is not installed: not compared by transformers.')
+            else:
+                lines.append(line(f'  {loader}', '', f'{value:.2e}'))
+    return '\n'.join([*lines, f'Exported to {target}'])
+
+
+if __name__ == '__main__':
+    flags.run(ExportConfig, main)

@@ -1,0 +1,149 @@
+"""Command-line flags from a frozen dataclass, and the frame of every verb.
+
+Each field carries its type, default and help, and `__post_init__` rejects bad
+values, so a verb's settings are defined, documented and checked in one place.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import pathlib
+import sys
+import types
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from ppjax import errors
+
+Settings = TypeVar('Settings')
+
+_DEFINERS: dict[Any, Callable[..., Any]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+def setting(default: Any, help_text: str, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field that becomes a flag.
+
+    Args:
+        default: the flag's default; None means not given.
+        help_text: for `--help`.
+        choices: the allowed strings, if only some are.
+    """
+    return dataclasses.field(
+        default=default, metadata={'help': help_text, 'choices': tuple(choices)}
+    )
+
+
+def define(settings: type[Any], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines one absl flag for every field; `--help` lists them."""
+    hints = get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        name, default = field.name, field.default
+        help_text, choices = field.metadata['help'], field.metadata['choices']
+        kind = hints[name]
+        if isinstance(kind, types.UnionType):  # `int | None` -> int
+            (kind,) = (part for part in get_args(kind) if part is not type(None))
+        if choices:
+            flags.DEFINE_enum(
+                name, default, choices, help_text, flag_values=flag_values
+            )
+        else:
+            _DEFINERS[kind](name, default, help_text, flag_values=flag_values)
+        flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
+
+
+def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Settings:
+    names = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
+    return settings(**{name: flag_values[name].value for name in names})
+
+
+def to_flagfile(settings: Any) -> str:
+    """Settings as text that `--flagfile` reads back to equal settings.
+
+    Raises:
+        InputError: for text that a flagfile cannot hold.
+    """
+    lines = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, bool):
+            lines.append(f'--{"" if value else "no"}{field.name}')
+        elif value is not None:
+            text = str(value)
+            # absl reads one flag a line and strips it, with no way to quote.
+            if text != text.strip() or '\n' in text or '\r' in text:
+                raise errors.InputError(
+                    f'--{field.name} must be one line without outer spaces, got '
+                    f'{text!r}; put longer text into a file.'
+                )
+            lines.append(f'--{field.name}={text}')
+    return '\n'.join(lines) + '\n'
+
+
+def from_flagfile(settings: type[Settings], path: str | pathlib.Path) -> Settings:
+    """Reads a flagfile without touching the process's own flags.
+
+    Raises:
+        InputError: if the file is absent, or holds other flags or bad values.
+    """
+    own = flags.FlagValues()
+    define(settings, own)
+    flags.DEFINE_string('flagfile', '', '', flag_values=own)
+    if not pathlib.Path(path).is_file():
+        raise errors.InputError(f'Flag file {path} does not exist.')
+    try:
+        _, *rest = own(['ppjax', f'--flagfile={path}'])
+    except (flags.Error, UnicodeDecodeError) as error:
+        raise errors.InputError(f'{path}: {error}') from None
+    if rest:
+        raise errors.InputError(f'{path}: {rest[0]!r} is no flag; wanted --name=value.')
+    return _settings_of(settings, own)
+
+
+def run(settings: type[Settings], verb: Callable[[Settings], int | None]) -> None:
+    """The whole of a verb's `__main__`: parse, check, do, exit.
+
+    Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage.
+    """
+    define(settings)
+
+    def wrong_usage(message: object) -> int:
+        spec = sys.modules['__main__'].__spec__
+        name = spec.name if spec else 'ppjax'
+        print(
+            f'ERROR: {message}\nSee: python -m {name} --help',
+            file=sys.stderr,
+        )
+        return 2
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            sys.exit(wrong_usage(error))
+
+    def main(argv: Sequence[str]) -> int:
+        if len(argv) > 1:
+            return wrong_usage(f'Unexpected arguments: {" ".join(argv[1:])}.')
+        try:
+            parsed = _settings_of(settings, flags.FLAGS)
+        except errors.InputError as error:
+            return wrong_usage(error)
+        # Libraries narrate through absl; what people should read we print.
+        logging.set_verbosity(logging.WARNING)
+        try:
+            return verb(parsed) or 0
+        except errors.InputError as error:
+            print(f'ERROR: {error}', file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print('Interrupted.', file=sys.stderr)
+            return 130
+
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,148 @@
+"""Persona mask files: a learned mask of a few KB with its base model's identity."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+import ppjax
+from ppjax import atomic
+from ppjax import errors
+
+FORMAT = 'ppjax.pmask.v1'
+_REQUIRED = (
+    'base_model',
+    'base_fingerprint',
+    'num_layers',
+    'd_ff',
+    'keep',
+    'persona_sha256',
+    'tool_version',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonaMask:
+    """One persona's mask over the FFN channels of one base model.
+
+    Attributes:
+        mask: bool [L, F] with exactly `keep` ones a layer.
+        base_model: what the user called the base model; for people, not checked.
+        base_fingerprint: `loading.fingerprint` of the base model; checked.
+        persona_sha256: of the system prompt's UTF-8 bytes.
+        system_prompt: the persona prompt that the mask was learned under, so that
+            a mask can be talked to without further files; may be empty.
+    """
+
+    mask: np.ndarray
+    base_model: str
+    base_fingerprint: str
+    persona_sha256: str
+    system_prompt: str = ''
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim != 2 or self.mask.dtype != np.bool_:
+            raise ValueError(
+                f'mask must be bool [L, F], got {self.mask.dtype} {self.mask.shape}.'
+            )
+        counts = np.unique(self.mask.sum(axis=1))
+        if len(counts) != 1 or counts[0] < 1:
+            raise ValueError(
+                f'every layer must keep the same number of channels, got {counts}.'
+            )
+
+    @property
+    def keep(self) -> int:
+        """k, the channels kept in every layer."""
+        return int(self.mask[0].sum())
+
+    def indices(self) -> np.ndarray:
+        """The kept channels, int [L, k], ascending in each layer."""
+        return np.nonzero(self.mask)[1].reshape(len(self.mask), self.keep)
+
+    def check_base(self, fingerprint: str, num_layers: int, d_ff: int) -> None:
+        """Refuses a base model that the mask was not learned on.
+
+        Raises:
+            InputError: if shapes or fingerprints differ.
+        """
+        if self.mask.shape != (num_layers, d_ff):
+            raise errors.InputError(
+                f'This mask is for {self.mask.shape[0]} layers of '
+                f'{self.mask.shape[1]} channels ({self.base_model}); the base model '
+                f'has {num_layers} layers of {d_ff}.'
+            )
+        if self.base_fingerprint != fingerprint:
+            raise errors.InputError(
+                f'This mask was learned on {self.base_model} with fingerprint '
+                f'{self.base_fingerprint[:12]}; the base model given has '
+                f'{fingerprint[:12]}: other weights, or another precision.'
+            )
+
+
+def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
+    """Writes a mask file atomically: bits packed little-endian within a byte."""
+    packed = np.packbits(persona_mask.mask, axis=-1, bitorder='little')
+    metadata = {
+        'format': FORMAT,
+        'base_model': persona_mask.base_model,
+        'base_fingerprint': persona_mask.base_fingerprint,
+        'num_layers': str(persona_mask.mask.shape[0]),
+        'd_ff': str(persona_mask.mask.shape[1]),
+        'keep': str(persona_mask.keep),
+        'persona_sha256': persona_mask.persona_sha256,
+        'tool_version': ppjax.__version__,
+        'system_prompt': persona_mask.system_prompt,
+    }
+    with atomic.file(path) as temporary:
+        safetensors_numpy.save_file({'mask': packed}, temporary, metadata=metadata)
+
+
+def load(path: str | pathlib.Path) -> PersonaMask:
+    """Reads a mask file.
+
+    Raises:
+        InputError: if the file is absent, damaged, of another format, or its bits
+            and metadata disagree.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.InputError(f'Mask file {str(path)!r} does not exist.')
+    try:
+        with safetensors.safe_open(path, framework='np') as handle:
+            metadata = handle.metadata() or {}
+            packed = handle.get_tensor('mask')
+    # safetensors raises AttributeError for a dtype that NumPy lacks.
+    except (safetensors.SafetensorError, OSError, AttributeError) as error:
+        raise errors.InputError(f'{path} is no readable mask file ({error}).') from None
+    if metadata.get('format') != FORMAT:
+        raise errors.InputError(
+            f'{path} has format {metadata.get("format")!r}, wanted {FORMAT!r}.'
+        )
+    if missing := [key for key in _REQUIRED if key not in metadata]:
+        raise errors.InputError(f'{path} lacks metadata {", ".join(missing)}.')
+    try:
+        num_layers, d_ff, keep = (
+            int(metadata[key]) for key in ('num_layers', 'd_ff', 'keep')
+        )
+    except ValueError as error:
+        raise errors.InputError(f'{path} has damaged metadata ({error}).') from None
+    if packed.dtype != np.uint8 or packed.shape != (num_layers, -(-d_ff // 8)):
+        raise errors.InputError(
+            f'{path}: mask is {packed.dtype} {packed.shape}, metadata says '
+            f'{num_layers} layers of {d_ff} channels.'
+        )
+    mask = np.unpackbits(packed, axis=-1, bitorder='little')[:, :d_ff].astype(bool)
+    if not len(mask) or keep < 1 or (mask.sum(axis=1) != keep).any():
+        raise errors.InputError(
+            f'{path}: layers do not all keep {keep} channels; the file is damaged.'
+        )
+    return PersonaMask(
+        mask=mask,
+        base_model=metadata['base_model'],
+        base_fingerprint=metadata['base_fingerprint'],
+        persona_sha256=metadata['persona_sha256'],
+        system_prompt=metadata.get('system_prompt', ''),
+    )

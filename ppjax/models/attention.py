@@ -1,0 +1,152 @@
+"""Who attends to whom: the packed pattern and the cached one.
+
+Both are called by the block as `attend(q, k, v, cache) -> (out, cache)` with
+q [B, T, N, H] and k, v [B, T, K, H], rotated already; `cache` is whatever the
+pattern keeps per layer.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+class Attend(Protocol):
+    """One attention pattern."""
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: Any
+    ) -> tuple[jax.Array, Any]: ...
+
+
+class KVCache(NamedTuple):
+    """Keys and values of past tokens, [L, B, S, K, H] each ([B, S, K, H] a layer)."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+def dot_product_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """softmax(q k^T / sqrt(H)) v with grouped heads; logits in float32.
+
+    The N/K query heads of a group are stacked along the query axis, which makes
+    two plain batched matrix products of it: on a CPU twice as fast, forward and
+    backward, as the einsum of `jax.nn.dot_product_attention`, its equal in value.
+
+    Args:
+        q: [B, T, N, H].
+        k: [B, S, K, H].
+        v: [B, S, K, H].
+        mask: bool [B or 1, T, S], true where a query may look; no row is empty.
+
+    Returns:
+        [B, T, N, H] in q's dtype.
+    """
+    batch, length, num_heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    group = num_heads // kv_heads
+    queries = q.reshape(batch, length, kv_heads, group, head_dim)
+    queries = queries.transpose(0, 2, 3, 1, 4)
+    queries = queries.reshape(batch, kv_heads, group * length, head_dim)
+    logits = jnp.einsum(
+        'bkth,bskh->bkts', queries, k, preferred_element_type=jnp.float32
+    )
+    logits = logits.reshape(batch, kv_heads, group, length, -1) * head_dim**-0.5
+    logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = weights.reshape(batch, kv_heads, group * length, -1)
+    out = jnp.einsum('bkts,bskh->bkth', weights, v)
+    out = out.reshape(batch, kv_heads, group, length, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Attention within packed rows `[prefix][chunk 1]...[chunk G]`.
+
+    A row starts with P prefix tokens that attend causally to themselves. The
+    rest is cut into chunks of C tokens; every example lies whole within one
+    chunk. An example's token attends to the whole prefix and causally to its own
+    example. With P = 0 and one chunk this is a plain (padded) causal batch.
+
+    Cost: per chunk C x (P + C) logits instead of T x T a row.
+
+    Attributes:
+        prefix: P, 0 or more.
+        chunk: C; T - P is a multiple of it.
+        segments: [B, T - P] example numbers; 0 marks padding, which attends to
+            other padding only, so that no row of logits is empty.
+    """
+
+    prefix: int
+    chunk: int
+    segments: jax.Array
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: Any = None
+    ) -> tuple[jax.Array, Any]:
+        batch, length = q.shape[:2]
+        if (length - self.prefix) % self.chunk:
+            raise ValueError(
+                f'{length} - {self.prefix} tokens are no multiple of the chunk '
+                f'{self.chunk}.'
+            )
+        chunks = (length - self.prefix) // self.chunk
+
+        def fold(x: jax.Array) -> jax.Array:  # [B, G*C, ...] -> [B*G, C, ...]
+            return x.reshape((batch * chunks, self.chunk) + x.shape[2:])
+
+        def with_prefix(x: jax.Array) -> jax.Array:  # -> [B*G, P + C, K, H]
+            own = fold(x[:, self.prefix :])
+            if not self.prefix:
+                return own
+            shared = jnp.repeat(x[:, : self.prefix], chunks, axis=0)
+            return jnp.concatenate([shared, own], axis=1)
+
+        segments = fold(self.segments)  # [B*G, C]
+        same = segments[:, :, None] == segments[:, None, :]
+        causal = jnp.tril(jnp.ones((self.chunk, self.chunk), bool))
+        # Padding may look at the prefix too: nothing reads what it computes.
+        sees_prefix = jnp.ones((batch * chunks, self.chunk, self.prefix), bool)
+        mask = jnp.concatenate([sees_prefix, same & causal[None]], axis=-1)
+        out = dot_product_attention(
+            fold(q[:, self.prefix :]), with_prefix(k), with_prefix(v), mask
+        ).reshape(batch, chunks * self.chunk, *q.shape[2:])
+        if not self.prefix:
+            return out, cache
+        own = slice(0, self.prefix)
+        triangle = jnp.tril(jnp.ones((1, self.prefix, self.prefix), bool))
+        head = dot_product_attention(q[:, own], k[:, own], v[:, own], triangle)
+        return jnp.concatenate([head, out], axis=1), cache
+
+
+def causal(batch: int, length: int) -> Packed:
+    """Plain causal attention over [B, T] tokens; padding, if any, on the right."""
+    return Packed(0, length, jnp.ones((batch, length), jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """Attention of new tokens to a cache that they are first written into.
+
+    Attributes:
+        positions: [B, T] slot of each new token in its row of the cache; a token
+            attends to the slots up to its own.
+    """
+
+    positions: jax.Array
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        rows = jnp.arange(q.shape[0])[:, None]
+        cache = KVCache(
+            cache.k.at[rows, self.positions].set(k.astype(cache.k.dtype)),
+            cache.v.at[rows, self.positions].set(v.astype(cache.v.dtype)),
+        )
+        slots = jnp.arange(cache.k.shape[1])
+        mask = slots[None, None, :] <= self.positions[:, :, None]  # [B, T, S]
+        return dot_product_attention(q, cache.k, cache.v, mask), cache

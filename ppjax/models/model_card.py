@@ -1,0 +1,322 @@
+"""The model card (README.md) of an exported model."""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import math
+import pathlib
+import re
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import repocard
+
+import ppjax
+from ppjax.models import base_model, checkpoint, gguf_reader
+
+_HUB_IDS = {base_model.SMOLLM2: 'HuggingFaceTB/SmolLM2-135M-Instruct'}
+_TAGS = ('pruned', 'roleplay', 'persona', 'ppjax')
+_LICENSE_KEYS = ('license', 'license_name', 'license_link')
+# What matrix units, tensor parallelism and quantised kernels like k to be
+# divisible by.
+_ALIGNMENTS = (256, 128, 64)
+
+_PAPER = 'https://arxiv.org/abs/2606.14695'
+_LIMITS = """\
+- Factual recall drops first: the mask was learned to keep a voice, and what the
+  base model knew beyond it was not protected. Check what it states.
+- It is meant for this persona under this system prompt. As another character, or
+  without the prompt, it is worse than the base model.
+- It keeps the base model's biases and failings, and the base model's licence and
+  terms of use hold for it."""
+
+_SNIPPET = """\
+import json
+import pathlib
+
+import transformers
+
+model_dir = '.'  # This directory; huggingface_hub.snapshot_download() gives another.
+persona = json.loads(pathlib.Path(model_dir, 'persona.json').read_text('utf-8'))
+tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
+model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype='auto')
+question = 'What did you do this morning?'
+"""
+_SNIPPET_SYSTEM = """\
+    {'role': 'system', 'content': persona['system_prompt']},
+"""
+_SNIPPET_CHAT = """\
+messages = [
+{system}    {'role': 'user', 'content': question},
+]
+inputs = tokenizer.apply_chat_template(
+    messages,
+    add_generation_prompt=True,
+    enable_thinking=False,  # Qwen3: answer at once.
+    return_dict=True,
+    return_tensors='pt',
+)
+"""
+_SNIPPET_TEXT = """\
+prompt = persona['system_prompt'] + '\\n\\n' + question + '\\n'
+inputs = tokenizer(prompt, return_tensors='pt')
+"""
+_SNIPPET_ANSWER = """\
+output = model.generate(**inputs, max_new_tokens=128)
+answer = output[0, inputs['input_ids'].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a card tells.
+
+    Attributes:
+        base_name: the base model as the user named it.
+        base_fingerprint: `loading.fingerprint` of it.
+        license: front matter about the licence; see `inherited_license`.
+        system_prompt: the persona prompt; '' if it is not known.
+        chat_template: whether the tokenizer has one.
+        num_layers: L.
+        d_ff: F.
+        keep: k.
+        dtype: of the exported weights.
+        parameters: before and after pruning.
+        weight_bytes: of the weights before, in the same dtype, and after.
+        command: what was run.
+        sparsity: the share to remove that was asked for, if known.
+        likelihood: the content of a run's `results/likelihood.json`, if measured.
+        calibration: the data that the mask was learned on, if known.
+        calibration_rows: how many, if known.
+        settings: flags that the mask was learned with, one a line, if known.
+    """
+
+    base_name: str
+    base_fingerprint: str
+    license: Mapping[str, Any]
+    system_prompt: str
+    chat_template: bool
+    num_layers: int
+    d_ff: int
+    keep: int
+    dtype: str
+    parameters: tuple[int, int]
+    weight_bytes: tuple[int, int]
+    command: str
+    sparsity: float | None = None
+    likelihood: Mapping[str, Any] | None = None
+    calibration: str | None = None
+    calibration_rows: int | None = None
+    settings: str = ''
+
+
+def alignment(keep: int) -> int:
+    """The largest of 256, 128 and 64 that divides k, or 1 if none does."""
+    return next((size for size in _ALIGNMENTS if keep % size == 0), 1)
+
+
+def hub_id(base_name: str) -> str:
+    """The base model's name for the Hub: its id there, or a path's last part."""
+    path = pathlib.Path(base_name).expanduser()
+    if base_name in _HUB_IDS:
+        return _HUB_IDS[base_name]
+    if not path.exists() and re.fullmatch(r'[\w.-]+/[\w.-]+', base_name):
+        return base_name
+    return path.resolve().name
+
+
+def inherited_license(reader: checkpoint.CheckpointReader) -> dict[str, Any]:
+    """What the base says of its licence, as keys of a card's front matter.
+
+    Read from a GGUF's `general.license...` or a directory's README.md; empty where
+    neither tells.
+    """
+    found: dict[str, Any] = {}
+    if isinstance(reader, gguf_reader.GgufReader):
+        keys = ('general.license', 'general.license.name', 'general.license.link')
+        for name, key in zip(_LICENSE_KEYS, keys, strict=True):
+            found[name] = reader.metadata(key)
+    elif (card := reader.path / 'README.md').is_file():
+        # YAML has errors of its own kinds; a damaged card tells nothing.
+        with contextlib.suppress(Exception):
+            front_matter = repocard.metadata_load(card) or {}
+            found = {name: front_matter.get(name) for name in _LICENSE_KEYS}
+    return {
+        name: value
+        for name, value in found.items()
+        if (isinstance(value, str) and value)
+        or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+    }
+
+
+def render(facts: Facts) -> str:
+    """The card: YAML front matter, then Markdown.
+
+    Texts from outside stand in quoted YAML and in code fences longer than any run
+    of backticks in them, so they cannot end the front matter, open a heading or
+    turn into links.
+    """
+    front_matter = huggingface_hub.ModelCardData(
+        base_model=hub_id(facts.base_name),
+        base_model_relation='finetune',
+        library_name='transformers',
+        pipeline_tag='text-generation',
+        tags=list(_TAGS),
+        **facts.license,
+    ).to_yaml()
+    sections = [
+        f'---\n{front_matter}\n---',
+        f'# {_code(hub_id(facts.base_name))}, pruned for one persona',
+        (
+            'A role-playing model cut out of a larger one: of every feed-forward layer '
+            'only the channels that this persona needs are left. It was made by '
+            f'[Persona-Pruner]({_PAPER}) as implemented in ppjax {ppjax.__version__}, '
+            'and loads as any other checkpoint of its architecture.'
+        ),
+        '## Persona prompt',
+        _persona(facts.system_prompt),
+        '## What was pruned',
+        _pruning(facts),
+        _likelihood(facts.likelihood),
+        '## How it was made',
+        _origin(facts),
+        '## How to use it',
+        'With transformers, under the system prompt that it was pruned for:',
+        _fenced(_snippet(facts), 'python'),
+        '## Limits',
+        _LIMITS,
+        '## Source',
+        (
+            'J. Kim, J. Tack, N. Lee, J. Jeong: *Persona-Pruner: Sculpting Lightweight '
+            f'Models for Role-Playing*, [arXiv:2606.14695]({_PAPER}). This model is a '
+            'result of that research method, not of its authors.'
+        ),
+    ]
+    text = '\n\n'.join(section for section in sections if section) + '\n'
+    # A lone surrogate cannot be written as UTF-8.
+    return text.encode('utf-8', 'replace').decode('utf-8')
+
+
+def _snippet(facts: Facts) -> str:
+    system = _SNIPPET_SYSTEM if facts.system_prompt else ''
+    chat = _SNIPPET_CHAT.replace('{system}', system)
+    return _SNIPPET + (chat if facts.chat_template else _SNIPPET_TEXT) + _SNIPPET_ANSWER
+
+
+def _persona(system_prompt: str) -> str:
+    if not system_prompt:
+        return 'Not recorded with the mask; `persona.json` holds an empty prompt.'
+    return (
+        'The system message that the mask was learned under, also in '
+        '`persona.json`:\n\n' + _fenced(system_prompt, 'text')
+    )
+
+
+def _pruning(facts: Facts) -> str:
+    dense, pruned = facts.parameters
+    dense_bytes, pruned_bytes = facts.weight_bytes
+    asked = '' if facts.sparsity is None else f' (asked for: {facts.sparsity:.2%})'
+    align = alignment(facts.keep)
+    aligned = f'a multiple of {align}' if align > 1 else 'no multiple of 64'
+    return '\n'.join(
+        [
+            f'- Base model: {_code(_last_part(facts.base_name))}',
+            f'- Fingerprint of its weights: {_code(facts.base_fingerprint)}',
+            (
+                f'- Channels kept: {facts.keep:,} of {facts.d_ff:,} in each of '
+                f'{facts.num_layers} layers, {aligned}'
+            ),
+            (
+                f'- Sparsity of the feed-forward layers: '
+                f'{1 - facts.keep / facts.d_ff:.2%}{asked}'
+            ),
+            (
+                f'- Parameters: {dense:,} before, {pruned:,} after '
+                f'({1 - pruned / dense:.1%} fewer)'
+            ),
+            (
+                f'- Weights as {facts.dtype}: {dense_bytes / 1e6:,.1f} MB before, '
+                f'{pruned_bytes / 1e6:,.1f} MB after'
+            ),
+        ]
+    )
+
+
+def _likelihood(results: Mapping[str, Any] | None) -> str:
+    """The held-out section, or '' where there are no numbers."""
+    models = results.get('models') if results else None
+    rows = []
+    for name, entry in models.items() if isinstance(models, Mapping) else ():
+        nll = entry.get('nll') if isinstance(entry, Mapping) else entry
+        if isinstance(nll, int | float) and math.isfinite(nll):
+            rows.append(f'| {_cell(name)} | {nll:.4f} |')
+    if not rows:
+        return ''
+    heldout = results.get('heldout') if results else None
+    heldout = heldout if isinstance(heldout, Mapping) else {}
+    counts = [
+        f'{heldout[key]:,} {unit}'
+        for key, unit in (('rows', 'answers'), ('answer_tokens', 'tokens'))
+        if isinstance(heldout.get(key), int)
+    ]
+    source = heldout.get('source')
+    where = f' on {_code(_last_part(source))}' if isinstance(source, str) else ''
+    size = f' ({", ".join(counts)})' if counts else ''
+    return '\n'.join(
+        [
+            '## Held-out likelihood',
+            '',
+            (
+                f'Mean negative log-likelihood of an answer token in the persona{where}'
+                f'{size}; lower is better. `learned` is this model, `dense` the unpruned '
+                'one, the others are pruned equally far by other means.'
+            ),
+            '',
+            '| model | nats per token |',
+            '|---|---|',
+            *rows,
+        ]
+    )
+
+
+def _origin(facts: Facts) -> str:
+    parts = []
+    if facts.calibration is not None:
+        rows = ''
+        if facts.calibration_rows is not None:
+            rows = f', {facts.calibration_rows:,} conversations'
+        parts.append(f'Calibration data: {_code(_last_part(facts.calibration))}{rows}.')
+    if facts.settings:
+        parts.append('The mask was learned with these settings:')
+        parts.append(_fenced(facts.settings, 'text'))
+    parts.append('This directory was written by')
+    parts.append(_fenced(facts.command, 'bash'))
+    return '\n\n'.join(parts)
+
+
+def _last_part(source: str) -> str:
+    """Cards are published: an absolute path would tell whose machine it was."""
+    return pathlib.PurePath(source).name if source.startswith(('/', '~')) else source
+
+
+def _fence(text: str, least: int) -> str:
+    longest = max((len(run) for run in re.findall('`+', text)), default=0)
+    return '`' * max(least, longest + 1)
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = _fence(text, 3)
+    return f'{fence}{language}\n{text.strip()}\n{fence}'
+
+
+def _code(text: str) -> str:
+    """Inline code on one line; the spaces are part of Markdown's rule."""
+    text = ' '.join(text.split())
+    fence = _fence(text, 1)
+    return f'{fence} {text} {fence}' if '`' in text else f'{fence}{text}{fence}'
+
+
+def _cell(text: str) -> str:
+    # In a table even code ends at a bar.
+    return _code(text).replace('|', '\\|')

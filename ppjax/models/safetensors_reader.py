@@ -1,0 +1,120 @@
+"""Reading a Hugging Face directory: config.json and safetensors."""
+
+import json
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from ppjax import errors
+from ppjax.models import checkpoint
+
+_INDEX = 'model.safetensors.index.json'
+_SINGLE = 'model.safetensors'
+_DTYPES = {
+    'F64': np.dtype(np.float64),
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    # NumPy knows bfloat16 only once ml_dtypes is imported.
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: if the file is absent or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise errors.InputError(f'{path} does not exist.') from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise errors.InputError(f'{path} is not valid JSON: {error}.') from None
+    if not isinstance(value, dict):
+        raise errors.InputError(f'{path} holds no JSON object.')
+    return value
+
+
+class SafetensorsReader(checkpoint.CheckpointReader):
+    """One file or an index with shards; bytes are read when asked for."""
+
+    def __init__(self, path: pathlib.Path):
+        """Reads the headers.
+
+        Raises:
+            InputError: if config.json, the weights or a shard is missing, or a
+                file is truncated.
+        """
+        self.path = path
+        self.hf_config = read_json(path / 'config.json')
+        self._files: dict[str, Any] = {}
+        self._where: dict[str, str] = {}
+        if (path / _INDEX).exists():
+            self._open_shards(read_json(path / _INDEX))
+        elif (path / _SINGLE).exists():
+            for name in self._open(_SINGLE).keys():
+                self._where[name] = _SINGLE
+        else:
+            raise errors.InputError(
+                f'{path} holds neither {_SINGLE} nor {_INDEX}; '
+                'pickled weights (.bin, .pt) are not read.'
+            )
+
+    def _open_shards(self, index: dict[str, Any]) -> None:
+        where = index.get('weight_map')
+        if not isinstance(where, dict) or not where:
+            raise errors.InputError(f'{self.path / _INDEX} has no weight_map.')
+        for name, file in where.items():
+            # A shard's name comes from a downloaded file: it must stay inside.
+            if not isinstance(file, str) or pathlib.Path(file).name != file:
+                raise errors.InputError(
+                    f'{self.path / _INDEX}: {file!r} is not a file name.'
+                )
+            if file not in self._files and not (self.path / file).exists():
+                raise errors.InputError(
+                    f'{self.path / file} is named in {_INDEX} but does not exist; '
+                    'download it again.'
+                )
+            if name not in self._open(file).keys():
+                raise errors.InputError(
+                    f'{self.path / file} lacks tensor {name!r}, which {_INDEX} '
+                    'says it holds.'
+                )
+            self._where[name] = file
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            try:
+                self._files[file] = safetensors.safe_open(
+                    self.path / file, framework='np'
+                )
+            except (safetensors.SafetensorError, OSError) as error:
+                raise errors.InputError(
+                    f'{self.path / file} is damaged or truncated ({error}); '
+                    'download it again.'
+                ) from None
+        return self._files[file]
+
+    def _slice(self, name: str) -> Any:
+        if name not in self._where:
+            raise errors.InputError(f'{self.path}: tensor {name!r} is missing.')
+        return self._open(self._where[name]).get_slice(name)
+
+    def names(self) -> list[str]:
+        return sorted(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        kind = self._slice(name).get_dtype()
+        # Any integer stands for what is no weight; `check_tensors` refuses it.
+        return _DTYPES.get(kind, np.dtype(np.int8))
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape(name)[0])
+        return self._slice(name)[start:stop]

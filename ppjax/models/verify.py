@@ -1,0 +1,218 @@
+"""Does an exported directory compute what the masked dense model does?
+
+The directory is reloaded in fresh processes, so that nothing but its files can
+make it right: by our loader, and by transformers where PyTorch is installed.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax import errors
+from ppjax.models import attention, base_model, checkpoint, hf_export, loading
+from ppjax.models import config as config_lib
+from ppjax.models import decoder as decoder_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The largest absolute differences of logits from the masked dense model's.
+
+    Attributes:
+        ppjax: of the directory reloaded by this package.
+        transformers: of the directory reloaded by transformers in PyTorch; None
+            where PyTorch is not installed.
+    """
+
+    ppjax: float
+    transformers: float | None
+
+    def require(self, tolerance: float) -> None:
+        """Refuses differences beyond a tolerance.
+
+        Raises:
+            InputError: naming the loader and its difference.
+        """
+        for loader, difference in dataclasses.asdict(self).items():
+            # Written so that a difference that is no number fails.
+            if difference is not None and not difference <= tolerance:
+                raise errors.InputError(
+                    f'The exported model, reloaded by {loader}, differs from the '
+                    f'masked dense model by up to {difference:.3g} in its logits, '
+                    f'more than --verify_tolerance={tolerance:g}.'
+                )
+
+
+def verify(
+    base: base_model.BaseModel,
+    mask: np.ndarray,
+    directory: str | pathlib.Path,
+    *,
+    dtype: str,
+    tokens: np.ndarray,
+) -> Verification:
+    """Compares logits in float32 arithmetic.
+
+    Args:
+        base: the dense model.
+        mask: bool [L, F].
+        directory: what `hf_export.export_pruned` made of them.
+        dtype: what its weights were rounded to; a key of `hf_export.DTYPES`.
+        tokens: [B, T] token ids, padded on the right if they are padded. Padding
+            is compared like everything else: it sees the same tokens everywhere.
+
+    Raises:
+        InputError: if the directory cannot be reloaded.
+    """
+    want = masked_logits(base, mask, tokens, dtype=dtype)
+
+    def difference(loader: str) -> float:
+        got = reloaded_logits(directory, tokens, loader=loader)
+        if got.shape != want.shape:
+            raise errors.InputError(
+                f'{directory}, reloaded by {loader}, gives logits {got.shape}, '
+                f'wanted {want.shape}.'
+            )
+        return float(np.max(np.abs(got - want)))
+
+    return Verification(
+        ppjax=difference('ppjax'),
+        transformers=difference('transformers') if has_torch() else None,
+    )
+
+
+def has_torch() -> bool:
+    """Whether PyTorch, and with it the comparison with transformers, is there."""
+    return importlib.util.find_spec('torch') is not None
+
+
+def masked_logits(
+    base: base_model.BaseModel, mask: np.ndarray, tokens: np.ndarray, *, dtype: str
+) -> np.ndarray:
+    """Logits [B, T, V] of the masked dense model.
+
+    Weights are rounded to `dtype` first, as an export does, and then widened.
+    """
+    rounded = loading.load_decoder(
+        base.reader, base.config, dtype=hf_export.DTYPES[dtype][0]
+    )
+    return _logits(rounded, tokens, jnp.asarray(mask, jnp.float32))
+
+
+def reloaded_logits(
+    directory: str | pathlib.Path, tokens: np.ndarray, *, loader: str
+) -> np.ndarray:
+    """Logits [B, T, V] of a directory, computed in a fresh process on the CPU.
+
+    Args:
+        directory: an unpruned or pruned Hugging Face directory.
+        tokens: [B, T] token ids.
+        loader: 'ppjax' or 'transformers'.
+
+    Raises:
+        InputError: with the last line of what the process said, if it fails.
+    """
+    environment = os.environ | {
+        # This process may hold the accelerator, which TPUs do not share.
+        'JAX_PLATFORMS': 'cpu',
+        'CUDA_VISIBLE_DEVICES': '',
+        # A directory that lacks a file must fail, not be mended from the Hub.
+        'HF_HUB_OFFLINE': '1',
+        # The child must import the package that this process imported.
+        'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = pathlib.Path(scratch, 'inputs.npz')
+        outputs = pathlib.Path(scratch, 'outputs.npz')
+        np.savez(inputs, tokens=tokens)
+        arguments = (loader, str(directory), str(inputs), str(outputs))
+        child = subprocess.run(
+            [sys.executable, '-m', 'ppjax.models.verify', *arguments],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors='replace',
+            check=False,
+        )
+        if child.returncode:
+            said = child.stderr.strip().splitlines() or [f'exit {child.returncode}']
+            raise errors.InputError(
+                f'{directory} cannot be reloaded by {loader}: {said[-1]}'
+            )
+        with np.load(outputs) as file:
+            return file['logits']
+
+
+def _logits(
+    decoder: decoder_lib.Decoder, tokens: np.ndarray, ffn_mask: jax.Array | None
+) -> np.ndarray:
+    @jax.jit
+    def forward(
+        decoder: decoder_lib.Decoder, tokens: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        batch, length = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        attend = attention.causal(batch, length)
+        hidden, _, _ = decoder(tokens, positions, mask, attend)
+        return decoder.unembed(hidden)
+
+    decoder = jax.tree.map(lambda weight: weight.astype(jnp.float32), decoder)
+    with jax.default_matmul_precision('highest'):
+        return np.asarray(forward(decoder, jnp.asarray(tokens, jnp.int32), ffn_mask))
+
+
+def _by_ppjax(directory: str, tokens: np.ndarray) -> np.ndarray:
+    reader = checkpoint.open_checkpoint(directory)
+    cfg = config_lib.from_hf_config(reader.hf_config)
+    decoder = loading.load_decoder(reader, cfg, dtype=jnp.float32)
+    return _logits(decoder, tokens, None)
+
+
+def _by_transformers(directory: str, tokens: np.ndarray) -> np.ndarray:
+    # PyTorch is optional, and slow to import.
+    torch: Any = importlib.import_module('torch')
+    transformers: Any = importlib.import_module('transformers')
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    # transformers warns and goes on with random weights.
+    for problem in ('missing_keys', 'unexpected_keys', 'mismatched_keys'):
+        if info[problem]:
+            raise errors.InputError(f'{problem}: {sorted(info[problem])}')
+    with torch.inference_mode():
+        output = model.eval()(torch.from_numpy(np.int64(tokens)), use_cache=False)
+    return output.logits.numpy()
+
+
+_LOADERS = {'ppjax': _by_ppjax, 'transformers': _by_transformers}
+
+
+def _child(arguments: list[str]) -> int:
+    loader, directory, inputs, outputs = arguments
+    with np.load(inputs) as file:
+        tokens = file['tokens']
+    try:
+        np.savez(outputs, logits=_LOADERS[loader](directory, tokens))
+    except errors.InputError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(_child(sys.argv[1:]))

@@ -1,0 +1,23 @@
+"""`python -m ppjax.train`: learn a persona mask."""
+
+from ppjax import compile_cache
+from ppjax import demo
+from ppjax import flags
+from ppjax.training import config
+from ppjax.training import loop
+from ppjax.training import metrics
+
+
+def main(cfg: config.TrainConfig) -> int:
+    """Learns the mask that the settings ask for."""
+    compile_cache.enable()
+    train_rows = demo.read_rows(cfg.calibration, split='train')
+    heldout_rows = demo.read_rows(cfg.heldout, split='test') if cfg.heldout else []
+    mask = loop.learn_mask(cfg, train_rows, heldout_rows)
+    if mask is not None:
+        metrics.say(f'Persona mask: {mask}')
+    return 0
+
+
+if __name__ == '__main__':
+    flags.run(config.TrainConfig, main)

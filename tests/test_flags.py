@@ -1,0 +1,177 @@
+"""Settings as flags: written out and read back, and refused by name."""
+
+import dataclasses
+import string
+from typing import Any
+
+from absl import flags as absl_flags
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from ppjax import errors
+from ppjax import flags
+from ppjax.training import config as config_lib
+
+_GIVEN = {'base_model': 'a/b', 'calibration': 'c.jsonl', 'output_dir': 'out'}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """One field of every kind."""
+
+    text: str = flags.setting('x', 'Some text.')
+    maybe: str | None = flags.setting(None, 'Text or nothing.')
+    count: int = flags.setting(3, 'A number.')
+    limit: int | None = flags.setting(None, 'A number or nothing.')
+    rate: float = flags.setting(0.5, 'A share.')
+    on: bool = flags.setting(True, 'A switch.')
+    off: bool = flags.setting(False, 'Another switch.')
+    kind: str = flags.setting('b', 'One of three.', choices=('a', 'b', 'c'))
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise errors.InputError(f'--count must not be negative, got {self.count}.')
+
+
+def _round_trip(tmp_path, settings: Any) -> Any:
+    path = tmp_path / 'config.flags'
+    path.write_text(flags.to_flagfile(settings), encoding='utf-8')
+    return flags.from_flagfile(type(settings), path)
+
+
+def _read(tmp_path, text: str) -> _Settings:
+    path = tmp_path / 'config.flags'
+    path.write_text(text, encoding='utf-8')
+    return flags.from_flagfile(_Settings, path)
+
+
+def test_train_config_defaults_round_trip(tmp_path):
+    cfg = config_lib.TrainConfig(**_GIVEN)
+    assert _round_trip(tmp_path, cfg) == cfg
+
+
+def test_train_config_with_no_default_left_round_trips(tmp_path):
+    changed = config_lib.TrainConfig(
+        base_model='dir with spaces/ü',
+        calibration='demo:ferryman',
+        heldout='h.jsonl',
+        output_dir='runs/1',
+        overwrite=True,
+        sparsity=0.1 + 0.2,
+        align=1,
+        score_init='random',
+        score_scale=1 / 3,
+        learning_rate=1e-5,
+        weight_decay=0.0,
+        warmup=0.0,
+        epochs=1.5,
+        steps=7,
+        batch_size=3,
+        micro_batches=2,
+        max_length=99,
+        remat='full',
+        dtype='bfloat16',
+        seed=11,
+        date='2025-02-03',
+        heldout_every=5,
+        checkpoint_every=6,
+        log_every=8,
+        stop_after=9,
+    )
+    for field in dataclasses.fields(changed):
+        assert getattr(changed, field.name) != field.default, field.name
+    assert _round_trip(tmp_path, changed) == changed
+
+
+# A flagfile has one flag a line and strips it; quotes, '#', '=' and '--' are text.
+_texts = st.text(
+    st.characters(codec='utf-8', exclude_categories=['C', 'Z'])
+    | st.sampled_from(' #=-"\'\\,$'),
+    max_size=8,
+).filter(lambda text: text == text.strip())
+
+
+@hypothesis.given(
+    text=_texts,
+    maybe=st.none() | _texts,
+    count=st.integers(0, 2**62),
+    limit=st.none() | st.integers(-(2**62), 2**62),
+    rate=st.floats(allow_nan=False),
+    on=st.booleans(),
+    off=st.booleans(),
+    kind=st.sampled_from('abc'),
+)
+def test_every_kind_of_value_round_trips(tmp_path_factory, **values):
+    settings = _Settings(**values)
+    assert _round_trip(tmp_path_factory.getbasetemp(), settings) == settings
+
+
+@pytest.mark.parametrize('text', ['two\nlines', 'carriage\rreturn', ' space', 'tab\t'])
+def test_text_that_a_flagfile_would_lose_is_refused(text):
+    with pytest.raises(errors.InputError, match='--text'):
+        flags.to_flagfile(_Settings(text=text))
+
+
+def test_absent_flags_take_their_defaults(tmp_path):
+    assert _read(tmp_path, '# nothing\n\n--count=5\n') == _Settings(count=5)
+
+
+def test_reading_leaves_the_process_flags_alone(tmp_path):
+    before = set(absl_flags.FLAGS)
+    _read(tmp_path, '--count=5\n')
+    assert set(absl_flags.FLAGS) == before
+
+
+def test_unknown_flag_names_the_nearest(tmp_path):
+    with pytest.raises(errors.InputError) as caught:
+        _read(tmp_path, '--cuont=5\n')
+    message = str(caught.value)
+    assert 'cuont' in message
+    assert 'Did you mean: count' in message
+    assert str(tmp_path / 'config.flags') in message
+
+
+@pytest.mark.parametrize(
+    ('text', 'wanted'),
+    [
+        ('--kind=d\n', ['--kind=d', 'a|b|c']),
+        ('--count=many\n', ['count', 'many']),
+        ('--rate=fast\n', ['rate', 'fast']),
+        ('--on=maybe\n', ['on', 'maybe']),
+        ('--count=-1\n', ['--count', '-1']),
+        # Without dashes a line sets nothing, and absl stops reading there.
+        ('count=5\n', ['count=5']),
+        ('--count=5\nrate=0.1\n--limit=4\n', ['rate=0.1']),
+    ],
+)
+def test_bad_lines_are_refused_by_name(tmp_path, text, wanted):
+    with pytest.raises(errors.InputError) as caught:
+        _read(tmp_path, text)
+    for part in wanted:
+        assert part in str(caught.value)
+
+
+def test_absent_and_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(errors.InputError, match='does not exist'):
+        flags.from_flagfile(_Settings, tmp_path / 'none.flags')
+    path = tmp_path / 'binary.flags'
+    path.write_bytes(b'--text=\xff\xfe\n')
+    with pytest.raises(errors.InputError, match=r'binary\.flags'):
+        flags.from_flagfile(_Settings, path)
+
+
+def test_flags_carry_help_default_and_choices():
+    values = absl_flags.FlagValues()
+    flags.define(_Settings, values)
+    for field in dataclasses.fields(_Settings):
+        assert values[field.name].default == field.default
+        assert field.metadata['help'].rstrip('.') in values[field.name].help
+    assert values['kind'].parser.enum_values == ['a', 'b', 'c']
+
+
+def test_help_is_a_sentence_for_every_flag_of_train():
+    for field in dataclasses.fields(config_lib.TrainConfig):
+        text = field.metadata['help']
+        assert text.endswith('.'), field.name
+        assert text[0] in string.ascii_uppercase, field.name
