@@ -6,14 +6,13 @@ values, so a verb's settings are defined, documented and checked in one place.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import pathlib
 import sys
 import types
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 
 from ppjax import errors
 
@@ -49,12 +48,10 @@ def define(settings: type[Any], flag_values: flags.FlagValues = flags.FLAGS) -> 
         kind = hints[name]
         if isinstance(kind, types.UnionType):  # `int | None` -> int
             (kind,) = (part for part in get_args(kind) if part is not type(None))
+        definer = _DEFINERS[kind]
         if choices:
-            flags.DEFINE_enum(
-                name, default, choices, help_text, flag_values=flag_values
-            )
-        else:
-            _DEFINERS[kind](name, default, help_text, flag_values=flag_values)
+            definer = functools.partial(flags.DEFINE_enum, enum_values=choices)
+        definer(name=name, default=default, help=help_text, flag_values=flag_values)
         flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
 
 
@@ -86,24 +83,34 @@ def to_flagfile(settings: Any) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def parse(settings: type[Settings], argv: Sequence[str]) -> Settings:
+    """Reads flags without touching the process's own.
+
+    Raises:
+        InputError: for an unknown flag or a bad value.
+    """
+    own = flags.FlagValues()
+    define(settings, own)
+    flags.DEFINE_string('flagfile', '', '', flag_values=own)
+    try:
+        own(['ppjax', *argv])
+    except flags.Error as error:
+        raise errors.InputError(str(error)) from None
+    return _settings_of(settings, own)
+
+
 def from_flagfile(settings: type[Settings], path: str | pathlib.Path) -> Settings:
     """Reads a flagfile without touching the process's own flags.
 
     Raises:
         InputError: if the file is absent, or holds other flags or bad values.
     """
-    own = flags.FlagValues()
-    define(settings, own)
-    flags.DEFINE_string('flagfile', '', '', flag_values=own)
     if not pathlib.Path(path).is_file():
         raise errors.InputError(f'Flag file {path} does not exist.')
     try:
-        _, *rest = own(['ppjax', f'--flagfile={path}'])
-    except (flags.Error, UnicodeDecodeError) as error:
+        return parse(settings, [f'--flagfile={path}'])
+    except errors.InputError as error:
         raise errors.InputError(f'{path}: {error}') from None
-    if rest:
-        raise errors.InputError(f'{path}: {rest[0]!r} is no flag; wanted --name=value.')
-    return _settings_of(settings, own)
 
 
 def run(settings: type[Settings], verb: Callable[[Settings], int | None]) -> None:

@@ -1,11 +1,7 @@
 """`python -m ppjax.train`: learn a persona mask."""
 
-from ppjax import compile_cache
-from ppjax import demo
-from ppjax import flags
-from ppjax.training import config
-from ppjax.training import loop
-from ppjax.training import metrics
+from ppjax import compile_cache, demo, flags
+from ppjax.training import config, loop, metrics
 
 
 def main(cfg: config.TrainConfig) -> int:

@@ -21,11 +21,9 @@ import torch
 import transformers
 
 from ppjax.data import chat
-from ppjax.models import attention
-from ppjax.models import base_model
+from ppjax.models import attention, base_model, loading
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.models import loading
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
@@ -263,7 +261,9 @@ def make_examples() -> Callable[..., list[chat.Example]]:
         examples = []
         for number in range(count):
             # The first token after the prefix differs, so it ends there exactly.
-            own = np.append(3 + number % 2, rng.integers(3, vocab, rng.integers(longest)))
+            own = np.append(
+                3 + number % 2, rng.integers(3, vocab, rng.integers(longest))
+            )
             answer = rng.integers(3, vocab, rng.integers(1, longest))
             tokens = np.concatenate([shared, own, answer]).astype(np.int32)
             examples.append(chat.Example(tokens, prefix + len(own), f'row {number}'))

@@ -7,8 +7,7 @@ import pathlib
 
 import pytest
 
-from ppjax import atomic
-from ppjax import errors
+from ppjax import atomic, errors
 
 
 def _names(folder: pathlib.Path) -> list[str]:

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from ppjax import demo
-from ppjax import errors
-from ppjax.data import calibration
-from ppjax.data import chat
+from ppjax import demo, errors
+from ppjax.data import calibration, chat
 from ppjax.personas import prompts
 
 _PERSONAS = sorted(demo.personas())

@@ -9,8 +9,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ppjax import errors
-from ppjax import flags
+from ppjax import errors, flags
 from ppjax.training import config as config_lib
 
 _GIVEN = {'base_model': 'a/b', 'calibration': 'c.jsonl', 'output_dir': 'out'}

@@ -22,6 +22,10 @@ _CHUNK_STEP = 32
 _KEY_COST = 1e-3
 
 
+# Batches that chunk lengths are compared on; the shape then fits all of them.
+_PLANNED_BATCHES = 200
+
+
 class PackedBatch(NamedTuple):
     """Examples of one optimizer step, or of one measurement, as arrays.
 
@@ -153,7 +157,7 @@ def plan_layout(
     shortest_chunk = -(-longest // _CHUNK_STEP) * _CHUNK_STEP
     bins = rows * micro_batches
 
-    def layout(chunk: int) -> Layout:
+    def layout(chunk: int, batches: Sequence[np.ndarray]) -> Layout:
         packed = [
             assign_chunks([lengths[item] for item in batch], chunk) for batch in batches
         ]
@@ -172,15 +176,14 @@ def plan_layout(
 
     # Longer chunks fill better but attend to more; beyond a few times the longest
     # example nothing is left to gain.
-    steps = (1, 1.25, 1.5, 2, 2.5, 3, 4)
-    sizes = {
-        -(-int(shortest_chunk * step) // _CHUNK_STEP) * _CHUNK_STEP for step in steps
-    }
-    return min((layout(size) for size in sorted(sizes)), key=cost)
+    sizes = range(shortest_chunk, 4 * shortest_chunk + 1, _CHUNK_STEP)
+    sample = batches[:: -(-len(batches) // _PLANNED_BATCHES)]
+    best = min((layout(size, sample) for size in sizes), key=cost)
+    return layout(best.chunk, batches)
 
 
 def pack(
-    examples: Sequence[chat.Example], batch: Sequence[int], layout: Layout
+    examples: Sequence[chat.Example], batch: Sequence[int] | np.ndarray, layout: Layout
 ) -> PackedBatch:
     """Packs the examples of one batch into the run's shape.
 
@@ -236,7 +239,7 @@ def pack(
                 answered = taken.stop
 
     def split(x: np.ndarray) -> np.ndarray:
-        return x.reshape((layout.micro_batches, layout.rows) + x.shape[1:])
+        return x.reshape((layout.micro_batches, layout.rows, *x.shape[1:]))
 
     return PackedBatch(
         *map(split, (tokens, positions, segments, sources, targets, weights, owners))

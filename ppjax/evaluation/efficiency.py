@@ -6,7 +6,10 @@ counts all S x S pairs of a prompt, not the causal half, as the paper's Table 11
 does.
 """
 
+from collections.abc import Mapping
 import dataclasses
+import math
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -196,3 +199,89 @@ def measure(
         dense=dense,
         pruned=pruned,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRow:
+    """One figure for people to read.
+
+    Attributes:
+        label: what it is, with its unit where the figures carry none.
+        dense: of the dense model.
+        pruned: of the pruned one.
+        ratio: pruned to dense.
+        drawn: whether it belongs in a small chart.
+    """
+
+    label: str
+    dense: str
+    pruned: str
+    ratio: float
+    drawn: bool
+
+
+def number(value: Any) -> float | None:
+    """A JSON value as a finite number; None if it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def quantity(value: float, unit: str = '') -> str:
+    """Four digits and a decimal prefix: '134.5 M', '458.4 MB', '1.458 TFLOP'."""
+    if not math.isfinite(value):
+        return str(value)
+    scaled, prefix = float(value), ''
+    for prefix in ('', 'k', 'M', 'G' if unit else 'B', 'T', 'P', 'E'):
+        if abs(scaled) < 999.95 or prefix == 'E':
+            break
+        scaled /= 1000
+    if not prefix and scaled.is_integer():
+        return f'{scaled:.0f} {unit}'.rstrip()
+    before_point = math.floor(math.log10(abs(scaled))) + 1 if scaled else 1
+    return f'{scaled:.{min(3, max(0, 4 - before_point))}f} {prefix}{unit}'.rstrip()
+
+
+def table(stored: Mapping[str, Any]) -> list[TableRow]:
+    """An `Efficiency` as rows for people.
+
+    Args:
+        stored: as `dataclasses.asdict` gives it and JSON keeps it; figures that it
+            lacks have no row.
+    """
+    dense, pruned = (
+        figures if isinstance(figures := stored.get(side), dict) else {}
+        for side in ('dense', 'pruned')
+    )
+    prompt, answer = stored.get('prompt_length'), stored.get('answer_length')
+    rows = []
+    for name, label, unit, drawn in (
+        ('keep', 'FFN channels of a layer', None, True),
+        ('parameters', 'Parameters', '', True),
+        ('parameters_blocks', 'Parameters of the blocks', '', True),
+        ('parameters_untied', 'Parameters with an untied head', '', False),
+        ('bytes', f'Weights in {stored.get("dtype")}', 'B', False),
+        ('decode_weight_bytes', 'Weights read for each decoded token', 'B', False),
+        ('kv_bytes_per_token', 'KV cache for each token', 'B', False),
+        ('prefill_flops', f'Prefill of {prompt} tokens', 'FLOP', True),
+        (
+            'prefill_flops_with_head',
+            f'Prefill of {prompt} tokens, last unembedding included',
+            'FLOP',
+            False,
+        ),
+        ('decode_flops', 'Decoding the next token', 'FLOP', True),
+        ('total_flops', f'Prefill {prompt} + answer {answer}', 'FLOP', True),
+    ):
+        before, after = number(dense.get(name)), number(pruned.get(name))
+        if not before or after is None:
+            continue
+
+        def show(value: float, unit: str | None = unit) -> str:
+            return f'{value:.0f}' if unit is None else quantity(value, unit)
+
+        rows.append(TableRow(label, show(before), show(after), after / before, drawn))
+    return rows

@@ -4,7 +4,7 @@ One file that loads nothing from elsewhere. Every part is optional, so that a ru
 can be looked at while it is still learning.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import datetime
 import functools
@@ -15,6 +15,7 @@ import math
 import pathlib
 import re
 import shlex
+import textwrap
 from typing import Any
 
 import jinja2
@@ -26,6 +27,7 @@ import numpy as np
 
 import ppjax
 from ppjax import atomic, errors, flags
+from ppjax.evaluation import efficiency
 from ppjax.masking import pmask
 from ppjax.personas import prompts
 from ppjax.training import config as config_lib
@@ -116,8 +118,8 @@ class Run:
             (entry['step'], entry[name])
             for entry in self.metrics
             if entry.get('stage') == stage
-            and _number(entry.get('step')) is not None
-            and _number(entry.get(name)) is not None
+            and efficiency.number(entry.get('step')) is not None
+            and efficiency.number(entry.get(name)) is not None
         ]
         steps, values = np.array(found, float).reshape(-1, 2).T
         return steps, values
@@ -126,15 +128,6 @@ class Run:
     def any_mask(self) -> pmask.PersonaMask | None:
         """The learned mask, or the one it starts from."""
         return self.mask or self.start_mask
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -226,8 +219,8 @@ class LikelihoodRow:
     nll: float
     difference: float | None
     interval: tuple[float, float] | None
-    parameters: int | None
-    bytes: int | None
+    parameters: float | None
+    bytes: float | None
 
     @property
     def label(self) -> str:
@@ -277,15 +270,17 @@ def bootstrap_interval(
 def likelihood_rows(run: Run) -> list[LikelihoodRow]:
     """The held-out table in the order of `MODELS`; empty before it is measured."""
     models = _mapping(run.likelihood.get('models'))
-    nll = {name: _number(_mapping(models.get(name)).get('nll')) for name in MODELS}
+    nll = {
+        name: efficiency.number(_mapping(models.get(name)).get('nll'))
+        for name in MODELS
+    }
     rows = []
     for name, value in nll.items():
         if value is None:
             continue
         dense = nll['dense']
         side = 'dense' if name == 'dense' else 'pruned'
-        figures = _mapping(run.efficiency.get(side))
-        exported = {
+        figures = _mapping(run.efficiency.get(side)) or {
             key: _mapping(run.export.get(key)).get(side)
             for key in ('parameters', 'bytes')
         }
@@ -295,8 +290,8 @@ def likelihood_rows(run: Run) -> list[LikelihoodRow]:
                 nll=value,
                 difference=None if dense is None else value - dense,
                 interval=_interval(run.likelihood, name),
-                parameters=figures.get('parameters', exported['parameters']),
-                bytes=figures.get('bytes', exported['bytes']),
+                parameters=efficiency.number(figures.get('parameters')),
+                bytes=efficiency.number(figures.get('bytes')),
             )
         )
     return rows
@@ -307,7 +302,10 @@ def _interval(likelihood: dict[str, Any], name: str) -> tuple[float, float] | No
         return None
     listed = likelihood.get('examples')
     triples = [
-        tuple(_number(example.get(key)) for key in ('dense', name, 'answer_tokens'))
+        tuple(
+            efficiency.number(example.get(key))
+            for key in ('dense', name, 'answer_tokens')
+        )
         for example in (listed if isinstance(listed, list) else [])
         if isinstance(example, dict)
     ]
@@ -353,12 +351,16 @@ def _svg(
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of a 12th of the run, shorter at the ends."""
-    half = len(values) // 24
+    """Mean over a window of a 12th of the run, cut short at its ends.
+
+    Symmetric at the start, where curves fall steeply; towards the end it loses its
+    right side only, so that the last values are not single ones.
+    """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, index[::-1]))
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    left = np.minimum(len(values) // 24, index)
+    right = np.minimum(left, index[::-1])
+    return (sums[index + right + 1] - sums[index - left]) / (left + right + 1)
 
 
 def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, paint: str) -> None:
@@ -366,7 +368,7 @@ def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, paint: str) -> None
     if len(values) < 50:
         axes.plot(steps, values, color=_PAINTS[paint], marker='.', linewidth=1.4)
         return
-    axes.plot(steps, values, color=_PAINTS[paint], alpha=0.3, linewidth=0.7)
+    axes.plot(steps, values, color=_PAINTS[paint], alpha=0.4, linewidth=0.7)
     axes.plot(steps, _smooth(values), color=_PAINTS[paint], linewidth=1.7)
 
 
@@ -382,13 +384,15 @@ def readable_limits(
     """y-limits that show the curves, and of the reference lines those near by.
 
     Args:
-        curves: values to show; outliers among the top or bottom 3 % may be cut.
-        references: horizontal lines; one farther off than three quarters of the
-            curves' range is left outside.
+        curves: values to show; outliers may be cut.
+        references: horizontal lines. These, and the curves' extremes, are left
+            outside if they are farther off than three quarters of the range that
+            94 % of the curves' values take.
     """
     low, high = np.quantile(curves, [0.03, 0.97])
     reach = 0.75 * max(high - low, 0.05 * abs(high), 1e-3)
-    near = [x for x in references if low - reach <= x <= high + reach]
+    wanted = [curves.min(), curves.max(), *references]
+    near = [x for x in wanted if low - reach <= x <= high + reach]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.07 * max(high - low, 0.02 * abs(high), 1e-3)
     return float(low - margin), float(high + margin)
@@ -488,10 +492,11 @@ def _step_plots(run: Run) -> list[dict[str, Any]]:
             values: np.ndarray = values[shown] * unit,
             form: str = form,
         ) -> None:
-            _curve(axes, steps, values, 'learned')
             if form:
+                _curve(axes, steps, values, 'learned')
                 _log_ticks(axes, form)
             else:
+                axes.plot(steps, values, color=_PAINTS['learned'], linewidth=1.7)
                 axes.set_ylim(bottom=0)
             _label_steps(axes)
 
@@ -535,8 +540,8 @@ def _heat_plot(mask: np.ndarray) -> dict[str, Any]:
         'title': 'Where channels are kept',
         'svg': _svg(paint, 'Kept channels', height=min(4.0, 1.6 + 0.05 * layers)),
         'legend': [],
-        'note': f'Share kept among {width:.3g} neighbouring channels: pale {low:.0%}, '
-        f'full colour {high:.0%}; on average {mask.mean():.1%}.',
+        'note': f'Share kept among {width:.3g} neighbouring channels: pale {100 * low:.0f} %, '
+        f'full colour {100 * high:.0f} %; on average {100 * mask.mean():.1f} %.',
     }
 
 
@@ -574,74 +579,19 @@ def _mask_plots(run: Run) -> list[dict[str, Any]]:
     return plots
 
 
-# Sizes and FLOPs.
-
-
-def quantity(value: float, unit: str = '') -> str:
-    """Four digits and a decimal prefix, as in '134.5 M' or '1.458 TFLOPs'."""
-    if not math.isfinite(value):
-        return str(value)
-    scaled, prefix = float(value), ''
-    for prefix in ('', 'k', 'M', 'G' if unit else 'B', 'T', 'P', 'E'):
-        if abs(scaled) < 999.95 or prefix == 'E':
-            break
-        scaled /= 1000
-    if not prefix and float(value).is_integer():
-        return f'{value:.0f} {unit}'.rstrip()
-    digits = max(0, 3 - math.floor(math.log10(abs(scaled)))) if scaled else 0
-    return f'{scaled:.{min(digits, 3)}f} {prefix}{unit}'.rstrip()
-
-
-def _size_rows(efficiency: dict[str, Any]) -> list[dict[str, Any]]:
-    dense, pruned = (_mapping(efficiency.get(x)) for x in ('dense', 'pruned'))
-    prompt, answer = (efficiency.get(f'{x}_length', '?') for x in ('prompt', 'answer'))
-    rows = []
-    for name, label, unit, drawn in (
-        ('keep', 'FFN channels of a layer', None, True),
-        ('parameters', 'Parameters', '', True),
-        ('parameters_blocks', 'Parameters of the blocks', '', True),
-        ('parameters_untied', 'Parameters with an untied head', '', False),
-        ('bytes', f'Weights in {efficiency.get("dtype", "memory")}', 'B', False),
-        ('decode_weight_bytes', 'Weights read for each decoded token', 'B', False),
-        ('kv_bytes_per_token', 'KV cache for each token', 'B', False),
-        ('prefill_flops', f'Prefill, {prompt} tokens', 'FLOPs', True),
-        (
-            'prefill_flops_with_head',
-            f'Prefill, {prompt} tokens, with the last unembedding',
-            'FLOPs',
-            False,
-        ),
-        ('decode_flops', f'Decoding token {prompt} + 1', 'FLOPs', True),
-        ('total_flops', f'Prefill {prompt} + answer {answer}', 'FLOPs', True),
-    ):
-        before, after = _number(dense.get(name)), _number(pruned.get(name))
-        if before is None or after is None or not before:
-            continue
-        rows.append(
-            {
-                'label': label,
-                'dense': f'{before:.0f}' if unit is None else quantity(before, unit),
-                'pruned': f'{after:.0f}' if unit is None else quantity(after, unit),
-                'ratio': after / before,
-                'drawn': drawn,
-            }
-        )
-    return rows
-
-
-def _bars_plot(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    drawn = [row for row in rows if row['drawn']][::-1]
+def _bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
+    drawn = [row for row in rows if row.drawn][::-1]
     if not drawn:
         return None
 
     def paint(axes: Any) -> None:
         places = np.arange(len(drawn))
-        ratios = [100 * row['ratio'] for row in drawn]
+        ratios = [100 * row.ratio for row in drawn]
         axes.barh(places, 100, height=0.56, color=_PAINTS['line'])
         axes.barh(places, ratios, height=0.56, color=_PAINTS['learned'])
         for place, ratio in zip(places, ratios, strict=True):
             axes.text(103, place, f'{ratio:.1f} %', va='center')
-        axes.set_yticks(places, [row['label'] for row in drawn])
+        axes.set_yticks(places, [row.label for row in drawn])
         axes.tick_params(axis='y', labelcolor=_PAINTS['ink'])
         axes.set_xlim(0, 128)
         axes.set_xticks([])
@@ -674,14 +624,28 @@ def persona_of(system_prompt: str) -> str:
     return system_prompt
 
 
+# Capitalised words at the start, up to a verb or comma: 'Old Bram Tidewater has ...'.
+_NAME = re.compile(
+    r"((?!(?:An?|The|You|I|He|She|They|It|This|My|Your)\b)['\"“‘]?[^\W\d_a-z][\w.'’”\"-]*"
+    r"(?: ['\"“‘]?[^\W\d_a-z][\w.'’”\"-]*){0,4})(?=,| (?:is|was|has)\b)"
+)
+
+
+def name_of(persona: str) -> str:
+    """The name that a persona text starts with, or ''."""
+    found = _NAME.match(persona[:200])
+    return found[1] if found else ''
+
+
 def _headline(run: Run) -> dict[str, str]:
     """The persona's name, if it has one, and its first sentence."""
     mask, settings = run.any_mask, run.settings
     persona = persona_of(mask.system_prompt).strip() if mask else ''
     sentence = re.split(r'(?<=[.!?])\s', persona, maxsplit=1)[0]
     source = settings.calibration if settings else ''
-    name = source.removeprefix('demo:') if source.startswith('demo:') else ''
-    title = name or _clip(sentence, 90) or run.path.resolve().name
+    slug = source.removeprefix('demo:') if source.startswith('demo:') else ''
+    short = textwrap.shorten(sentence, 80, placeholder=' …')
+    title = name_of(persona) or slug or short or run.path.resolve().name
     return {
         'title': title,
         'sentence': _clip(sentence, 400) if title != sentence else '',
@@ -702,8 +666,10 @@ def _facts(run: Run) -> dict[str, Any]:
         facts |= {'keep': mask.keep, 'd_ff': d_ff, 'layers': layers}
         facts['base_model'] = facts['base_model'] or mask.base_model
     elif run.efficiency:
-        keep = _number(_mapping(run.efficiency.get('pruned')).get('keep'))
-        d_ff, layers = (_number(run.efficiency.get(x)) for x in ('d_ff', 'num_layers'))
+        keep = efficiency.number(_mapping(run.efficiency.get('pruned')).get('keep'))
+        d_ff, layers = (
+            efficiency.number(run.efficiency.get(x)) for x in ('d_ff', 'num_layers')
+        )
         if keep and d_ff and layers:
             facts |= {'keep': int(keep), 'd_ff': int(d_ff), 'layers': int(layers)}
     return facts
@@ -746,17 +712,22 @@ def _speed(run: Run) -> str:
     ):
         _, values = run.series('train', name)
         if len(values):
-            parts.append(f'{quantity(float(np.median(values)))} {unit} a second')
+            parts.append(
+                f'{efficiency.quantity(float(np.median(values)))} {unit} a second'
+            )
     return ', '.join(parts)
 
 
 def _signed(value: float, digits: int = 4) -> str:
-    return f'{value:+.{digits}f}'.replace('-', '−')
+    text = f'{value:+.{digits}f}'.replace('-', '−')
+    return text if float(text.replace('−', '-')) else text[1:]
 
 
 def perplexity_text(value: float) -> str:
-    """Three decimals below 1000, then four digits."""
-    return f'{value:.3f}' if value < 1000 else f'{value:.3e}'
+    """Three decimals, fewer where they mean nothing."""
+    if value < 1000:
+        return f'{value:.3f}'
+    return f'{value:.0f}' if value < 1e7 else f'{value:.3g}'
 
 
 def _time(value: Any) -> str:
@@ -812,7 +783,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        'quantity': quantity,
+        'quantity': efficiency.quantity,
         'signed': _signed,
         'clip': _clip,
         'perplexity': perplexity_text,
@@ -825,7 +796,7 @@ def _template() -> jinja2.Template:
 def render(run: Run) -> str:
     """The page as HTML text."""
     rows = likelihood_rows(run)
-    sizes = _size_rows(run.efficiency)
+    sizes = efficiency.table(run.efficiency)
     page = _template().render(
         run=run,
         headline=_headline(run),
@@ -842,7 +813,12 @@ def render(run: Run) -> str:
         settings=_flat(dataclasses.asdict(run.settings)) if run.settings else [],
         versions=_flat(_mapping(run.likelihood.get('versions'))),
         inputs=_flat(run.inputs),
-        export=_flat(run.export),
+        export=[
+            pair
+            for name in ('parameters', 'bytes', 'verify')
+            if name in run.export
+            for pair in _flat(run.export[name], name)
+        ],
         commands=_commands(run),
         verdict=_verdict(rows),
         missing=_missing(run),

@@ -5,8 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ppjax import atomic
-from ppjax import errors
+from ppjax import atomic, errors
 
 
 def save(path: str | pathlib.Path, mask: np.ndarray) -> None:

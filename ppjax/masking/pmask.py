@@ -8,8 +8,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 import ppjax
-from ppjax import atomic
-from ppjax import errors
+from ppjax import atomic, errors
 
 FORMAT = 'ppjax.pmask.v1'
 _REQUIRED = (

@@ -97,7 +97,7 @@ class Packed:
         chunks = (length - self.prefix) // self.chunk
 
         def fold(x: jax.Array) -> jax.Array:  # [B, G*C, ...] -> [B*G, C, ...]
-            return x.reshape((batch * chunks, self.chunk) + x.shape[2:])
+            return x.reshape((batch * chunks, self.chunk, *x.shape[2:]))
 
         def with_prefix(x: jax.Array) -> jax.Array:  # -> [B*G, P + C, K, H]
             own = fold(x[:, self.prefix :])

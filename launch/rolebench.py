@@ -1,0 +1,135 @@
+"""Learns masks for RoleBench roles and tabulates their held-out persona NLL.
+
+    python launch/rolebench.py --rolebench=FILE --output_dir=runs/rolebench
+
+FILE holds RoleBench rows `{"role", "question", "generated": [...]}`, one a line. The
+persona texts are ours (launch/rolebench_personas.jsonl). Each role's rows are
+shuffled with a fixed seed and split 440 / 60; the first generated answer is learned.
+Every run can be interrupted; the same command goes on. The result is
+`rolebench.json` and a Markdown table on stdout.
+"""
+
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+from absl import app, flags, logging
+
+from ppjax import atomic
+from ppjax.personas import prompts
+
+_HERE = pathlib.Path(__file__).parent
+_TRAIN_ROWS, _TEST_ROWS = 440, 60
+
+_ROLEBENCH = flags.DEFINE_string(
+    'rolebench', None, 'RoleBench rows as JSONL.', required=True
+)
+_OUTPUT = flags.DEFINE_string('output_dir', 'runs/rolebench', 'Where runs go.')
+_SPARSITIES = flags.DEFINE_list('sparsities', ['0.25', '0.5'], 'Sparsities to learn.')
+_STEPS = flags.DEFINE_list('steps', ['32', '64'], 'Steps for each of --sparsities.')
+_ROLES = flags.DEFINE_list('roles', [], 'Roles to learn; all by default.')
+
+
+def write_split(
+    rows: list[dict[str, object]], role: str, persona: str, folder: pathlib.Path
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Writes one role's calibration and held-out files.
+
+    Returns:
+        (calibration file, held-out file).
+    """
+    system = prompts.persona_prompt(persona)
+    chats, questions = [], set()
+    for number, row in enumerate(rows):
+        question = str(row['question']).strip()
+        answer = str(row['generated'][0]).strip()  # type: ignore[index]
+        # The same question twice could stand in both splits.
+        if row['role'] != role or not answer or question.lower() in questions:
+            continue
+        questions.add(question.lower())
+        messages = [
+            {'role': 'system', 'content': system},
+            {'role': 'user', 'content': question},
+            {'role': 'assistant', 'content': answer},
+        ]
+        chats.append({'messages': messages, 'query_id': f'rolebench-{number}'})
+    random.Random(0).shuffle(chats)
+    splits = {
+        'train': chats[:_TRAIN_ROWS],
+        'test': chats[_TRAIN_ROWS : _TRAIN_ROWS + _TEST_ROWS],
+    }
+    paths = {name: folder / f'{name}.jsonl' for name in splits}
+    for name, part in splits.items():
+        lines = [json.dumps(chat, ensure_ascii=False) + '\n' for chat in part]
+        atomic.write_text(paths[name], ''.join(lines))
+    return paths['train'], paths['test']
+
+
+def markdown(results: list[dict[str, object]]) -> str:
+    """The results as a table, in nats per answer token."""
+    lines = [
+        '| role | sparsity | dense | random | one-shot | learned | '
+        + 'learned - dense | of the way from one-shot to dense |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for row in results:
+        nll = {name: row[name] for name in ('dense', 'random', 'one_shot', 'learned')}
+        dense, one_shot, learned = nll['dense'], nll['one_shot'], nll['learned']
+        way = (one_shot - learned) / (one_shot - dense)  # type: ignore[operator]
+        figures = ' | '.join(f'{value:.3f}' for value in nll.values())
+        difference = learned - dense  # type: ignore[operator]
+        lines.append(
+            f'| {row["role"]} | {row["sparsity"]:.0%} | {figures} | '
+            f'{difference:+.3f} | {way:.0%} |'
+        )
+    return '\n'.join(lines)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    output = pathlib.Path(_OUTPUT.value)
+    source = pathlib.Path(_ROLEBENCH.value).read_text('utf-8')
+    rows = [json.loads(line) for line in source.splitlines()]
+    table = _HERE / 'rolebench_personas.jsonl'
+    personas = [json.loads(line) for line in table.read_text('utf-8').splitlines()]
+    results = []
+    for sparsity, steps in zip(_SPARSITIES.value, _STEPS.value, strict=True):
+        for persona in personas:
+            role = persona['name']
+            if _ROLES.value and role not in _ROLES.value:
+                continue
+            name = ''.join(c if c.isalnum() else '_' for c in role).lower()
+            train, test = write_split(rows, role, persona['persona'], output / name)
+            run = output / name / f'sparsity_{sparsity}'
+            print(f'== {role}, sparsity {sparsity}', file=sys.stderr, flush=True)
+            command = [
+                sys.executable,
+                '-m',
+                'ppjax.train',
+                f'--flagfile={_HERE.parent / "configs" / "rolebench.flags"}',
+                f'--calibration={train}',
+                f'--heldout={test}',
+                f'--sparsity={sparsity}',
+                f'--steps={steps}',
+                f'--output_dir={run}',
+            ]
+            subprocess.run(command, check=True)
+            measured = json.loads((run / 'results' / 'likelihood.json').read_text())
+            results.append(
+                {'role': role, 'sparsity': float(sparsity)}
+                | {key: value['nll'] for key, value in measured['models'].items()}
+                | {
+                    key: measured['settings'][key]
+                    for key in ('steps', 'batch_size', 'score_init', 'score_scale')
+                }
+                | {'heldout': measured['heldout'], 'versions': measured['versions']}
+            )
+            atomic.write_json(output / 'rolebench.json', results)
+    print(markdown(results))
+
+
+if __name__ == '__main__':
+    app.run(main)

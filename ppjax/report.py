@@ -1,0 +1,292 @@
+"""The verb `report`: what a run came to, as a page and in the terminal.
+
+python -m ppjax.report --output_dir=runs/bram
+
+Writes results/efficiency.json, results/samples.json and report.html into the run
+directory, which may be of a run that is still learning.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import pathlib
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+from ppjax import atomic, compile_cache, demo, errors, flags
+from ppjax.data import calibration, chat
+from ppjax.evaluation import efficiency, report
+from ppjax.masking import apply, topk
+from ppjax.models import base_model, generation
+from ppjax.training import config as train_config
+from ppjax.training import loop, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Flags of `python -m ppjax.report`."""
+
+    output_dir: str = flags.setting(None, 'Run directory to report on.')
+    samples: int = flags.setting(
+        3, 'Held-out queries that the dense and the pruned model answer; 0 for none.'
+    )
+    max_new_tokens: int = flags.setting(96, 'Longest answer, in tokens.')
+    prompt_length: int = flags.setting(256, 'Tokens of the prompt that FLOPs are for.')
+    answer_length: int = flags.setting(128, 'Tokens of the answer that FLOPs are for.')
+    overwrite: bool = flags.setting(
+        False, 'Answer again, even if the same answers are there.'
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise errors.InputError('--output_dir must be given.')
+        if self.samples < 0:
+            raise errors.InputError(
+                f'--samples must not be negative, got {self.samples}.'
+            )
+        for name in ('max_new_tokens', 'prompt_length', 'answer_length'):
+            if getattr(self, name) < 1:
+                raise errors.InputError(
+                    f'--{name} must be at least 1, got {getattr(self, name)}.'
+                )
+
+
+def main(cfg: ReportConfig) -> int:
+    """Measures what is missing, writes the page, prints the gist."""
+    compile_cache.enable()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show an emoji is no reason to stop.
+        sys.stdout.reconfigure(errors='replace')
+    run_dir = pathlib.Path(cfg.output_dir).expanduser()
+    if not (run_dir / 'config.flags').is_file():
+        raise errors.InputError(
+            f'--output_dir={cfg.output_dir} is no run directory: it has no '
+            'config.flags, which python -m ppjax.train writes.'
+        )
+    trained = flags.from_flagfile(train_config.TrainConfig, run_dir / 'config.flags')
+    _write_efficiency(cfg, run_dir, trained)
+    _write_samples(cfg, run_dir, trained)
+    page = report.write_report(run_dir)
+    run = report.read_run(run_dir)
+    print('\n\n'.join((likelihood_text(run), *sample_texts(run), _paths(run, page))))
+    return 0
+
+
+def _is_current(path: pathlib.Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a result of the very same settings is there."""
+    try:
+        stored = json.loads(path.read_text('utf-8'))
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and stored.get('settings') == settings
+
+
+def _write_efficiency(
+    cfg: ReportConfig, run_dir: pathlib.Path, trained: train_config.TrainConfig
+) -> None:
+    path = run_dir / 'results' / 'efficiency.json'
+    settings = {
+        'base_model': trained.base_model,
+        'sparsity': trained.sparsity,
+        'align': trained.align,
+        'dtype': trained.dtype,
+        'prompt_length': cfg.prompt_length,
+        'answer_length': cfg.answer_length,
+    }
+    if not cfg.overwrite and _is_current(path, settings):
+        return
+    model = base_model.open_base_model(trained.base_model).config
+    found = efficiency.measure(
+        model,
+        topk.keep_size(model.d_ff, trained.sparsity, trained.align),
+        dtype=trained.dtype,
+        prompt_length=cfg.prompt_length,
+        answer_length=cfg.answer_length,
+    )
+    atomic.write_json(
+        path,
+        dataclasses.asdict(found)
+        | {
+            'convention': efficiency.CONVENTION,
+            'settings': settings,
+            'versions': loop.versions(),
+        },
+    )
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` different indices, evenly over range(count)."""
+    wanted = min(wanted, count)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def _write_samples(
+    cfg: ReportConfig, run_dir: pathlib.Path, trained: train_config.TrainConfig
+) -> None:
+    if not cfg.samples:
+        return
+    mask = run_dir / 'mask.pmask'
+    if not mask.is_file():
+        metrics.say('The mask is not learned yet: no answers to compare.')
+        return
+    if not trained.heldout:
+        metrics.say('The run has no --heldout queries: no answers to compare.')
+        return
+    path = run_dir / 'results' / 'samples.json'
+    rows = demo.read_rows(trained.heldout, split='test')
+    settings = {
+        'base_model': trained.base_model,
+        'mask_sha256': hashlib.sha256(mask.read_bytes()).hexdigest(),
+        'heldout': trained.heldout,
+        'heldout_sha256': calibration.content_hash(rows),
+        'max_length': trained.max_length,
+        'date': trained.date,
+        'dtype': trained.dtype,
+        'samples': cfg.samples,
+        'max_new_tokens': cfg.max_new_tokens,
+    }
+    if not cfg.overwrite and _is_current(path, settings):
+        return
+    samples = _answer(cfg, trained, mask, rows)
+    atomic.write_json(
+        path,
+        {'samples': samples, 'settings': settings, 'versions': loop.versions()},
+    )
+
+
+def _answer(
+    cfg: ReportConfig,
+    trained: train_config.TrainConfig,
+    mask: pathlib.Path,
+    rows: Sequence[calibration.Row],
+) -> list[dict[str, str]]:
+    """Greedy answers of the dense and the pruned model to some of the rows."""
+    metrics.say(f'Loading {trained.base_model} ...')
+    loaded = apply.load_masked(
+        base_model=trained.base_model, mask_path=str(mask), dtype=trained.dtype
+    )
+    renderer = chat.ChatRenderer(loaded.tokenizer, date=trained.date)
+    prompts = [renderer.prompt(row.messages[:-1]) for row in rows]
+    # As in mask learning, where longer examples are dropped.
+    fitting = [i for i, p in enumerate(prompts) if len(p) <= trained.max_length]
+    chosen = [fitting[i] for i in spread(len(fitting), cfg.samples)]
+    metrics.say(
+        f'Answering {len(chosen)} held-out queries with the dense and the pruned '
+        'model ...'
+    )
+    stops = generation.stop_ids(loaded.base.generation_config(), loaded.tokenizer)
+    dense, pruned = (
+        generation.generate(
+            loaded.decoder,
+            ffn_mask,
+            [prompts[i] for i in chosen],
+            max_new_tokens=cfg.max_new_tokens,
+            stop_ids=stops,
+        )
+        for ffn_mask in (None, loaded.ffn_mask)
+    )
+
+    def text(tokens: list[int]) -> str:
+        return loaded.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ).strip()
+
+    return [
+        {
+            'query_id': rows[i].query_id,
+            'query': rows[i].query,
+            'reference': rows[i].answer,
+            'dense': text(before),
+            'pruned': text(after),
+        }
+        for i, before, after in zip(chosen, dense, pruned, strict=True)
+    ]
+
+
+# What goes to stdout.
+
+
+def likelihood_text(run: report.Run) -> str:
+    """The held-out table, aligned, without a trailing newline."""
+    rows = report.likelihood_rows(run)
+    if not rows:
+        return 'Held-out persona likelihood: not measured.'
+    dtype = run.settings.dtype if run.settings else ''
+    table = [
+        (
+            'model',
+            'nats/answer token',
+            'perplexity',
+            'to dense',
+            '95% interval',
+            'parameters',
+            f'{dtype} weights'.strip(),
+        )
+    ]
+    for row in rows:
+        interval = row.interval
+        table.append(
+            (
+                row.label,
+                f'{row.nll:.4f}',
+                report.perplexity_text(row.perplexity),
+                '' if row.difference is None else f'{row.difference:+.4f}',
+                '' if interval is None else f'{interval[0]:+.4f} {interval[1]:+.4f}',
+                '' if row.parameters is None else efficiency.quantity(row.parameters),
+                '' if row.bytes is None else efficiency.quantity(row.bytes, 'B'),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for name, *figures in table:
+        cells = [name.ljust(widths[0])]
+        cells += [x.rjust(w) for x, w in zip(figures, widths[1:], strict=True)]
+        lines.append('  '.join(cells).rstrip())
+    return '\n'.join(lines)
+
+
+def sample_texts(run: report.Run) -> Iterator[str]:
+    """Every query, and under it the dense and the pruned answer in two columns."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 140)
+    column = max(20, (width - 3) // 2)
+
+    def wrapped(text: Any, width: int) -> list[str]:
+        # Control characters of a model's answer are not for the terminal to obey.
+        shown = ''.join(c if c.isprintable() or c == '\n' else ' ' for c in str(text))
+        return [
+            part
+            for line in shown.splitlines()
+            for part in textwrap.wrap(line, width) or ['']
+        ]
+
+    for sample in run.samples:
+        lines = wrapped(f'Q: {sample.get("query", "")}', width)
+        columns = [
+            [name, '-' * len(name), *wrapped(sample.get(key, ''), column)]
+            for name, key in (('dense model', 'dense'), ('pruned model', 'pruned'))
+        ]
+        lines += [
+            f'{left:<{column}} | {right}'.rstrip()
+            for left, right in itertools.zip_longest(*columns, fillvalue='')
+        ]
+        yield '\n'.join(lines)
+
+
+def _paths(run: report.Run, page: pathlib.Path) -> str:
+    if run.exported:
+        lines = [f'Model:  {run.path / "hf"}']
+    elif run.mask:
+        command = f'python -m ppjax.export --output_dir={run.path}'
+        lines = [f'Mask:   {run.path / "mask.pmask"} (a model of it: {command})']
+    else:
+        lines = []
+    return '\n'.join([*lines, f'Report: {page}'])
+
+
+if __name__ == '__main__':
+    flags.run(ReportConfig, main)

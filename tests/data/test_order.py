@@ -1,0 +1,107 @@
+"""The order of examples: a pure function of seed and step, fair and balanced."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from ppjax.data import order
+
+
+def _lengths(count: int, seed: int = 0) -> np.ndarray:
+    """Skewed, as answers are."""
+    return np.random.default_rng(seed).lognormal(4.5, 0.6, count).astype(int) + 5
+
+
+def test_a_step_needs_nothing_but_seed_and_number():
+    lengths = _lengths(101)
+    forward = [order.step_examples(3, step, 8, lengths) for step in range(40)]
+    backward = [order.step_examples(3, step, 8, lengths) for step in range(39, -1, -1)]
+    for one, two in zip(forward, backward[::-1], strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_global_random_state_is_neither_read_nor_written():
+    lengths = _lengths(50)
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    first = order.step_examples(0, 2, 4, lengths)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])
+    np.random.seed(2)
+    np.testing.assert_array_equal(first, order.step_examples(0, 2, 4, lengths))
+
+
+@hypothesis.given(
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 20),
+    seed=st.integers(0, 5),
+    data=st.data(),
+)
+def test_epochs_repeat_nothing_and_leave_out_less_than_a_batch(
+    count, batch_size, seed, data
+):
+    lengths = np.asarray(data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count)))
+    size = order.steps_per_epoch(batch_size, count)
+    assert size == max(1, count // batch_size)
+    steps = order.all_steps(seed, 3 * size, batch_size, lengths)
+    assert len(steps) == 3 * size
+    for batch in steps:
+        assert batch.shape == (batch_size,)
+        assert batch.min() >= 0
+        assert batch.max() < count
+    for epoch in range(3):
+        seen = np.concatenate(steps[epoch * size : (epoch + 1) * size])
+        times = np.bincount(seen, minlength=count)
+        if count >= batch_size:
+            assert times.max() == 1
+            assert (times == 0).sum() == count % batch_size
+        else:  # Some come twice, as evenly as can be.
+            assert times.max() - times.min() <= 1
+            assert times.min() >= 1
+
+
+@pytest.mark.parametrize('count', [1, 5, 8, 9, 37])
+@pytest.mark.parametrize('num_steps', [1, 4, 13])
+def test_all_steps_are_the_single_ones(count, num_steps):
+    lengths = _lengths(count)
+    steps = order.all_steps(7, num_steps, 8, lengths)
+    assert len(steps) == num_steps
+    for step, batch in enumerate(steps):
+        np.testing.assert_array_equal(batch, order.step_examples(7, step, 8, lengths))
+
+
+def test_seeds_and_epochs_differ():
+    lengths = _lengths(64)
+    steps = order.all_steps(0, 16, 8, lengths)
+    other = order.all_steps(1, 16, 8, lengths)
+    assert not np.array_equal(steps, other)
+    assert not np.array_equal(steps[:8], steps[8:])
+
+
+def test_those_left_out_change_from_epoch_to_epoch():
+    # Neither the shortest nor the longest may be left out for good.
+    lengths = np.arange(1, 24)
+    steps = order.all_steps(0, 30 * 2, 8, lengths)
+    times = np.bincount(np.concatenate(steps), minlength=23)
+    assert times.min() > 10
+
+
+def test_place_in_the_epoch_says_nothing_about_length():
+    lengths = _lengths(512)
+    steps = order.all_steps(0, 32 * 20, 16, lengths)
+    tokens = np.asarray([lengths[batch].sum() for batch in steps]).reshape(20, 32)
+    by_place = tokens.mean(axis=0)
+    assert by_place.max() / by_place.mean() < 1.03
+
+
+def test_steps_have_about_equally_many_tokens():
+    lengths = _lengths(512)
+    steps = order.all_steps(0, 32, 16, lengths)
+    ours = np.asarray([lengths[batch].sum() for batch in steps])
+    shuffled = np.random.default_rng(0).permutation(512).reshape(32, 16)
+    plain = lengths[shuffled].sum(axis=1)
+    assert ours.max() / ours.mean() < 1.1
+    assert plain.max() / plain.mean() > 1.2
+    # One from each of as many strata of length: the longest come one a step.
+    longest = set(np.argsort(lengths)[-32:].tolist())
+    assert [len(longest & set(batch.tolist())) for batch in steps] == [1] * 32
