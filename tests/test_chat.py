@@ -23,7 +23,7 @@ import transformers
 
 from ppjax import chat, compile_cache, errors
 from ppjax.masking import apply, pmask
-from ppjax.models import base_model, generation
+from ppjax.models import generation
 from ppjax.personas import prompts
 
 _ROOT = pathlib.Path(chat.__file__).parents[1]
@@ -509,15 +509,17 @@ def test_streamed_text_is_the_decoded_text(smollm2_tokenizer, text):
     assert pieces[-1] == ''
 
 
-@hypothesis.given(
-    text=st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\ufffd'))
-)
+@hypothesis.given(text=st.text(st.characters(exclude_categories=['Cs'])))
 @hypothesis.settings(max_examples=100)
 def test_any_text_streams_without_half_characters(smollm2_tokenizer, text):
     ids = smollm2_tokenizer.encode(text, add_special_tokens=False)
     pieces = _pieces(smollm2_tokenizer, ids)
-    assert ''.join(pieces) == chat.decode(smollm2_tokenizer, ids)
-    assert not any('\ufffd' in piece for piece in pieces)
+    whole = smollm2_tokenizer.decode(ids)
+    assert ''.join(pieces) == whole
+    # SmolLM2 has no tokens for some bytes: what it cannot say is in the whole too.
+    if '\ufffd' not in whole:
+        assert whole == text
+        assert not any('\ufffd' in piece for piece in pieces)
 
 
 @hypothesis.given(ids=st.lists(st.integers(0, 700), max_size=40))
@@ -597,13 +599,13 @@ def test_compile_cache_stays_off_where_it_cannot_be_written(monkeypatch, tmp_pat
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_real_model_answers_in_words(capsys, monkeypatch):
-    code, out, _ = _main(
-        capsys,
-        monkeypatch,
-        base_model=base_model.SMOLLM2,
-        prompt='What is the capital of France? Answer in one word.',
-        max_new_tokens=12,
+def test_real_model_answers_in_words(smollm2):
+    loaded = apply.LoadedModel(
+        smollm2.base, smollm2.decoder, None, smollm2.tokenizer, ''
     )
-    assert code == 0
-    assert 'Paris' in out
+    pieces: list[str] = []
+    answer = _conversation(loaded, new=12, system='').ask(
+        'What is the capital of France? Answer in one word.', pieces.append
+    )
+    assert 'Paris' in answer.text == ''.join(pieces)
+    assert len(pieces) > 1

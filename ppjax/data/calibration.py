@@ -42,6 +42,13 @@ class Row:
         return self.messages[-1]['content']
 
 
+def _is_text(value: Any) -> bool:
+    # JSON can spell half of a surrogate pair, which no tokenizer takes.
+    return isinstance(value, str) and not any(
+        '\ud800' <= character <= '\udfff' for character in value
+    )
+
+
 def parse_row(value: Any, where: str, default_id: str) -> Row:
     """Checks one parsed JSON value.
 
@@ -57,7 +64,7 @@ def parse_row(value: Any, where: str, default_id: str) -> Row:
         if (
             not isinstance(message, dict)
             or message.get('role') not in _ROLES
-            or not isinstance(message.get('content'), str)
+            or not _is_text(message.get('content'))
         ):
             raise errors.InputError(
                 f'{where}: message {number} is not {{"role": one of '
@@ -87,14 +94,18 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
     path = pathlib.Path(path)
     rows: list[Row] = []
     try:
-        with path.open(encoding='utf-8') as lines:
+        with path.open('rb') as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 where = f'{path}:{number}'
                 try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
+                    value = json.loads(line.decode('utf-8'))
+                except UnicodeDecodeError as error:
+                    raise errors.InputError(
+                        f'{where}: not UTF-8 text ({error}).'
+                    ) from None
+                except ValueError as error:  # Numbers can also be too long.
                     raise errors.InputError(
                         f'{where}: invalid JSON ({error}).'
                     ) from None
@@ -103,8 +114,6 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
                 rows.append(parse_row(value, where, default_id=str(number)))
     except FileNotFoundError:
         raise errors.InputError(f'Calibration file {path} does not exist.') from None
-    except UnicodeDecodeError as error:
-        raise errors.InputError(f'{path} is not UTF-8 text ({error}).') from None
     except OSError as error:
         raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
     if not rows:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import json
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,24 @@ class Example:
     @property
     def num_answer_tokens(self) -> int:
         return len(self.tokens) - self.answer_start
+
+
+# What date templates write with: names and numbers of day, month and year.
+_DATE_DIRECTIVES = ('%a', '%A', '%b', '%B', '%d', '%j', '%m', '%y', '%Y')
+
+
+def _clock(day: datetime.date) -> str:
+    """A Jinja macro that stands in for the `strftime_now` of transformers.
+
+    It cannot be an argument of `apply_chat_template`, which makes text of functions.
+    """
+    written = {'%-d': str(day.day), '%-m': str(day.month)}
+    written |= {directive: day.strftime(directive) for directive in _DATE_DIRECTIVES}
+    replaced = ''.join(
+        f' | replace({json.dumps(directive)}, {json.dumps(text)})'
+        for directive, text in written.items()
+    )
+    return f'{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}'
 
 
 class ChatRenderer:
@@ -59,6 +78,8 @@ class ChatRenderer:
                 f'--date must be YYYY-MM-DD, got {date!r}.'
             ) from None
         self.tokenizer = tokenizer
+        # Jinja drops the line end after a tag: the template itself is unchanged.
+        self._template = f'{_clock(self._day)}\n{tokenizer.get_chat_template()}'
         self._special = {
             index: token.content
             for index, token in tokenizer.added_tokens_decoder.items()
@@ -69,10 +90,10 @@ class ChatRenderer:
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),
+                chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=generate,
                 date_string=self._day.strftime('%d %b %Y'),
-                strftime_now=self._day.strftime,
                 # Qwen3: an answer starts at once, not with a train of thought.
                 enable_thinking=False,
             )

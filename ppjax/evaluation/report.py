@@ -164,6 +164,8 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
     def read_samples(file: pathlib.Path) -> Any:
         value = read_json(file)
         listed = value.get('samples', []) if isinstance(value, dict) else value
+        if not isinstance(listed, list):
+            return listed
         return [sample for sample in listed if isinstance(sample, dict)]
 
     def read_settings(file: pathlib.Path) -> config_lib.TrainConfig:
@@ -457,7 +459,10 @@ def _loss_plot(run: Run) -> dict[str, Any] | None:
 
 def _log_ticks(axes: Any, form: str) -> None:
     axes.set_yscale('log')
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    low, high = axes.get_ylim()
+    # Over many decades, labels between the powers of ten would overlap.
+    between = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=between, numticks=8))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: form.format(y)))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 

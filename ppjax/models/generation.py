@@ -79,7 +79,7 @@ def stop_ids(
     """
     listed = generation_config.get('eos_token_id')
     ids = listed if isinstance(listed, list) else [listed]
-    found = {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
+    found = [index for index in (*ids, tokenizer.eos_token_id) if index is not None]
     if not all(type(index) is int for index in found):
         raise errors.InputError(
             f'generation_config: eos_token_id must be an integer or a list of '
@@ -101,9 +101,10 @@ def draw(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
     """Next tokens, [B, V] float32 logits and [B] keys -> [B] int32."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Relative to the largest, a tiny temperature gives -inf and never inf - inf.
+    # Relative to the largest, a tiny temperature gives 0 and -inf, never inf - inf;
+    # below float32's smallest number it would be 0 itself.
     scores = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scores = scores / sampling.temperature
+    scores = scores / max(sampling.temperature, float(jnp.finfo(jnp.float32).tiny))
     vocab_size = logits.shape[-1]
     count = min(sampling.top_k or vocab_size, vocab_size)
     if count == vocab_size and sampling.top_p == 1:

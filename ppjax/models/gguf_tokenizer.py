@@ -27,7 +27,6 @@ _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r'\p{N}{1,3}', r'\p{N}')
 # `tokenizer.ggml.pre` -> the family whose tokenizer.json it was recognised from.
 # Converters write "default" when they recognised none; it is read as GPT-2's.
 _FAMILIES = {
-    'default': 'gpt2',
     'gpt-2': 'gpt2',
     'llama-bpe': 'llama3',
     'llama-v3': 'llama3',

@@ -125,7 +125,7 @@ def make_train_step(
         flipped = topk.topk_mask(scores, keep) != topk.topk_mask(state.scores, keep)
         metrics = StepMetrics(
             loss=value,
-            grad_norm=optax.global_norm(grad),
+            grad_norm=jnp.sqrt(jnp.sum(jnp.square(grad))),
             flip_fraction=jnp.mean(flipped.astype(jnp.float32)),
         )
         return TrainState(scores, optimizer_state), metrics

@@ -207,3 +207,43 @@ def test_impossible_settings_are_refused(changes, message):
     cfg = config_lib.from_hf_config(_LLAMA_3_2_3B)
     with pytest.raises(errors.InputError, match=message):
         _measure(cfg, changes.pop('keep', 6144), **changes)
+
+
+@pytest.mark.parametrize(
+    'value, unit, text',
+    [
+        (0, '', '0'),
+        (7, '', '7'),
+        (1152, '', '1.152 k'),
+        (134_515_008, '', '134.5 M'),
+        (3_212_749_824, '', '3.213 B'),
+        (3_212_749_824, 'B', '3.213 GB'),
+        (999_960, '', '1.000 M'),
+        (46_080, 'B', '46.08 kB'),
+        (1.4581e12, 'FLOP', '1.458 TFLOP'),
+        (2.5, '', '2.500'),
+        (0.031, '', '0.031'),
+        (float('inf'), 'B', 'inf'),
+    ],
+)
+def test_quantity(value, unit, text):
+    assert efficiency.quantity(value, unit) == text
+
+
+def test_table_shows_what_is_stored():
+    cfg = config_lib.from_hf_config(_LLAMA_3_2_3B)
+    found = dataclasses.asdict(_measure(cfg, 6144, prompt_length=254.7))
+    rows = {row.label: row for row in efficiency.table(found)}
+    assert len(rows) == 11
+    assert (rows['Parameters'].dense, rows['Parameters'].pruned) == (
+        '3.213 B',
+        '2.684 B',
+    )
+    prefill = rows['Prefill of 254.7 tokens']
+    assert (prefill.dense, prefill.pruned) == ('1.458 TFLOP', '1.189 TFLOP')
+    assert round(prefill.ratio, 3) == 0.815
+    assert rows['KV cache for each token'].ratio == 1
+    del found['pruned']['parameters']
+    found['dense']['bytes'] = 'many'
+    assert len(efficiency.table(found)) == 9
+    assert efficiency.table({}) == efficiency.table({'dense': 3}) == []

@@ -638,7 +638,7 @@ def test_every_truncation_is_refused(tmp_path):
     gguf_reader.GgufReader(path)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def smollm2(smollm2_base) -> gguf_reader.GgufReader:
     return smollm2_base.reader
 

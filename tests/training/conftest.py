@@ -33,7 +33,8 @@ def chatty_model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         )
     )
     for parameter in model.parameters():
-        parameter.data.normal_(0, 0.2)
+        # Large, so that FFN channels matter next to the embedding.
+        parameter.data.normal_(0, 0.6)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

