@@ -8,6 +8,7 @@ python -m ppjax.export --materialize --mask=bram.pmask --base_model=smollm2-135m
 from collections.abc import Mapping
 import dataclasses
 import hashlib
+import importlib.metadata
 import pathlib
 import shlex
 from typing import Any
@@ -233,6 +234,9 @@ def _verify(
         'prompts': prompts,
         'tokens_per_prompt': length,
         'max_logit_difference': dataclasses.asdict(result),
+        'torch': None
+        if result.transformers is None
+        else importlib.metadata.version('torch'),
     }
 
 

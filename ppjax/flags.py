@@ -60,14 +60,16 @@ def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Set
     return settings(**{name: flag_values[name].value for name in names})
 
 
-def to_flagfile(settings: Any) -> str:
-    """Settings as text that `--flagfile` reads back to equal settings.
+def to_flagfile(settings: Any, omit: Sequence[str] = ()) -> str:
+    """Settings, but for those to omit, as text that `--flagfile` reads back.
 
     Raises:
         InputError: for text that a flagfile cannot hold.
     """
     lines = []
     for field in dataclasses.fields(settings):
+        if field.name in omit:
+            continue
         value = getattr(settings, field.name)
         if isinstance(value, bool):
             lines.append(f'--{"" if value else "no"}{field.name}')

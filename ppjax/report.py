@@ -20,7 +20,7 @@ from typing import Any
 
 from ppjax import atomic, compile_cache, demo, errors, flags
 from ppjax.data import calibration, chat
-from ppjax.evaluation import efficiency, report
+from ppjax.evaluation import efficiency, report, run_results
 from ppjax.masking import apply, topk
 from ppjax.models import base_model, generation
 from ppjax.training import config as train_config
@@ -72,7 +72,7 @@ def main(cfg: ReportConfig) -> int:
     _write_efficiency(cfg, run_dir, trained)
     _write_samples(cfg, run_dir, trained)
     page = report.write_report(run_dir)
-    run = report.read_run(run_dir)
+    run = run_results.read_run(run_dir)
     print('\n\n'.join((likelihood_text(run), *sample_texts(run), _paths(run, page))))
     return 0
 
@@ -211,9 +211,9 @@ def _answer(
 # What goes to stdout.
 
 
-def likelihood_text(run: report.Run) -> str:
+def likelihood_text(run: run_results.Run) -> str:
     """The held-out table, aligned, without a trailing newline."""
-    rows = report.likelihood_rows(run)
+    rows = run_results.likelihood_rows(run)
     if not rows:
         return 'Held-out persona likelihood: not measured.'
     dtype = run.settings.dtype if run.settings else ''
@@ -230,13 +230,14 @@ def likelihood_text(run: report.Run) -> str:
     ]
     for row in rows:
         interval = row.interval
+        difference = None if row.name == 'dense' else row.difference
         table.append(
             (
                 row.label,
                 f'{row.nll:.4f}',
                 report.perplexity_text(row.perplexity),
-                '' if row.difference is None else f'{row.difference:+.4f}',
-                '' if interval is None else f'{interval[0]:+.4f} {interval[1]:+.4f}',
+                '' if difference is None else f'{difference:+.4f}',
+                '' if interval is None else f'{interval[0]:+.4f} to {interval[1]:+.4f}',
                 '' if row.parameters is None else efficiency.quantity(row.parameters),
                 '' if row.bytes is None else efficiency.quantity(row.bytes, 'B'),
             )
@@ -250,7 +251,7 @@ def likelihood_text(run: report.Run) -> str:
     return '\n'.join(lines)
 
 
-def sample_texts(run: report.Run) -> Iterator[str]:
+def sample_texts(run: run_results.Run) -> Iterator[str]:
     """Every query, and under it the dense and the pruned answer in two columns."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 140)
     column = max(20, (width - 3) // 2)
@@ -277,7 +278,7 @@ def sample_texts(run: report.Run) -> Iterator[str]:
         yield '\n'.join(lines)
 
 
-def _paths(run: report.Run, page: pathlib.Path) -> str:
+def _paths(run: run_results.Run, page: pathlib.Path) -> str:
     if run.exported:
         lines = [f'Model:  {run.path / "hf"}']
     elif run.mask:

@@ -1,6 +1,7 @@
 """`python -m ppjax.train`: learn a persona mask."""
 
 from ppjax import compile_cache, demo, flags
+from ppjax.evaluation import report
 from ppjax.training import config, loop, metrics
 
 
@@ -12,6 +13,7 @@ def main(cfg: config.TrainConfig) -> int:
     mask = loop.learn_mask(cfg, train_rows, heldout_rows)
     if mask is not None:
         metrics.say(f'Persona mask: {mask}')
+        metrics.say(f'Report: {report.write_report(cfg.output_dir)}')
     return 0
 
 

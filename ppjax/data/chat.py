@@ -47,7 +47,9 @@ def _clock(day: datetime.date) -> str:
         f' | replace({json.dumps(directive)}, {json.dumps(text)})'
         for directive, text in written.items()
     )
-    return f'{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}'
+    return (
+        f'{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}'
+    )
 
 
 class ChatRenderer:

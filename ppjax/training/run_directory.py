@@ -63,7 +63,8 @@ class RunDirectory:
             self._refuse_foreign()
             found = False
             atomic.write_json(self.path / _INPUTS, inputs)
-        atomic.write_text(config, flags.to_flagfile(settings))
+        # Repeating the recorded command must never discard the run.
+        atomic.write_text(config, flags.to_flagfile(settings, omit=('overwrite',)))
         return found
 
     def _refuse_foreign(self) -> None:

@@ -45,7 +45,11 @@ def test_rows_are_read_in_order(tmp_path):
     assert first.messages == (_SYSTEM, _USER, _ANSWER)
     assert first.query_id == 'q-1'
     assert first.where == f'{path}:1'
-    assert (first.system_prompt, first.query, first.answer) == ('Be Bram.', 'How?', 'So.')
+    assert (first.system_prompt, first.query, first.answer) == (
+        'Be Bram.',
+        'How?',
+        'So.',
+    )
     assert second.system_prompt == ''
     assert second.query_id == '2'
     assert third.query_id == '7'
@@ -154,9 +158,11 @@ _json = st.recursive(
     | st.floats()
     | st.text(max_size=3)
     | st.sampled_from(['user', 'assistant', 'system', 'x']),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(['messages', 'role', 'content', 'query_id']), inner
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(['messages', 'role', 'content', 'query_id']), inner
+        )
     ),
     max_leaves=12,
 )

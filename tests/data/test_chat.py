@@ -9,8 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 import transformers
 
 from ppjax import errors
-from ppjax.data import calibration
-from ppjax.data import chat
+from ppjax.data import calibration, chat
 
 _DATE = '2026-01-01'
 _SYSTEM = {'role': 'system', 'content': 'You are Old Bram, a ferryman.'}
@@ -169,7 +168,9 @@ def test_text_that_looks_like_markup_is_text(renderer):
 def test_tokenizer_without_template_is_refused(smollm2_tokenizer):
     tokenizer = copy.deepcopy(smollm2_tokenizer)
     tokenizer.chat_template = None
-    with pytest.raises(errors.InputError, match=r'no chat template.*chat_template\.jinja'):
+    with pytest.raises(
+        errors.InputError, match=r'no chat template.*chat_template\.jinja'
+    ):
         chat.ChatRenderer(tokenizer, date=_DATE)
 
 
@@ -298,5 +299,9 @@ def test_rows_over_length_are_dropped_and_counted(renderer):
     assert (len(examples), dropped) == (4, 0)
     with pytest.raises(errors.InputError) as caught:
         chat.render_rows(renderer, rows, lengths[0] - 1)
-    for part in ('4 calibration rows', f'={lengths[0] - 1}', f'has {lengths[0]} tokens'):
+    for part in (
+        '4 calibration rows',
+        f'={lengths[0] - 1}',
+        f'has {lengths[0]} tokens',
+    ):
         assert part in str(caught.value)

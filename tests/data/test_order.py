@@ -40,7 +40,9 @@ def test_global_random_state_is_neither_read_nor_written():
 def test_epochs_repeat_nothing_and_leave_out_less_than_a_batch(
     count, batch_size, seed, data
 ):
-    lengths = np.asarray(data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count)))
+    lengths = np.asarray(
+        data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
+    )
     size = order.steps_per_epoch(batch_size, count)
     assert size == max(1, count // batch_size)
     steps = order.all_steps(seed, 3 * size, batch_size, lengths)

@@ -1,16 +1,15 @@
 """Packing loses nothing, and the loss and gradient are the padded batch's."""
 
-import jax
-import jax.numpy as jnp
 import hypothesis
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
 
-from ppjax.data import chat
-from ppjax.data import packing
+from ppjax.data import chat, packing
 from ppjax.masking import topk
 from ppjax.training import step as step_lib
 
@@ -144,7 +143,7 @@ def test_chunks_hold_every_item_once_and_are_not_overfull(lengths, spare):
 def test_batches_that_do_not_fit_are_refused():
     examples = _examples(2, [(10, 10)] * 4 + [(60, 60)])
     layout = packing.plan_layout(examples, [np.arange(2)], prefix=(1, 2))
-    with pytest.raises(ValueError, match='120 tokens exceed the chunk 64|chunk 32'):
+    with pytest.raises(ValueError, match=r'120 tokens exceed the chunk \d+'):
         packing.pack(examples, [4], layout)
     with pytest.raises(ValueError, match='chunks are needed'):
         packing.pack(examples, [0, 1, 2, 3] * 4, layout)
@@ -206,9 +205,7 @@ def _recording() -> optax.GradientTransformation:
 def _learn(tiny, scores, layout, batch) -> tuple[float, np.ndarray]:
     """(loss, dL/dz) of the real train step."""
     optimizer = _recording()
-    step = step_lib.make_train_step(
-        optimizer, keep=_KEEP, layout=layout, remat='none'
-    )
+    step = step_lib.make_train_step(optimizer, keep=_KEEP, layout=layout, remat='none')
     state = step_lib.TrainState(scores, optimizer.init(scores))
     state, metrics = step(state, tiny.decoder, batch)
     return float(metrics.loss), np.asarray(state.optimizer)
@@ -220,7 +217,10 @@ def _padded_batch(examples) -> tuple[packing.Layout, packing.PackedBatch]:
     answers = max(example.num_answer_tokens for example in examples)
     layout = packing.Layout((), width, 1, answers, len(examples), 1)
     batch = packing.PackedBatch(
-        *(np.zeros((1, len(examples), n), np.int32) for n in [width] * 3 + [answers] * 2),
+        *(
+            np.zeros((1, len(examples), n), np.int32)
+            for n in [width] * 3 + [answers] * 2
+        ),
         np.zeros((1, len(examples), answers), np.float32),
         np.zeros((1, len(examples), answers), np.int32),
     )

@@ -195,18 +195,18 @@ def test_decode_is_what_xla_counts(wide):
 
 
 @pytest.mark.parametrize(
-    'changes, message',
+    'keep, changes, message',
     [
-        ({'keep': 0}, r'keep must be in \[1, 8192\], got 0'),
-        ({'keep': 8193}, r'keep must be in \[1, 8192\], got 8193'),
-        ({'prompt_length': 0}, 'prompt_length must be positive, got 0'),
-        ({'answer_length': 0}, 'answer_length must be at least 1, got 0'),
+        (0, {}, r'keep must be in \[1, 8192\], got 0'),
+        (8193, {}, r'keep must be in \[1, 8192\], got 8193'),
+        (6144, {'prompt_length': 0}, 'prompt_length must be positive, got 0'),
+        (6144, {'answer_length': 0}, 'answer_length must be at least 1, got 0'),
     ],
 )
-def test_impossible_settings_are_refused(changes, message):
+def test_impossible_settings_are_refused(keep, changes, message):
     cfg = config_lib.from_hf_config(_LLAMA_3_2_3B)
     with pytest.raises(errors.InputError, match=message):
-        _measure(cfg, changes.pop('keep', 6144), **changes)
+        _measure(cfg, keep, **changes)
 
 
 @pytest.mark.parametrize(

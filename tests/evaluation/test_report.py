@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ppjax import errors, flags
-from ppjax.evaluation import efficiency, report
+from ppjax.evaluation import efficiency, plots, report, run_results
 from ppjax.masking import pmask
 from ppjax.models import config as config_lib
 from ppjax.personas import prompts
@@ -169,7 +169,7 @@ def run_dir(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the drawings, which take nearly all of a page's time."""
-    monkeypatch.setattr(report, '_svg', lambda paint, label, height=0: '')
+    monkeypatch.setattr(plots, '_svg', lambda paint, label, height=0: '')
 
 
 class _Page(html_parser.HTMLParser):
@@ -284,8 +284,8 @@ def test_table_numbers_equal_the_inputs(run_dir, undrawn):
     rows = _parse(_written(run_dir)).cells['likelihood'][1:]
     figures = json.loads((run_dir / 'results' / 'efficiency.json').read_text('utf-8'))
     found = {row[0]: row[1:] for row in rows}
-    assert list(found) == list(report.MODELS.values())
-    for name, label in report.MODELS.items():
+    assert list(found) == list(run_results.MODELS.values())
+    for name, label in run_results.MODELS.items():
         nll, perplexity, difference, interval, parameters, size = found[label]
         assert float(nll) == pytest.approx(_NLL[name], abs=5e-5)
         want = math.exp(_NLL[name])
@@ -330,8 +330,8 @@ def test_pages_without_one_input(run_dir, name, undrawn):
 
 
 def test_every_subset_renders(run_dir, monkeypatch, undrawn):
-    monkeypatch.setattr(report, 'bootstrap_interval', lambda *args: (-1.0, 1.0))
-    whole = report.read_run(run_dir)
+    monkeypatch.setattr(run_results, 'bootstrap_interval', lambda *args: (-1.0, 1.0))
+    whole = run_results.read_run(run_dir)
     whole = dataclasses.replace(whole, metrics=whole.metrics[:5])
     whole.likelihood['examples'] = whole.likelihood['examples'][:2]
     fields = {
@@ -435,7 +435,7 @@ def test_damaged_files_are_named_and_left_out(run_dir, name, content, undrawn):
 def test_metrics_may_end_in_a_torn_line(run_dir, undrawn):
     with (run_dir / 'metrics.jsonl').open('ab') as file:
         file.write(b'[1]\n\n{"stage": "train", "step": 61, "lo\xc3')
-    run = report.read_run(run_dir)
+    run = run_results.read_run(run_dir)
     steps, loss = run.series('train', 'loss')
     assert list(steps) == list(range(1, _STEPS + 1))
     assert loss[0] == _metrics()[0]['loss']
@@ -446,7 +446,7 @@ def test_values_that_are_no_numbers_are_not_drawn(run_dir):
     with (run_dir / 'metrics.jsonl').open('a') as file:
         for value in ('NaN', 'Infinity', '"2.5"', 'null', 'true', '1' + '0' * 400):
             file.write(f'{{"stage": "train", "step": 61, "loss": {value}}}\n')
-    steps, _ = report.read_run(run_dir).series('train', 'loss')
+    steps, _ = run_results.read_run(run_dir).series('train', 'loss')
     assert steps[-1] == _STEPS
     _parse(_written(run_dir))
 
@@ -507,11 +507,11 @@ def test_lone_surrogates_and_huge_texts_are_tamed(run_dir, undrawn):
 def test_reference_lines_far_off_do_not_flatten_the_curve(run_dir, undrawn):
     rng = np.random.default_rng(0)
     curves = 2.4 + 0.1 * rng.random(500)
-    low, high = report.readable_limits(curves, [2.45, 2.55, 9.0])
+    low, high = plots.readable_limits(curves, [2.45, 2.55, 9.0])
     assert low < curves.min()
     assert 2.55 < high < 2.7
-    assert report.readable_limits(curves, [])[1] < 2.55
-    single = report.readable_limits(np.array([2.0]), [2.0])
+    assert plots.readable_limits(curves, [])[1] < 2.55
+    single = plots.readable_limits(np.array([2.0]), [2.0])
     assert single[0] < 2.0 < single[1]
     page = _parse(_written(run_dir))
     assert 'Random mask 8.9125, above the plot' in page.text
@@ -541,29 +541,32 @@ def test_bootstrap_interval():
     rng = np.random.default_rng(1)
     tokens = rng.integers(1, 90, 200)
     nats = tokens * rng.normal(-0.05, 0.3, 200)
-    low, high = report.bootstrap_interval(nats, tokens)
+    low, high = run_results.bootstrap_interval(nats, tokens)
     plain = nats.sum() / tokens.sum()
     assert low < plain < high
-    assert (low, high) == report.bootstrap_interval(nats, tokens)
-    assert (low, high) != report.bootstrap_interval(nats, tokens, seed=1)
+    assert (low, high) == run_results.bootstrap_interval(nats, tokens)
+    assert (low, high) != run_results.bootstrap_interval(nats, tokens, seed=1)
     # The linearised standard error of a ratio of sums.
     error = np.std(nats - plain * tokens) / tokens.mean() / math.sqrt(200)
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
 
 
 def test_bootstrap_of_one_example_is_a_point():
-    assert report.bootstrap_interval(np.array([3.0]), np.array([4])) == (0.75, 0.75)
+    assert run_results.bootstrap_interval(np.array([3.0]), np.array([4])) == (
+        0.75,
+        0.75,
+    )
 
 
 @pytest.mark.parametrize('shapes', [((0,), (0,)), ((2,), (3,)), ((2, 2), (2, 2))])
 def test_bootstrap_refuses_other_shapes(shapes):
     with pytest.raises(ValueError, match='n at least 1'):
-        report.bootstrap_interval(np.ones(shapes[0]), np.ones(shapes[1]))
+        run_results.bootstrap_interval(np.ones(shapes[0]), np.ones(shapes[1]))
 
 
 @pytest.mark.parametrize(
     'learned, said',
-    [(-0.3, 'better than'), (0.3, 'less well than'), (0.0, 'about equally')],
+    [(-0.3, 'better than'), (0.3, 'less well than'), (0.0, 'No clear difference')],
 )
 def test_the_verdict_follows_the_interval(run_dir, learned, said, undrawn):
     likelihood = _likelihood()
@@ -572,12 +575,12 @@ def test_the_verdict_follows_the_interval(run_dir, learned, said, undrawn):
         example['learned'] = example['dense'] + shift * example['answer_tokens']
     likelihood['models']['learned']['nll'] = _NLL['dense'] + learned
     _write_json(run_dir / 'results' / 'likelihood.json', likelihood)
-    assert said in report.render(report.read_run(run_dir))
+    assert said in report.render(run_results.read_run(run_dir))
 
 
 def test_without_efficiency_the_exports_figures_are_shown(run_dir):
     (run_dir / 'results' / 'efficiency.json').unlink()
-    rows = report.likelihood_rows(report.read_run(run_dir))
+    rows = run_results.likelihood_rows(run_results.read_run(run_dir))
     assert [row.parameters for row in rows] == [11, 7, 7, 7]
     assert [row.bytes for row in rows] == [None] * 4
 
@@ -585,10 +588,10 @@ def test_without_efficiency_the_exports_figures_are_shown(run_dir):
 def test_kept_share():
     mask = np.array([[1, 1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]], bool)
     want: Callable[..., Any] = np.testing.assert_allclose
-    want(report.kept_share(mask, 7), mask)
-    want(report.kept_share(mask, 100), mask)
-    want(report.kept_share(mask, 2), [[0.75, 0.0], [1.0, 1 / 3]])
-    want(report.kept_share(mask, 1), [[3 / 7], [5 / 7]])
+    want(plots.kept_share(mask, 7), mask)
+    want(plots.kept_share(mask, 100), mask)
+    want(plots.kept_share(mask, 2), [[0.75, 0.0], [1.0, 1 / 3]])
+    want(plots.kept_share(mask, 1), [[3 / 7], [5 / 7]])
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_absent_and_binary_files_are_refused(tmp_path):
         keep_indices.load(tmp_path, 2, 6)
     path = tmp_path / 'keep.json'
     path.write_bytes(b'\xff\xfe\x00')
-    with pytest.raises(errors.InputError, match='keep.json'):
+    with pytest.raises(errors.InputError, match=r'keep\.json'):
         keep_indices.load(path, 2, 6)
 
 

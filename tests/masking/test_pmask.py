@@ -135,14 +135,14 @@ def test_indices_and_keep():
     ],
 )
 def test_masks_that_are_none_cannot_be_made(mask):
-    with pytest.raises(ValueError, match='mask must be|same number'):
+    with pytest.raises(ValueError, match=r'mask must be|same number'):
         _persona_mask(mask)
 
 
 def test_another_base_is_refused(saved):
     persona_mask = pmask.load(saved)
     persona_mask.check_base('ab' * 32, 3, 21)
-    with pytest.raises(errors.InputError, match='some/model.*abababababab.*cdcdcd'):
+    with pytest.raises(errors.InputError, match=r'some/model.*abababababab.*cdcdcd'):
         persona_mask.check_base('cd' * 32, 3, 21)
     for shape in ((4, 21), (3, 22), (21, 3)):
         with pytest.raises(errors.InputError, match=r'3 layers of 21 .*some/model'):

@@ -12,8 +12,8 @@ import transformers
 from ppjax import errors
 from ppjax.models import generation
 
-# One token; both sides of a bucket's end; one that crosses it while answering.
-_LENGTHS = (1, 5, 64, 65, 50)
+# One token, a whole bucket, and some whose answers cross the bucket's end.
+_LENGTHS = (1, 5, 50, 63, 64)
 _NEW = 20
 _draw = jax.jit(generation.draw, static_argnums=2)
 

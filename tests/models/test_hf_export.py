@@ -408,13 +408,14 @@ def test_bad_masks_are_refused(
 
 
 def test_smollm2(
-    smollm2: Any,
+    smollm2_base: base_model.BaseModel,
+    smollm2_tokenizer: transformers.PreTrainedTokenizerBase,
     export: Callable[..., pathlib.Path],
 ) -> None:
-    base = smollm2.base
+    base = smollm2_base
     dtype = hf_export.default_dtype(base.reader)
     assert dtype == 'float32'  # Of a file quantised to 4 bits.
-    target = export(base, _mask(base, 1152), tokenizer=smollm2.tokenizer, dtype=dtype)
+    target = export(base, _mask(base, 1152), tokenizer=smollm2_tokenizer, dtype=dtype)
     model = _load(target)
     assert model.config.tie_word_embeddings
     assert model.config.rope_parameters['rope_theta'] == 100000.0
@@ -425,7 +426,7 @@ def test_smollm2(
         {'role': 'system', 'content': _PERSONA},
         {'role': 'user', 'content': 'Is 1234 a lot of herons, Bram?'},
     ]
-    renderer = chat.ChatRenderer(smollm2.tokenizer, date='2026-01-01')
+    renderer = chat.ChatRenderer(smollm2_tokenizer, date='2026-01-01')
     reloaded = transformers.AutoTokenizer.from_pretrained(target)
     encoded = reloaded.apply_chat_template(messages, add_generation_prompt=True)
     assert encoded['input_ids'] == renderer.prompt(messages)
@@ -517,8 +518,9 @@ def test_odd_texts_stay_where_they_are(
 ) -> None:
     # Line ends other than \n are the same to Markdown, and blanks around are cut.
     text = 'x' + re.sub(r'\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]', '\n', text) + 'x'
+    path = text.replace('\0', '')  # What has been opened as a file.
     facts = dataclasses.replace(
-        _FACTS, base_name=text, system_prompt=text, calibration=text, settings=text
+        _FACTS, base_name=path, system_prompt=text, calibration=text, settings=text
     )
     card = model_card.render(facts)
     file = tmp_path_factory.getbasetemp() / 'odd.md'

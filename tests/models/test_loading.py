@@ -176,7 +176,7 @@ def test_missing_tensor(tmp_path, source):
     config, tensors = source
     left = {name: value for name, value in tensors.items() if name != _UP}
     folder = _write(tmp_path / 'a', config, left)
-    _refused(lambda: _load(folder), str(folder), _UP, '1 of 50')
+    _refused(lambda: _load(folder), str(folder), _UP, '1 of 51')
     reader, _ = _open(folder)
     for action in (reader.shape, reader.dtype, reader.read):
         _refused(lambda action=action: action(_UP), _UP)

@@ -1,0 +1,262 @@
+"""What a run directory holds, read leniently: every part may be missing."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ppjax import errors, flags
+from ppjax.evaluation import efficiency
+from ppjax.masking import pmask
+from ppjax.training import config as config_lib
+
+MODELS = {
+    'dense': 'Dense model',
+    'random': 'Random mask',
+    'one_shot': 'One-shot activation mask',
+    'learned': 'Learned mask',
+}
+
+# Of the bootstrap behind every interval.
+RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run directory holds; None or empty where there is nothing.
+
+    Attributes:
+        path: the run directory.
+        settings: of mask learning.
+        status: status.json.
+        inputs: name -> sha256 of what was read.
+        metrics: the entries of metrics.jsonl.
+        mask: the learned mask.
+        start_mask: the mask of the starting scores.
+        likelihood: results/likelihood.json.
+        efficiency: results/efficiency.json.
+        samples: dense and pruned answers.
+        export: results/export.json.
+        exported: whether there is a pruned checkpoint.
+        problems: files that are there and could not be read, and why.
+    """
+
+    path: pathlib.Path
+    settings: config_lib.TrainConfig | None
+    status: dict[str, Any]
+    inputs: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    mask: pmask.PersonaMask | None
+    start_mask: pmask.PersonaMask | None
+    likelihood: dict[str, Any]
+    efficiency: dict[str, Any]
+    samples: list[dict[str, Any]]
+    export: dict[str, Any]
+    exported: bool
+    problems: list[str]
+
+    def series(self, stage: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of one metric, non-finite values left out."""
+        found = [
+            (entry['step'], entry[name])
+            for entry in self.metrics
+            if entry.get('stage') == stage
+            and efficiency.number(entry.get('step')) is not None
+            and efficiency.number(entry.get(name)) is not None
+        ]
+        steps, values = np.array(found, float).reshape(-1, 2).T
+        return steps, values
+
+    @property
+    def any_mask(self) -> pmask.PersonaMask | None:
+        """The learned mask, or the one it starts from."""
+        return self.mask or self.start_mask
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A JSON object, or {} for whatever else a file held."""
+    return value if isinstance(value, dict) else {}
+
+
+def read_run(run_dir: str | pathlib.Path) -> Run:
+    """Reads whatever of a run is there.
+
+    Raises:
+        InputError: if the folder does not exist.
+    """
+    path = pathlib.Path(run_dir)
+    if not path.is_dir():
+        raise errors.InputError(f'Run directory {str(path)!r} does not exist.')
+    problems: list[str] = []
+
+    def attempt(name: str, read: Callable[[pathlib.Path], Any], absent: Any) -> Any:
+        if not (path / name).exists():
+            return absent
+        try:
+            value = read(path / name)
+        except (errors.InputError, OSError, ValueError, RecursionError) as error:
+            problems.append(f'{name}: {error}')
+            return absent
+        if absent is not None and not isinstance(value, type(absent)):
+            problems.append(f'{name} holds a {type(value).__name__}.')
+            return absent
+        return value
+
+    def read_json(file: pathlib.Path) -> Any:
+        return json.loads(file.read_text('utf-8'))
+
+    def read_samples(file: pathlib.Path) -> Any:
+        value = read_json(file)
+        listed = value.get('samples', []) if isinstance(value, dict) else value
+        if not isinstance(listed, list):
+            return listed
+        return [sample for sample in listed if isinstance(sample, dict)]
+
+    def read_settings(file: pathlib.Path) -> config_lib.TrainConfig:
+        return flags.from_flagfile(config_lib.TrainConfig, file)
+
+    return Run(
+        path=path,
+        settings=attempt('config.flags', read_settings, None),
+        status=attempt('status.json', read_json, {}),
+        inputs=attempt('inputs.json', read_json, {}),
+        metrics=attempt('metrics.jsonl', _read_metrics, []),
+        mask=attempt('mask.pmask', pmask.load, None),
+        start_mask=attempt('results/start_mask.pmask', pmask.load, None),
+        likelihood=attempt('results/likelihood.json', read_json, {}),
+        efficiency=attempt('results/efficiency.json', read_json, {}),
+        samples=attempt('results/samples.json', read_samples, []),
+        export=attempt('results/export.json', read_json, {}),
+        exported=(path / 'hf' / 'config.json').is_file(),
+        problems=problems,
+    )
+
+
+def _read_metrics(file: pathlib.Path) -> list[dict[str, Any]]:
+    entries = []
+    for line in file.read_text('utf-8', errors='replace').splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):  # The torn last line of a live run.
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodRow:
+    """One model's line of the held-out table.
+
+    Attributes:
+        name: a key of `MODELS`.
+        nll: nats per answer token.
+        difference: of `nll` to the dense model's.
+        interval: 95 % bootstrap interval of the difference; None for the dense
+            model, or without the examples' figures.
+        parameters: every parameter once.
+        bytes: of these, at the run's dtype.
+    """
+
+    name: str
+    nll: float
+    difference: float | None
+    interval: tuple[float, float] | None
+    parameters: float | None
+    bytes: float | None
+
+    @property
+    def label(self) -> str:
+        return MODELS[self.name]
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll); infinite where that overflows."""
+        return math.exp(self.nll) if self.nll < 700 else math.inf
+
+
+def bootstrap_interval(
+    differences: np.ndarray,
+    tokens: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile interval of sum(differences) / sum(tokens) over examples.
+
+    Examples, not tokens, are drawn: the tokens of one answer are not independent.
+
+    Args:
+        differences: [n] nats of each example's answer, of one model less another.
+        tokens: [n] answer tokens.
+        resamples: draws of n examples with replacement.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if there are no examples, or the shapes differ.
+    """
+    if differences.shape != tokens.shape or differences.ndim != 1 or not len(tokens):
+        raise ValueError(
+            'differences and tokens must be [n] with n at least 1, got '
+            f'{differences.shape} and {tokens.shape}.'
+        )
+    rng = np.random.default_rng(seed)
+    count = len(tokens)
+    means = []
+    for _ in range(resamples):
+        drawn = rng.integers(count, size=count)
+        means.append(differences[drawn].sum() / tokens[drawn].sum())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def likelihood_rows(run: Run) -> list[LikelihoodRow]:
+    """The held-out table in the order of `MODELS`; empty before it is measured."""
+    models = mapping(run.likelihood.get('models'))
+    nll = {
+        name: efficiency.number(mapping(models.get(name)).get('nll')) for name in MODELS
+    }
+    rows = []
+    for name, value in nll.items():
+        if value is None:
+            continue
+        dense = nll['dense']
+        side = 'dense' if name == 'dense' else 'pruned'
+        figures = mapping(run.efficiency.get(side)) or {
+            key: mapping(run.export.get(key)).get(side)
+            for key in ('parameters', 'bytes')
+        }
+        rows.append(
+            LikelihoodRow(
+                name=name,
+                nll=value,
+                difference=None if dense is None else value - dense,
+                interval=_interval(run.likelihood, name),
+                parameters=efficiency.number(figures.get('parameters')),
+                bytes=efficiency.number(figures.get('bytes')),
+            )
+        )
+    return rows
+
+
+def _interval(likelihood: dict[str, Any], name: str) -> tuple[float, float] | None:
+    if name == 'dense':
+        return None
+    listed = likelihood.get('examples')
+    triples = [
+        tuple(
+            efficiency.number(example.get(key))
+            for key in ('dense', name, 'answer_tokens')
+        )
+        for example in (listed if isinstance(listed, list) else [])
+        if isinstance(example, dict)
+    ]
+    whole = [triple for triple in triples if None not in triple and triple[2]]
+    if not whole:
+        return None
+    dense, other, tokens = np.array(whole, float).T
+    return bootstrap_interval(other - dense, tokens)
