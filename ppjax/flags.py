@@ -89,15 +89,18 @@ def parse(settings: type[Settings], argv: Sequence[str]) -> Settings:
     """Reads flags without touching the process's own.
 
     Raises:
-        InputError: for an unknown flag or a bad value.
+        InputError: for an unknown flag, a bad value, or what is no flag.
     """
     own = flags.FlagValues()
     define(settings, own)
     flags.DEFINE_string('flagfile', '', '', flag_values=own)
     try:
-        own(['ppjax', *argv])
-    except flags.Error as error:
+        _, *rest = own(['ppjax', *argv])
+    # A flagfile may hold bytes that are no text.
+    except (flags.Error, UnicodeDecodeError) as error:
         raise errors.InputError(str(error)) from None
+    if rest:
+        raise errors.InputError(f'{rest[0]!r} is no flag; wanted --name=value.')
     return _settings_of(settings, own)
 
 

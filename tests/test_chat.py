@@ -196,8 +196,6 @@ def test_on_a_terminal_ctrl_c_interrupts_and_ctrl_d_leaves(model_dir):
         assert os.read(process.stdout.fileno(), 1)
         process.send_signal(signal.SIGINT)
         _read_until(process.stderr, b'(interrupted)\n> ')
-        process.send_signal(signal.SIGINT)
-        _read_until(process.stderr, b'leaves.)\n> ')
         os.write(terminal, b'\x04')
         out, err = process.communicate()
     finally:
@@ -306,11 +304,13 @@ def test_sampling_flags_reach_the_sampler(model_dir, loaded, capsys, monkeypatch
 def test_on_a_terminal_errors_and_typos_do_not_end_it(
     model_dir, loaded, capsys, monkeypatch
 ):
-    lines = iter(['<|im_end|>', '/exti', '  ', '/help', 'Ahoy?', EOFError()])
+    lines = iter(
+        ['<|im_end|>', '/exti', '  ', KeyboardInterrupt(), '/help', 'Ahoy?', EOFError()]
+    )
 
     def read():
         line = next(lines)
-        if isinstance(line, Exception):
+        if isinstance(line, BaseException):
             raise line
         return line
 
@@ -321,6 +321,7 @@ def test_on_a_terminal_errors_and_typos_do_not_end_it(
     assert out == _expected(loaded, 'Be brief.', ['Ahoy?'], 7) + '\n'
     assert "ERROR: The conversation: the user turn contains '<|im_end|>'" in err
     assert '(/exti is no command; /help lists them.)' in err
+    assert '(/exit or Ctrl-D leaves.)' in err
 
 
 @pytest.mark.parametrize(
@@ -418,22 +419,21 @@ def _conversation(loaded, notices=None, max_position=4096, new=5, system='Be bri
 
 def test_oldest_turns_are_forgotten_when_the_positions_run_out(loaded):
     notices: list[str] = []
-    conversation = _conversation(loaded, notices, max_position=96)
+    conversation = _conversation(loaded, notices, max_position=144, new=20)
     questions = [f'Question number {i}?' for i in range(8)]
     for question in questions:
-        conversation.ask(question, lambda piece: None)
-    assert notices and 'forgotten' in notices[0] and '96 positions' in notices[0]
+        answer = conversation.ask(question, lambda piece: None)
+        # By the flag: there was room for a whole one every time.
+        assert answer.cut == '--max_new_tokens=20'
+    assert notices and 'forgotten' in notices[0] and '144 positions' in notices[0]
     system, *turns = conversation.messages
     assert system == {'role': 'system', 'content': 'Be brief.'}
     assert [turn['role'] for turn in turns] == ['user', 'assistant'] * (len(turns) // 2)
     kept = [turn['content'] for turn in turns[::2]]
     assert 1 < len(kept) < 8
     assert kept == questions[-len(kept) :]
-    # The latest answer was given with room to spare, and none was cut there.
-    prompt = loaded.tokenizer.apply_chat_template(
-        conversation.messages[:-1], add_generation_prompt=True
-    )['input_ids']
-    assert 96 - 40 < len(prompt) <= 96 - 5
+    # No more than had to be: a turn takes about 36 tokens.
+    assert 144 - 20 - 40 < answer.prompt_tokens <= 144 - 20
 
 
 def test_a_question_that_cannot_fit_is_refused_and_not_remembered(loaded):

@@ -46,7 +46,7 @@ def _closed_form(tiny, hf_answer_nll, examples, mask: np.ndarray) -> tuple:
     return loss.item(), torch.stack(gradient).numpy()
 
 
-@pytest.mark.parametrize('name', ['llama', 'llama-biased', 'qwen2', 'qwen3-tied'])
+@pytest.mark.parametrize('name', ['llama', 'llama-biased', 'qwen3-tied'])
 def test_score_gradient_is_the_closed_form(
     tiny_models, make_examples, hf_answer_nll, name
 ):
@@ -59,9 +59,10 @@ def test_score_gradient_is_the_closed_form(
     scores = jax.random.normal(jax.random.key(4), (3, 52))
 
     @jax.jit
-    def loss(z):
+    @jax.value_and_grad
+    def loss(z, decoder):
         nll = loss_lib.answer_nll(
-            tiny.decoder,
+            decoder,
             topk.topk_mask(z, _KEEP),
             rows,
             prefix=len(prefix),
@@ -70,7 +71,7 @@ def test_score_gradient_is_the_closed_form(
         )
         return jnp.sum(nll * rows.weights) / jnp.sum(rows.weights)
 
-    value, gradient = jax.value_and_grad(loss)(scores)
+    value, gradient = loss(scores, tiny.decoder)
     mask = np.asarray(topk.topk_mask(scores, _KEEP))
     want_value, want = _closed_form(tiny, hf_answer_nll, examples, mask)
 
