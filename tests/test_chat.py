@@ -174,11 +174,17 @@ def _read_until(stream, wanted):
 
 def test_on_a_terminal_ctrl_c_interrupts_and_ctrl_d_leaves(model_dir):
     terminal, child_end = pty.openpty()
+    # What a shell starts in the background ignores Ctrl-C, and so would the test.
+    program = (
+        'import runpy, signal\n'
+        'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+        "runpy.run_module('ppjax.chat', run_name='__main__', alter_sys=True)\n"
+    )
     process = subprocess.Popen(
         [
             sys.executable,
-            '-m',
-            'ppjax.chat',
+            '-c',
+            program,
             f'--model={model_dir}',
             '--max_new_tokens=3900',
         ],

@@ -172,7 +172,7 @@ def test_overwrite_starts_afresh(chatty_model, calibration_files, tmp_path):
     _learn(cfg)
     assert [e['step'] for e in _metrics(run)] == [1]
     # Else whoever repeats the recorded command would discard the run.
-    assert 'overwrite' not in (run / 'config.flags').read_text()
+    assert 'overwrite\n' not in (run / 'config.flags').read_text()
 
 
 def test_overwrite_spares_a_folder_that_is_no_run(
