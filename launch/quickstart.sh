@@ -12,6 +12,8 @@ python=${VENV:-.venv}/bin/python
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 # Everything needed is on this machine.
 export HF_HUB_OFFLINE=1
+# transformers would remark that PyTorch is not installed; nothing here needs it.
+export TRANSFORMERS_NO_ADVISORY_WARNINGS=1
 
 "$python" -m ppjax.train --flagfile=configs/quickstart.flags --output_dir="$run"
 "$python" -m ppjax.export --output_dir="$run" --verify

@@ -95,8 +95,10 @@ def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
         'tool_version': ppjax.__version__,
         'system_prompt': persona_mask.system_prompt,
     }
+    content = safetensors_numpy.save({'mask': packed}, metadata=metadata)
     with atomic.file(path) as temporary:
-        safetensors_numpy.save_file({'mask': packed}, temporary, metadata=metadata)
+        # Not save_file, which makes files that only their owner may read.
+        temporary.write_bytes(content)
 
 
 def load(path: str | pathlib.Path) -> PersonaMask:

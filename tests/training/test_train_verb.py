@@ -107,18 +107,17 @@ def test_full_disk_is_one_line(chatty_model, calibration_files, tmp_path, monkey
         '--steps=2',
         '--batch_size=4',
     )
-    # A library that is loaded first makes writes of the mask fail as a full disk does.
+    # A module that is loaded first makes writing the mask fail as a full disk does.
     hook = tmp_path / 'site' / 'sitecustomize.py'
     hook.parent.mkdir()
     hook.write_text(
-        'import errno, os\n'
-        'from safetensors import numpy as n\n'
-        'save = n.save_file\n'
-        'def full(tensors, path, **more):\n'
-        '    if os.path.basename(path).startswith(".mask.pmask"):\n'
+        'import errno, os, pathlib\n'
+        'write = pathlib.Path.write_bytes\n'
+        'def full(path, content):\n'
+        '    if path.name.startswith(".mask.pmask"):\n'
         '        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n'
-        '    save(tensors, path, **more)\n'
-        'n.save_file = full\n'
+        '    return write(path, content)\n'
+        'pathlib.Path.write_bytes = full\n'
     )
     monkeypatch.setenv('PYTHONPATH', str(hook.parent))
     result = _train(*command)
