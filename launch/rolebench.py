@@ -28,7 +28,7 @@ _ROLEBENCH = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string('output_dir', 'runs/rolebench', 'Where runs go.')
 _SPARSITIES = flags.DEFINE_list('sparsities', ['0.25', '0.5'], 'Sparsities to learn.')
-_STEPS = flags.DEFINE_list('steps', ['32', '64'], 'Steps for each of --sparsities.')
+_STEPS = flags.DEFINE_list('steps', ['90', '90'], 'Steps for each of --sparsities.')
 _ROLES = flags.DEFINE_list('roles', [], 'Roles to learn; all by default.')
 
 

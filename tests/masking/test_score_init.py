@@ -85,8 +85,13 @@ def test_padding_weights_nothing():
     got = tap(jnp.zeros((2, 3, 4)), hidden)
     want = hidden[0, 0] ** 2 + hidden[0, 1] ** 2 + hidden[1, 0] ** 2
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    # Squares of bfloat16 values are summed in float32.
-    assert tap(jnp.zeros(()), hidden.astype(jnp.bfloat16)).dtype == jnp.float32
+    # Squares of bfloat16 values are rounded nowhere.
+    half = hidden.astype(jnp.bfloat16)
+    got = tap(jnp.zeros(()), half)
+    assert got.dtype == jnp.float32
+    exact = np.asarray(half, np.float64) ** 2
+    want = exact[0, 0] + exact[0, 1] + exact[1, 0]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_random_scores_are_drawn_from_the_key():
