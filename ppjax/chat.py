@@ -16,12 +16,11 @@ import time
 
 import transformers
 
-from ppjax import compile_cache, errors, flags
+from ppjax import compile_cache, errors, flags, settings
 from ppjax.data import chat as chat_lib
 from ppjax.masking import apply
 from ppjax.models import generation
 from ppjax.personas import prompts
-from ppjax.training import config as train_config
 
 _HELP = """\
 /reset  forget the conversation
@@ -70,7 +69,7 @@ class ChatConfig:
     dtype: str = flags.setting(
         'float32',
         'Precision of weights and activations; bfloat16 suits accelerators.',
-        choices=train_config.DTYPES,
+        choices=settings.DTYPES,
     )
     date: str = flags.setting(
         '2026-01-01', 'The date that chat templates which print one are told.'

@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax import atomic, compile_cache, demo, errors, flags
+from ppjax import (
+    atomic,
+    compile_cache,
+    demo,
+    errors,
+    flags,
+    progress,
+    run_directory,
+    versions,
+)
 from ppjax.data import chat
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import base_model, hf_export, model_card, safetensors_reader
 from ppjax.models import verify as verify_lib
 from ppjax.training import config as train_config
-from ppjax.training import loop, metrics
 
 _DEFAULT_DATE = '2026-01-01'
 _QUESTIONS = (
@@ -131,8 +139,13 @@ class _Source:
         }
 
 
-def main(cfg: ExportConfig) -> int:
-    """Exports, verifies if asked to, and says what came out."""
+def main(cfg: ExportConfig, *, again: bool = True) -> int:
+    """Exports, verifies if asked to, and says what came out.
+
+    Args:
+        cfg: the settings.
+        again: whether an export that stands, and was verified, is verified again.
+    """
     compile_cache.enable()
     source = _from_run(cfg) if cfg.from_run else _from_files(cfg)
     dtype = cfg.export_dtype or hf_export.default_dtype(source.base.reader)
@@ -152,10 +165,12 @@ def main(cfg: ExportConfig) -> int:
             tokens = _verification_tokens(tokenizer, source)
             verified = _verify(cfg, source, folder, dtype, tokens)
 
-    if stands:
+    if stands and (again or not verified):
         check(target)
+    elif stands:
+        progress.say(f'{target} is there already, and verified.')
     else:
-        metrics.say(f'Writing {target} ...')
+        progress.say(f'Writing {target} ...')
         hf_export.export_pruned(
             source.base,
             source.mask,
@@ -174,7 +189,7 @@ def main(cfg: ExportConfig) -> int:
             record_file,
             {
                 'settings': dataclasses.asdict(cfg),
-                'versions': loop.versions(),
+                'versions': versions.versions(),
                 'identity': source.identity(dtype),
                 'keep': facts.keep,
                 'd_ff': facts.d_ff,
@@ -224,7 +239,7 @@ def _verify(
 ) -> dict[str, Any]:
     """What `results/export.json` says of it; differences beyond tolerance raise."""
     prompts, length = tokens.shape
-    metrics.say(f'Verifying on {prompts} prompts of {length} tokens ...')
+    progress.say(f'Verifying on {prompts} prompts of {length} tokens ...')
     result = verify_lib.verify(
         source.base, source.mask, folder, dtype=dtype, tokens=tokens
     )
@@ -251,8 +266,9 @@ def _from_run(cfg: ExportConfig) -> _Source:
             'or its mask is not learned yet.'
         )
     trained = None
-    if cfg.base_model is None or (run / 'config.flags').is_file():
-        trained = flags.from_flagfile(train_config.TrainConfig, run / 'config.flags')
+    recorded = run_directory.settings_file(run, 'train')
+    if cfg.base_model is None or recorded.is_file():
+        trained = flags.from_flagfile(train_config.TrainConfig, recorded)
     name = cfg.base_model or (trained.base_model if trained else '')
     source = _with_mask(base_model.open_base_model(name), mask_file)
     return dataclasses.replace(

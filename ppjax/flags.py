@@ -118,10 +118,21 @@ def from_flagfile(settings: type[Settings], path: str | pathlib.Path) -> Setting
         raise errors.InputError(f'{path}: {error}') from None
 
 
-def run(settings: type[Settings], verb: Callable[[Settings], int | None]) -> None:
+def run(
+    settings: type[Settings],
+    verb: Callable[..., int | None],
+    *,
+    what: Sequence[str] = (),
+) -> None:
     """The whole of a verb's `__main__`: parse, check, do, exit.
 
     Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage.
+
+    Args:
+        settings: the dataclass of the verb's flags.
+        verb: called with the settings, and with the word after the verb if there is
+            a choice of them.
+        what: those words, one of which must then be given.
     """
     define(settings)
 
@@ -141,8 +152,13 @@ def run(settings: type[Settings], verb: Callable[[Settings], int | None]) -> Non
             sys.exit(wrong_usage(error))
 
     def main(argv: Sequence[str]) -> int:
-        if len(argv) > 1:
-            return wrong_usage(f'Unexpected arguments: {" ".join(argv[1:])}.')
+        words = argv[1:]
+        if what and (len(words) != 1 or words[0] not in what):
+            return wrong_usage(
+                f'Say which: {" or ".join(what)}; got {" ".join(words) or "nothing"}.'
+            )
+        if words and not what:
+            return wrong_usage(f'Unexpected arguments: {" ".join(words)}.')
         try:
             parsed = _settings_of(settings, flags.FLAGS)
         except errors.InputError as error:
@@ -150,7 +166,7 @@ def run(settings: type[Settings], verb: Callable[[Settings], int | None]) -> Non
         # Libraries narrate through absl; what people should read we print.
         logging.set_verbosity(logging.WARNING)
         try:
-            return verb(parsed) or 0
+            return verb(parsed, *words) or 0
         except errors.InputError as error:
             print(f'ERROR: {error}', file=sys.stderr)
             return 1

@@ -18,13 +18,21 @@ import sys
 import textwrap
 from typing import Any
 
-from ppjax import atomic, compile_cache, demo, errors, flags
+from ppjax import (
+    atomic,
+    compile_cache,
+    demo,
+    errors,
+    flags,
+    progress,
+    run_directory,
+    versions,
+)
 from ppjax.data import calibration, chat
 from ppjax.evaluation import efficiency, report, run_results
 from ppjax.masking import apply, topk
 from ppjax.models import base_model, generation
 from ppjax.training import config as train_config
-from ppjax.training import loop, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +76,9 @@ def main(cfg: ReportConfig) -> int:
             f'--output_dir={cfg.output_dir} is no run directory: it has no '
             'config.flags, which python -m ppjax.train writes.'
         )
-    trained = flags.from_flagfile(train_config.TrainConfig, run_dir / 'config.flags')
+    trained = flags.from_flagfile(
+        train_config.TrainConfig, run_directory.settings_file(run_dir, 'train')
+    )
     _write_efficiency(cfg, run_dir, trained)
     _write_samples(cfg, run_dir, trained)
     page = report.write_report(run_dir)
@@ -114,7 +124,7 @@ def _write_efficiency(
         | {
             'convention': efficiency.CONVENTION,
             'settings': settings,
-            'versions': loop.versions(),
+            'versions': versions.versions(),
         },
     )
 
@@ -132,10 +142,10 @@ def _write_samples(
         return
     mask = run_dir / 'mask.pmask'
     if not mask.is_file():
-        metrics.say('The mask is not learned yet: no answers to compare.')
+        progress.say('The mask is not learned yet: no answers to compare.')
         return
     if not trained.heldout:
-        metrics.say('The run has no --heldout queries: no answers to compare.')
+        progress.say('The run has no --heldout queries: no answers to compare.')
         return
     path = run_dir / 'results' / 'samples.json'
     rows = demo.read_rows(trained.heldout, split='test')
@@ -155,7 +165,7 @@ def _write_samples(
     samples = _answer(cfg, trained, mask, rows)
     atomic.write_json(
         path,
-        {'samples': samples, 'settings': settings, 'versions': loop.versions()},
+        {'samples': samples, 'settings': settings, 'versions': versions.versions()},
     )
 
 
@@ -166,7 +176,7 @@ def _answer(
     rows: Sequence[calibration.Row],
 ) -> list[dict[str, str]]:
     """Greedy answers of the dense and the pruned model to some of the rows."""
-    metrics.say(f'Loading {trained.base_model} ...')
+    progress.say(f'Loading {trained.base_model} ...')
     loaded = apply.load_masked(
         base_model=trained.base_model, mask_path=str(mask), dtype=trained.dtype
     )
@@ -175,7 +185,7 @@ def _answer(
     # As in mask learning, where longer examples are dropped.
     fitting = [i for i, p in enumerate(prompts) if len(p) <= trained.max_length]
     chosen = [fitting[i] for i in spread(len(fitting), cfg.samples)]
-    metrics.say(
+    progress.say(
         f'Answering {len(chosen)} held-out queries with the dense and the pruned '
         'model ...'
     )

@@ -1,8 +1,8 @@
 """`python -m ppjax.train`: learn a persona mask."""
 
-from ppjax import compile_cache, demo, flags
+from ppjax import compile_cache, demo, flags, progress
 from ppjax.evaluation import report
-from ppjax.training import config, loop, metrics
+from ppjax.training import config, loop
 
 
 def main(cfg: config.TrainConfig) -> int:
@@ -12,8 +12,8 @@ def main(cfg: config.TrainConfig) -> int:
     heldout_rows = demo.read_rows(cfg.heldout, split='test') if cfg.heldout else []
     mask = loop.learn_mask(cfg, train_rows, heldout_rows)
     if mask is not None:
-        metrics.say(f'Persona mask: {mask}')
-        metrics.say(f'Report: {report.write_report(cfg.output_dir)}')
+        progress.say(f'Persona mask: {mask}')
+        progress.say(f'Report: {report.write_report(cfg.output_dir)}')
     return 0
 
 

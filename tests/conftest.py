@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import torch
 import transformers
 
+from ppjax import demo
 from ppjax.data import chat
 from ppjax.models import attention, base_model, loading
 from ppjax.models import config as config_lib
@@ -250,6 +252,19 @@ def smollm2(
 
 
 @pytest.fixture(scope='session')
+def smollm2_hf(
+    smollm2_base: base_model.BaseModel,
+) -> transformers.PreTrainedModel:
+    """The real model in transformers, float32, from the same tensors."""
+    reader = smollm2_base.reader
+    state = {name: torch.tensor(reader.read(name)) for name in reader.names()}
+    state.setdefault('lm_head.weight', state['model.embed_tokens.weight'])
+    hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(**reader.hf_config))
+    hf.load_state_dict(state, strict=True)
+    return hf.eval()
+
+
+@pytest.fixture(scope='session')
 def make_examples() -> Callable[..., list[chat.Example]]:
     """Random examples with one prefix, as a chat template would give."""
 
@@ -297,3 +312,53 @@ def hf_answer_nll() -> Callable[..., torch.Tensor]:
         return losses[labels[:, 1:].flatten() != -100]
 
     return nll
+
+
+@pytest.fixture(scope='session')
+def chatty_model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A two-layer Llama with SmolLM2's tokenizer and chat template."""
+    path = tmp_path_factory.mktemp('chatty')
+    tokenizer = base_model.open_base_model(base_model.SMOLLM2).tokenizer()
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            rms_norm_eps=1e-3,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    for parameter in model.parameters():
+        # Large, so that FFN channels matter next to the embedding.
+        parameter.data.normal_(0, 0.6)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def calibration_files(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """(calibration, held-out) JSONL files of a few demo rows."""
+    folder = tmp_path_factory.mktemp('calibration')
+    paths = []
+    for split, count in (('train', 20), ('test', 6)):
+        rows = demo.rows('ferryman', split)[:count]
+        path = folder / f'{split}.jsonl'
+        path.write_text(
+            ''.join(
+                json.dumps({'messages': list(row.messages), 'query_id': row.query_id})
+                + '\n'
+                for row in rows
+            )
+        )
+        paths.append(path)
+    return paths[0], paths[1]

@@ -1,26 +1,46 @@
 """Every shipped flagfile resolves to what is stored beside this test."""
 
 import pathlib
+from typing import Any
 
 import pytest
 
-from ppjax import flags
+from ppjax import flags, run
 from ppjax.masking import topk
+from ppjax.synthesis import config as synthesis_config
 from ppjax.training import config
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _STORED = pathlib.Path(__file__).parent / 'configs'
 _FILES = sorted((_ROOT / 'configs').glob('*.flags'))
-_FILL = ('--calibration=CALIBRATION', '--output_dir=RUN')
+# What each kind of run cannot do without, where the file leaves it to the user.
+_FILL = {
+    config.TrainConfig: ('base_model', 'calibration', 'output_dir'),
+    synthesis_config.SynthesizeConfig: (
+        'base_model',
+        'persona',
+        'instructions',
+        'output_dir',
+    ),
+    run.RunConfig: ('output_dir',),
+}
+_KINDS = {
+    'quickstart': run.RunConfig,
+    'authors-scorer': synthesis_config.SynthesizeConfig,
+}
 
 
-def _resolve(path: pathlib.Path) -> config.TrainConfig:
-    fill = list(_FILL)
-    if path.name == 'paper.flags':
-        fill.append('--base_model=MODEL')
+def _resolve(path: pathlib.Path) -> Any:
+    kind = _KINDS.get(path.stem, config.TrainConfig)
     given = path.read_text()
-    fill = [flag for flag in fill if flag.split('=')[0] + '=' not in given]
-    return flags.parse(config.TrainConfig, [f'--flagfile={path}', *fill])
+    # Only paper.flags leaves the model open.
+    fill = [
+        f'--{name}={name.upper()}'
+        for name in _FILL[kind]
+        if f'--{name}=' not in given
+        and not (name == 'base_model' and 'paper.flags' in given)
+    ]
+    return flags.parse(kind, [f'--flagfile={path}', *fill])
 
 
 @pytest.mark.parametrize('path', _FILES, ids=lambda path: path.stem)

@@ -17,15 +17,58 @@ def test_there_are_three_personas():
 
 
 def test_tables_agree():
-    queries = [row['query_id'] for row in demo._table('instructions.jsonl')]
-    rewrites = [row['query_id'] for row in demo._table('rewrites.jsonl')]
+    instructions = demo._table('instructions.jsonl')
+    queries = [row['query_id'] for row in instructions]
     assert len(set(queries)) == len(queries)
-    assert sorted(queries) == sorted(rewrites)
-    assert {row['persona'] for row in demo._table('rewrites.jsonl')} == set(_PERSONAS)
-    assert {row['split'] for row in demo._table('instructions.jsonl')} == {
-        'train',
-        'test',
+    rewrites = [
+        (row['query_id'], row['persona']) for row in demo._table('rewrites.jsonl')
+    ]
+    assert len(set(rewrites)) == len(rewrites)
+    # Each query is rewritten by the character it belongs to, and by the ferryman.
+    assert set(rewrites) == {
+        (row['query_id'], name)
+        for row in instructions
+        for name in (row['persona'], 'ferryman')
     }
+    assert {row['persona'] for row in instructions} == set(_PERSONAS)
+    assert {row['split'] for row in instructions} == {'train', 'test'}
+
+
+def test_instructions_are_the_table_in_order():
+    assert demo.instructions() == [
+        (row['query_id'], row['instruction'], row['output'])
+        for row in demo._table('instructions.jsonl')
+    ]
+
+
+def test_the_ferryman_has_a_rewrite_for_every_instruction():
+    rewrites = demo.rewrites('ferryman')
+    assert sorted(rewrites) == sorted(i for i, _, _ in demo.instructions())
+    texts = [text.casefold().strip() for text in rewrites.values()]
+    assert all(texts)
+    assert len(set(texts)) == len(texts)
+    for query_id, _, answer in demo.instructions():
+        assert rewrites[query_id] != answer
+
+
+@pytest.mark.parametrize('name', _PERSONAS)
+def test_rows_hold_the_rewrites_of_their_own_split_only(name):
+    own = {
+        row['query_id']
+        for row in demo._table('instructions.jsonl')
+        if row['persona'] == name
+    }
+    rows = demo.rows(name, 'train') + demo.rows(name, 'test')
+    assert {row.query_id for row in rows} == own
+    rewrites = demo.rewrites(name)
+    assert all(row.answer == rewrites[row.query_id] for row in rows)
+    if name != 'ferryman':
+        assert rewrites.keys() == own
+
+
+def test_the_ferrymans_further_rewrites_add_no_rows():
+    assert len(demo.rows('ferryman', 'train')) == 96
+    assert len(demo.rows('ferryman', 'test')) == 24
 
 
 def test_counts():
@@ -89,3 +132,5 @@ def test_unknown_persona_lists_the_known():
         demo.read_rows('demo:pirate', split='train')
     for name in (*_PERSONAS, 'pirate'):
         assert name in str(caught.value)
+    with pytest.raises(errors.InputError, match='pirate'):
+        demo.rewrites('pirate')

@@ -6,7 +6,7 @@ import json
 import pathlib
 from typing import Any
 
-from ppjax import errors
+from ppjax import errors, json_lines
 
 _ROLES = ('system', 'user', 'assistant')
 
@@ -91,31 +91,10 @@ def read_rows(path: str | pathlib.Path) -> list[Row]:
     Raises:
         InputError: naming file and line of the first bad row, or an empty file.
     """
-    path = pathlib.Path(path)
-    rows: list[Row] = []
-    try:
-        with path.open('rb') as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f'{path}:{number}'
-                try:
-                    value = json.loads(line.decode('utf-8'))
-                except UnicodeDecodeError as error:
-                    raise errors.InputError(
-                        f'{where}: not UTF-8 text ({error}).'
-                    ) from None
-                except ValueError as error:  # Numbers can also be too long.
-                    raise errors.InputError(
-                        f'{where}: invalid JSON ({error}).'
-                    ) from None
-                except RecursionError:
-                    raise errors.InputError(f'{where}: JSON nested too deep.') from None
-                rows.append(parse_row(value, where, default_id=str(number)))
-    except FileNotFoundError:
-        raise errors.InputError(f'Calibration file {path} does not exist.') from None
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
+    rows = [
+        parse_row(value, where, default_id=where.rpartition(':')[2])
+        for where, value in json_lines.read(path, 'Calibration file')
+    ]
     if not rows:
         raise errors.InputError(f'{path} holds no rows.')
     return rows

@@ -2,7 +2,8 @@
 
 `personas.jsonl` holds three characters, `instructions.jsonl` general queries with
 plain answers, and `rewrites.jsonl` the same answers in a character's voice. Each
-query is rewritten for one of the characters and belongs to its train or test split.
+query names the one character whose train or test split it belongs to, and that
+character rewrites it. The ferryman rewrites the other characters' queries as well.
 """
 
 import functools
@@ -28,12 +29,21 @@ def personas() -> dict[str, str]:
     return {row['name']: row['persona'] for row in _table('personas.jsonl')}
 
 
-def rows(name: str, split: str) -> list[calibration.Row]:
-    """The calibration rows of one character.
+def instructions() -> list[tuple[str, str, str]]:
+    """(query id, query, plain answer) of every query."""
+    return [
+        (row['query_id'], row['instruction'], row['output'])
+        for row in _table('instructions.jsonl')
+    ]
+
+
+def rewrites(name: str) -> dict[str, str]:
+    """Query id -> answer in one character's voice, from all splits.
+
+    The ferryman has one for every query, the others for the queries of their split.
 
     Args:
         name: of the character.
-        split: 'train' or 'test'.
 
     Raises:
         InputError: if there is no such character.
@@ -42,11 +52,24 @@ def rows(name: str, split: str) -> list[calibration.Row]:
         raise errors.InputError(
             f'There is no demo persona {name!r}; there are {", ".join(personas())}.'
         )
-    rewrites = {
+    return {
         row['query_id']: row['rewrite']
         for row in _table('rewrites.jsonl')
         if row['persona'] == name
     }
+
+
+def rows(name: str, split: str) -> list[calibration.Row]:
+    """The calibration rows of one character: the queries of their split, no others.
+
+    Args:
+        name: of the character.
+        split: 'train' or 'test'.
+
+    Raises:
+        InputError: if there is no such character.
+    """
+    answers = rewrites(name)
     system = prompts.persona_prompt(personas()[name])
     return [
         calibration.parse_row(
@@ -54,7 +77,7 @@ def rows(name: str, split: str) -> list[calibration.Row]:
                 'messages': [
                     {'role': 'system', 'content': system},
                     {'role': 'user', 'content': row['instruction']},
-                    {'role': 'assistant', 'content': rewrites[row['query_id']]},
+                    {'role': 'assistant', 'content': answers[row['query_id']]},
                 ],
                 'query_id': row['query_id'],
             },
@@ -62,7 +85,7 @@ def rows(name: str, split: str) -> list[calibration.Row]:
             default_id=row['query_id'],
         )
         for row in _table('instructions.jsonl')
-        if row['split'] == split and row['query_id'] in rewrites
+        if row['split'] == split and row['persona'] == name
     ]
 
 

@@ -313,6 +313,46 @@ def mask_plots(run: run_results.Run) -> list[dict[str, Any]]:
     return plots
 
 
+def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """How sensitive all queries are, and which of them were kept."""
+    histogram = run_results.mapping(figures.get('histogram'))
+    try:
+        counts = np.asarray(histogram.get('counts'), float)
+        edges = np.asarray(histogram.get('edges'), float)
+    except (TypeError, ValueError):
+        return None
+    threshold = efficiency.number(figures.get('threshold'))
+    whole = counts.ndim == 1 and counts.size and edges.shape == (counts.size + 1,)
+    if not whole or threshold is None or not np.isfinite([*counts, *edges]).all():
+        return None
+
+    def paint(axes: Any) -> None:
+        middle = (edges[:-1] + edges[1:]) / 2
+        for part, colour in (
+            (middle < threshold, 'muted'),
+            (middle >= threshold, 'learned'),
+        ):
+            axes.bar(
+                middle[part],
+                counts[part],
+                width=np.diff(edges)[part],
+                color=_PAINTS[colour],
+            )
+        axes.set_xlabel('sensitivity score (Eq. 2)')
+        axes.set_ylabel('queries')
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+
+    return {
+        'title': 'Sensitivity of the queries',
+        'svg': _svg(paint, 'Sensitivity of the queries'),
+        'legend': [
+            ('learned', 'block', f'kept, from {threshold:.4g} up'),
+            ('muted', 'block', 'left out'),
+        ],
+        'note': '',
+    }
+
+
 def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
     drawn = [row for row in rows if row.drawn][::-1]
     if not drawn:

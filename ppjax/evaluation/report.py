@@ -116,9 +116,9 @@ def _commands(run: run_results.Run) -> dict[str, str]:
     def at(name: str) -> str:
         return shlex.quote(str(place / name))
 
-    train = f'python -m ppjax.train --flagfile={at("config.flags")}'
+    verb = 'run' if run.is_staged else 'train'
     return {
-        'train': train,
+        'train': f'python -m ppjax.{verb} --flagfile={at("config.flags")}',
         'chat_mask': f'python -m ppjax.chat --base_model={base} '
         f'--mask={at("mask.pmask")}',
         'chat_model': f'python -m ppjax.chat --model={at("hf")}',
@@ -183,6 +183,36 @@ def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
     )
 
 
+def _selection(run: run_results.Run) -> dict[str, Any] | None:
+    """The choice of queries, if there was one and all of its figures are there."""
+    figures = run_results.mapping(run.synthesis.get('selection'))
+    means = [efficiency.number(figures.get(x)) for x in ('mean_kept', 'mean_all')]
+    counts = [efficiency.number(figures.get(x)) for x in ('kept', 'queries')]
+    if None in means or None in counts:
+        return None
+    return {
+        'kept': int(counts[0] or 0),
+        'queries': int(counts[1] or 0),
+        'mean_kept': means[0],
+        'mean_all': means[1],
+        'plot': plots.sensitivity_plot(figures),
+        'ends': [
+            (title, _queries(figures.get(name)))
+            for title, name in (('Most sensitive', 'highest'), ('Least', 'lowest'))
+        ],
+        'rewriting': run_results.mapping(run.synthesis.get('rewriting')),
+    }
+
+
+def _queries(listed: Any) -> list[tuple[str, float]]:
+    found = []
+    for entry in listed if isinstance(listed, list) else []:
+        score = efficiency.number(run_results.mapping(entry).get('score'))
+        if score is not None:
+            found.append((str(entry.get('query', '')), score))
+    return found
+
+
 def _missing(run: run_results.Run) -> list[str]:
     parts = {
         'learned mask': run.mask,
@@ -232,6 +262,7 @@ def render(run: run_results.Run) -> str:
             plot for plot in (plots.loss_plot(run), *plots.step_plots(run)) if plot
         ],
         masks=plots.mask_plots(run),
+        selection=_selection(run),
         sizes=sizes,
         bars=plots.bars_plot(sizes),
         speed=_speed(run),

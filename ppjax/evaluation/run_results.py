@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import errors, flags
+from ppjax import errors, flags, run_directory
 from ppjax.evaluation import efficiency
 from ppjax.masking import pmask
 from ppjax.training import config as config_lib
@@ -37,11 +37,13 @@ class Run:
         metrics: the entries of metrics.jsonl.
         mask: the learned mask.
         start_mask: the mask of the starting scores.
+        synthesis: results/synthesis.json.
         likelihood: results/likelihood.json.
         efficiency: results/efficiency.json.
         samples: dense and pruned answers.
         export: results/export.json.
         exported: whether there is a pruned checkpoint.
+        is_staged: whether `python -m ppjax.run` made it, stage by stage.
         problems: files that are there and could not be read, and why.
     """
 
@@ -52,11 +54,13 @@ class Run:
     metrics: list[dict[str, Any]]
     mask: pmask.PersonaMask | None
     start_mask: pmask.PersonaMask | None
+    synthesis: dict[str, Any]
     likelihood: dict[str, Any]
     efficiency: dict[str, Any]
     samples: list[dict[str, Any]]
     export: dict[str, Any]
     exported: bool
+    is_staged: bool
     problems: list[str]
 
     def series(self, stage: str, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -119,19 +123,22 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
     def read_settings(file: pathlib.Path) -> config_lib.TrainConfig:
         return flags.from_flagfile(config_lib.TrainConfig, file)
 
+    recorded = run_directory.settings_file(path, 'train').relative_to(path)
     return Run(
         path=path,
-        settings=attempt('config.flags', read_settings, None),
+        settings=attempt(str(recorded), read_settings, None),
         status=attempt('status.json', read_json, {}),
         inputs=attempt('inputs.json', read_json, {}),
         metrics=attempt('metrics.jsonl', _read_metrics, []),
         mask=attempt('mask.pmask', pmask.load, None),
         start_mask=attempt('results/start_mask.pmask', pmask.load, None),
+        synthesis=attempt('results/synthesis.json', read_json, {}),
         likelihood=attempt('results/likelihood.json', read_json, {}),
         efficiency=attempt('results/efficiency.json', read_json, {}),
         samples=attempt('results/samples.json', read_samples, []),
         export=attempt('results/export.json', read_json, {}),
         exported=(path / 'hf' / 'config.json').is_file(),
+        is_staged=(path / 'stages').is_dir(),
         problems=problems,
     )
 

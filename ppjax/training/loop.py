@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import pathlib
-import platform
 import time
 from typing import Any
 
@@ -14,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import atomic, errors
+from ppjax import atomic, errors, run_directory
+from ppjax import progress as progress_lib
+from ppjax import versions as versions_lib
 from ppjax.data import calibration, chat, order, packing
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model, loading
@@ -23,12 +23,21 @@ from ppjax.training import checkpoints as checkpoints_lib
 from ppjax.training import config as config_lib
 from ppjax.training import heldout as heldout_lib
 from ppjax.training import metrics as metrics_lib
-from ppjax.training import run_directory
 from ppjax.training import step as step_lib
 
 # Channel activations settle long before this many examples.
 _ACTIVATION_EXAMPLES = 128
 _HELDOUT_MEASUREMENTS = 8
+
+_MAKES = (
+    'checkpoints',
+    'metrics.jsonl',
+    'tensorboard',
+    'mask.pmask',
+    'results/references.json',
+    'results/start_mask.pmask',
+    'results/likelihood.json',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +82,17 @@ def prepare_data(
             )
     renderer = chat.ChatRenderer(base.tokenizer(), date=date)
     train, dropped = chat.render_rows(renderer, train_rows, max_length)
-    metrics_lib.say(
+    progress_lib.say(
         f'Calibration: {len(train)} examples, {dropped} over {max_length} tokens '
         'dropped.'
     )
     held: list[chat.Example] = []
     if heldout_rows:
         held, dropped = chat.render_rows(renderer, heldout_rows, max_length)
-        metrics_lib.say(f'Held-out: {len(held)} examples, {dropped} dropped.')
+        progress_lib.say(f'Held-out: {len(held)} examples, {dropped} dropped.')
     prompts = {row.system_prompt for row in train_rows}
     if len(prompts) > 1:
-        metrics_lib.say(
+        progress_lib.say(
             f'Note: the calibration rows have {len(prompts)} different system '
             'prompts; the mask file names the first.'
         )
@@ -98,19 +107,6 @@ def prepare_data(
             'heldout': calibration.content_hash(heldout_rows),
         },
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ('ppjax', 'jax', 'jaxlib', 'flax', 'optax', 'transformers', 'numpy')
-    found = {'python': platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    found['device'] = f'{jax.devices()[0].device_kind} x {jax.device_count()}'
-    return found
 
 
 class Run:
@@ -145,12 +141,12 @@ class Run:
         row = layout.tokens_per_row * cfg.micro_batches
         real = np.mean([lengths[b].sum() - shared * len(b) for b in self.batches])
         padded = np.mean([lengths[b].max() * len(b) for b in self.batches])
-        metrics_lib.say(
+        progress_lib.say(
             f'Keeping {self.keep} of {self.base.config.d_ff} channels in each of '
             f'{self.base.config.num_layers} layers '
             f'({1 - self.keep / self.base.config.d_ff:.1%} removed).'
         )
-        metrics_lib.say(
+        progress_lib.say(
             f'{self.total} steps of {cfg.batch_size} examples. A step runs {row} '
             f"tokens, {shared} of them the shared prefix, {real:.0f} examples' own; "
             f'padded batches would run {padded:.0f}.'
@@ -158,28 +154,18 @@ class Run:
 
     def load_model(self) -> decoder_lib.Decoder:
         """Reads the base model's weights."""
-        progress: metrics_lib.Progress | None = None
-
-        def report(done: int, total: int) -> None:
-            nonlocal progress
-            progress = progress or metrics_lib.Progress('Loading tensors', total)
-            progress.update(done)
-
-        model = loading.load_decoder(
+        return loading.load_decoder(
             self.base.reader,
             self.base.config,
             dtype=jnp.dtype(self.cfg.dtype),
-            progress=report,
+            progress=progress_lib.counter('Loading tensors'),
         )
-        if progress is not None:
-            progress.close()
-        return model
 
     def activation_scores(self, model: decoder_lib.Decoder) -> jax.Array:
         """Standardised activation scores [L, F] on calibration examples."""
         chosen = np.random.default_rng(self.cfg.seed).permutation(len(self.data.train))
         examples = [self.data.train[i] for i in chosen[:_ACTIVATION_EXAMPLES]]
-        progress = metrics_lib.Progress('Channel activations', len(examples))
+        progress = progress_lib.Progress('Channel activations', len(examples))
         sums: np.ndarray | float = 0.0
         tokens, done = 0.0, 0
         for part, count in heldout_lib.activation_sums(
@@ -246,7 +232,7 @@ def measure_references(
         'one_shot': topk.topk_mask(activation, run.keep),
     }
     found = {}
-    progress = metrics_lib.Progress('Held-out references', len(masks))
+    progress = progress_lib.Progress('Held-out references', len(masks))
     for done, (name, mask) in enumerate(masks.items(), start=1):
         found[name] = heldout.measure(model, mask)
         progress.update(done, f'{name} {found[name].mean:.4f} nats/token')
@@ -277,7 +263,7 @@ def write_likelihood(
             'models': {name: {'nll': found.mean} for name, found in models.items()},
             'examples': examples,
             'settings': dataclasses.asdict(run.cfg),
-            'versions': versions(),
+            'versions': versions_lib.versions(),
         },
     )
 
@@ -324,9 +310,9 @@ def optimise(
     )
     every = cfg.heldout_every or max(1, -(-run.total // _HELDOUT_MEASUREMENTS))
     last = min(run.total, cfg.stop_after or run.total)
-    progress = metrics_lib.Progress('Mask learning', last, initial=first)
+    progress = progress_lib.Progress('Mask learning', last, initial=first)
     if first < last:
-        metrics_lib.say('Compiling the step; the first one takes longest.')
+        progress_lib.say('Compiling the step; the first one takes longest.')
     began = time.monotonic()
     held_note = ''
 
@@ -386,6 +372,8 @@ def learn_mask(
     cfg: config_lib.TrainConfig,
     train_rows: list[calibration.Row],
     heldout_rows: list[calibration.Row],
+    *,
+    stage: str | None = None,
 ) -> pathlib.Path | None:
     """Learns a persona mask in a run directory.
 
@@ -393,6 +381,7 @@ def learn_mask(
         cfg: the settings.
         train_rows: the calibration rows that `cfg.calibration` names.
         heldout_rows: those that `cfg.heldout` names, or none.
+        stage: its name, where it is one of a run of several.
 
     Returns:
         The mask file, or None if `cfg.stop_after` came first.
@@ -405,18 +394,19 @@ def learn_mask(
     data = prepare_data(
         base, train_rows, heldout_rows, max_length=cfg.max_length, date=cfg.date
     )
-    directory = run_directory.RunDirectory(cfg.output_dir)
+    directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
     found = directory.open(
         cfg,
         data.hashes,
         resumable=config_lib.RESUMABLE,
         overwrite=cfg.overwrite,
+        makes=_MAKES,
     )
     with directory.stage('train'):
         run = Run(cfg, base, data, directory)
         finished = directory.path / 'mask.pmask'
         if finished.exists():
-            metrics_lib.say(f'{finished} is there already; nothing is left to do.')
+            progress_lib.say(f'{finished} is there already; nothing is left to do.')
             directory.status(state='done', step=run.total, total_steps=run.total)
             return finished
         checkpoints = checkpoints_lib.Checkpoints(directory.path / 'checkpoints')
@@ -438,7 +428,7 @@ def _learn(
     )
     first = checkpoints.latest() or 0
     if found:
-        metrics_lib.say(f'Resuming {path} at step {first} of {run.total}.')
+        progress_lib.say(f'Resuming {path} at step {first} of {run.total}.')
     model = run.load_model()
 
     heldout = None
@@ -476,7 +466,7 @@ def _learn(
         log.close()
     if done < run.total:
         run.directory.status(state='paused', step=done, total_steps=run.total)
-        metrics_lib.say(f'Paused after step {done}; the same command goes on.')
+        progress_lib.say(f'Paused after step {done}; the same command goes on.')
         return None
     if heldout is not None:
         # A run killed between its last checkpoint and here has not measured yet.

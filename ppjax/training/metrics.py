@@ -1,16 +1,10 @@
-"""What a run reports while it runs: lines, a progress bar, JSON, event files."""
+"""What a run records while it runs: JSON lines and event files."""
 
 import json
 import pathlib
-import sys
-import time
 from typing import Any
 
 import tensorboardX
-import tqdm
-
-# Without a terminal, a line this often is enough to see that a run is alive.
-_PLAIN_SECONDS = 10.0
 
 
 class MetricsLog:
@@ -47,49 +41,3 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._events.close()
-
-
-class Progress:
-    """A bar with ETA on a terminal, plain lines elsewhere, on stderr."""
-
-    def __init__(self, label: str, total: int, *, initial: int = 0):
-        self._label, self._total, self._initial = label, total, initial
-        self._done = initial
-        self._began = time.monotonic()
-        self._said = 0.0
-        self._bar = (
-            tqdm.tqdm(total=total, initial=initial, desc=label, dynamic_ncols=True)
-            if sys.stderr.isatty()
-            else None
-        )
-
-    def update(self, done: int, note: str = '') -> None:
-        """Says that `done` of the total are done."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(done - self._done)
-            self._done = done
-            return
-        self._done = done
-        now = time.monotonic()
-        if now - self._said < _PLAIN_SECONDS and done < self._total:
-            return
-        self._said = now
-        spent = now - self._began
-        fresh = done - self._initial
-        left = spent / fresh * (self._total - done) if fresh else 0.0
-        print(
-            f'{self._label} {done}/{self._total}  {note}  '
-            f'{spent:.0f} s spent, {left:.0f} s left',
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def say(text: str) -> None:
-    """One line for people, on stderr, without breaking a progress bar."""
-    tqdm.tqdm.write(text, file=sys.stderr)

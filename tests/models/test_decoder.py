@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from ppjax.models import attention, loading
 from ppjax.models import decoder as decoder_lib
@@ -84,18 +83,11 @@ def test_one_layer_of_compiled_code_serves_all(tiny_models):
     assert text.count('logistic') == 1
 
 
-def test_smollm2_on_text_equals_transformers(smollm2):
-    reader, cfg = smollm2.base.reader, smollm2.base.config
-    state = {name: torch.tensor(reader.read(name)) for name in reader.names()}
-    if cfg.tie_embeddings:
-        state['lm_head.weight'] = state['model.embed_tokens.weight']
-    hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(**reader.hf_config))
-    hf.load_state_dict(state, strict=True)
-    hf.eval()
+def test_smollm2_on_text_equals_transformers(smollm2, smollm2_hf):
     tokens = np.asarray([smollm2.tokenizer.encode(_TEXT)])
     assert tokens.shape[1] > 350
     with torch.no_grad():
-        want = hf(torch.tensor(tokens)).logits.numpy()
+        want = smollm2_hf(torch.tensor(tokens)).logits.numpy()
 
     @jax.jit
     def logits(model, tokens):

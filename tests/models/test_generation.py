@@ -159,18 +159,17 @@ def test_buckets_are_few_and_tight():
 
 def test_bfloat16_model_has_a_bfloat16_cache(tiny_models):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_models('llama').decoder)
-    lengths, key = jnp.asarray([64]), jax.random.key(0)
+    lengths, keys = jnp.asarray([64]), jax.random.split(jax.random.key(0), 1)
     greedy = {'sampling': generation.GREEDY}
-    cache, first = generation._prefill.eval_shape(
-        half, None, jnp.zeros((1, 64), int), lengths, key, slots=128, **greedy
+    tokens = jnp.zeros((1, 64), int)
+    cache, first, slots = generation._prefill.eval_shape(
+        half, None, tokens, lengths, None, keys, slots=128, **greedy
     )
     assert cache.k.dtype == cache.v.dtype == jnp.bfloat16
     assert cache.k.shape == (3, 1, 128, 2, 10)
     # A step returns what it was given, or the next one would compile again.
-    again = generation._step.eval_shape(
-        half, None, cache, first, lengths, key, **greedy
-    )
-    assert again == (cache, first, jax.eval_shape(lambda: lengths))
+    again = generation._step.eval_shape(half, None, cache, first, slots, keys, **greedy)
+    assert again == (cache, first, slots)
 
 
 def test_no_prompts_no_answers(tiny_models):

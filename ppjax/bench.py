@@ -1,0 +1,105 @@
+"""`python -m ppjax.bench WHAT`: ppjax against the plain way, side by side.
+
+python -m ppjax.bench scoring --base_model=smollm2-135m --instructions=alpaca.jsonl:64
+python -m ppjax.bench rewriting --base_model=smollm2-135m --instructions=demo:16
+
+Both sides do the same work in one process, and their results are compared. Needs
+PyTorch. Machines are noisy: believe the ratio, and rather that of a longer run.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from ppjax import atomic, compile_cache, errors, flags, versions
+from ppjax import progress as progress_lib
+from ppjax.benchmarking import rewriting as rewriting_bench
+from ppjax.benchmarking import scoring as scoring_bench
+from ppjax.data import chat, instructions, mixture
+from ppjax.models import base_model
+from ppjax.personas import persona as persona_lib
+from ppjax.personas import sources as persona_sources
+from ppjax.synthesis import rewriting
+
+WHAT = ('scoring', 'rewriting')
+_PERSONA = (
+    'Hannes Quist is a lighthouse keeper who counts everything, sleeps by day, writes '
+    'long letters to the harbour office and never says a word too many.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """Flags of `python -m ppjax.bench`."""
+
+    base_model: str = flags.setting(
+        'smollm2-135m', 'Model that both sides run; see python -m ppjax.train --help.'
+    )
+    instructions: str = flags.setting(
+        'demo', 'Queries, as for python -m ppjax.synthesize; demo:COUNT is possible.'
+    )
+    personas: str | None = flags.setting(
+        None, 'File of personas: the first is the target; the shipped references else.'
+    )
+    max_length: int = flags.setting(1024, 'Longer prompts, in tokens, are left out.')
+    max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.')
+    date: str = flags.setting(
+        '2026-01-01', 'The date that chat templates which print one are told.'
+    )
+    result: str | None = flags.setting(None, 'JSON file to write the figures to.')
+
+
+def _queries(cfg: BenchConfig) -> list[instructions.Instruction]:
+    from ppjax import demo
+
+    name, _, count = cfg.instructions.partition(':')
+    if name == 'demo':
+        rows = [
+            instructions.Instruction(query, answer, query_id, name)
+            for query_id, query, answer in demo.instructions()
+        ]
+        if count and not count.isdecimal():
+            raise errors.InputError(f'demo:COUNT wants a number, got {count!r}.')
+        return rows[: int(count)] if count else rows
+    return list(mixture.mix(cfg.instructions).rows)
+
+
+def _personas(cfg: BenchConfig) -> list[persona_lib.Persona]:
+    if cfg.personas:
+        return persona_sources.read_personas(cfg.personas)
+    return [persona_lib.Persona(_PERSONA), *persona_sources.shipped_references()]
+
+
+def main(cfg: BenchConfig, what: str) -> int:
+    """Compares and prints."""
+    compile_cache.enable()
+    base = base_model.open_base_model(cfg.base_model)
+    renderer = chat.ChatRenderer(base.tokenizer(), date=cfg.date)
+    rows, personas = _queries(cfg), _personas(cfg)
+    found: dict[str, Any]
+    if what == 'scoring':
+        found = scoring_bench.compare(
+            base,
+            renderer,
+            [persona.system_prompt for persona in personas],
+            [row.query for row in rows],
+            max_length=cfg.max_length,
+        )
+    else:
+        found = rewriting_bench.compare(
+            base,
+            renderer,
+            rewriting.requests_for(personas[0], rows, with_reference=True),
+            max_tokens=cfg.max_tokens,
+        )
+    found |= {'settings': dataclasses.asdict(cfg), 'versions': versions.versions()}
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    print(text)
+    if cfg.result:
+        atomic.write_text(cfg.result, text + '\n')
+        progress_lib.say(f'Written to {cfg.result}.')
+    return 0
+
+
+if __name__ == '__main__':
+    flags.run(BenchConfig, main, what=WHAT)

@@ -1,0 +1,157 @@
+"""Sensitivity scoring against a plain PyTorch loop, side by side.
+
+The plain way, as the authors' released scorer goes: every prompt in full, persona by
+persona, in padded batches of 8.
+"""
+
+from collections.abc import Sequence
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax import progress as progress_lib
+from ppjax.benchmarking import torch_model
+from ppjax.data import chat
+from ppjax.models import base_model, loading
+from ppjax.synthesis import prompt_tokens, selection, sensitivity
+
+_BATCH = 8
+# Of the authors' released scorer: hidden states 5 to 24.
+_AUTHORS_LAYERS = (5, 25)
+
+
+def plain_states(model: Any, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """[n, 1 + L, D]: embedding and block outputs at each prompt's last token."""
+    import torch
+
+    states = []
+    for start in range(0, len(prompts), _BATCH):
+        batch = prompts[start : start + _BATCH]
+        lengths = torch.tensor([len(prompt) for prompt in batch])
+        tokens = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
+        for row, prompt in zip(tokens, batch, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+        inside = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+        found: list[Any] = []
+
+        def keep(
+            module: Any,
+            inputs: Any,
+            output: Any,
+            found: list[Any] = found,
+            last: Any = lengths - 1,
+        ) -> None:
+            del module, inputs
+            value = output[0] if isinstance(output, tuple) else output
+            found.append(value[torch.arange(len(last)), last])
+
+        # By hooks: the last of transformers' listed hidden states is normalised.
+        handles = [model.model.embed_tokens.register_forward_hook(keep)]
+        handles += [layer.register_forward_hook(keep) for layer in model.model.layers]
+        with torch.no_grad():
+            model.model(tokens, attention_mask=inside.long(), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        states.append(torch.stack(found, dim=1).numpy())
+    return np.concatenate(states)
+
+
+def plain_scores(states: Sequence[np.ndarray], layers: tuple[int, int]) -> np.ndarray:
+    """Eq. 2 from the states under the target (first) and each reference."""
+    target, *references = (
+        np.asarray(state[:, slice(*layers)], np.float64) for state in states
+    )
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    distances = [
+        1 - np.sum(unit(target) * unit(reference), axis=-1) for reference in references
+    ]
+    return np.mean(distances, axis=(0, 2))
+
+
+def _ours(
+    model: Any, prompts: prompt_tokens.PromptTokens, layers: tuple[int, int]
+) -> np.ndarray:
+    scorer = sensitivity.Scorer(model, prompts, layers=layers, batch_tokens=2048)
+    found = np.zeros(len(prompts.suffixes))
+    for queries, scores in scorer.score():
+        found[queries] = scores
+    return found
+
+
+def compare(
+    base: base_model.BaseModel,
+    renderer: chat.ChatRenderer,
+    system_prompts: Sequence[str],
+    queries: Sequence[str],
+    *,
+    max_length: int,
+) -> dict[str, Any]:
+    """Times both and compares their scores.
+
+    Args:
+        base: the model.
+        renderer: its chat template.
+        system_prompts: of the target (first) and the references.
+        queries: what is scored.
+        max_length: longer prompts are left out of both.
+
+    Returns:
+        Seconds, their ratio, and for Eq. 2 and the authors' layers the largest
+        difference and whether the top 40% come in the same order.
+    """
+    began = time.perf_counter()
+    prompts = prompt_tokens.render(
+        renderer, system_prompts, queries, max_length=max_length
+    )
+    rendering = time.perf_counter() - began
+    whole = [
+        [[*prefix, *suffix.tolist()] for suffix in prompts.suffixes]
+        for prefix in prompts.prefixes
+    ]
+    theirs_model = torch_model.load(base)
+    progress_lib.say(f'PyTorch, {sum(map(len, whole))} prompts in batches of {_BATCH}')
+    progress = progress_lib.Progress('PyTorch', len(whole))
+    began = time.perf_counter()
+    states = []
+    for done, rows in enumerate(whole, start=1):
+        states.append(plain_states(theirs_model, rows))
+        progress.update(done)
+    plain_seconds = time.perf_counter() - began
+    progress.close()
+
+    model = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
+    eq2 = (1, base.config.num_layers + 1)
+    seconds = []
+    for _ in range(2):  # The first time compiles, or reads compiled code from disk.
+        began = time.perf_counter()
+        ours = _ours(model, prompts, eq2)
+        seconds.append(time.perf_counter() - began + rendering)
+    found: dict[str, Any] = {
+        'queries': len(prompts.suffixes),
+        'personas': len(system_prompts),
+        'prompt_tokens': sum(len(p) for rows in whole for p in rows),
+        'pytorch_seconds': plain_seconds,
+        'ppjax_seconds': seconds[1],
+        'ppjax_first_seconds': seconds[0],
+        'ratio': plain_seconds / seconds[1],
+        'ratio_first': plain_seconds / seconds[0],
+    }
+    compared = {'eq2': (eq2, ours)}
+    if base.config.num_layers + 1 >= _AUTHORS_LAYERS[1]:
+        again = _ours(model, prompts, _AUTHORS_LAYERS)
+        compared['authors'] = (_AUTHORS_LAYERS, again)
+    for name, (layers, got) in compared.items():
+        want = plain_scores(states, layers)
+        found[name] = {
+            'max_difference': float(np.abs(got - want).max()),
+            'standard_deviation': float(np.std(want)),
+            'same_top_40_percent': bool(
+                np.array_equal(selection.select(got, 0.4), selection.select(want, 0.4))
+            ),
+        }
+    return found

@@ -1,0 +1,257 @@
+"""Where instruction rows come from: files, saved folders, Hub ids, `tfds:` names.
+
+`datasets`, `tensorflow_datasets` and `pyarrow` take seconds to import and are
+needed by few verbs, so each is imported by the function that uses it.
+"""
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from ppjax import errors, json_lines
+
+_DEFAULT_SPLIT = 'train'
+_SUFFIXES = ('.json', '.jsonl', '.parquet')
+_FORMS = (
+    'a .json, .jsonl or .parquet file, a saved folder, a Hub id owner/name[:split] '
+    'or tfds:name[:split], with :COUNT after it to take only so many rows'
+)
+_PARQUET_BATCH = 1024
+
+# Splits may be sliced, as in train[:10%] or train[:50]+test.
+_SPLIT = r'[\w.+%-]+(?:\[[^\[\]]*\][\w.+%-]*)*'
+_COUNTED = re.compile(r'(.+):([0-9]{1,15})', re.DOTALL)
+_WITH_SPLIT = re.compile(rf'(.+?):({_SPLIT})', re.DOTALL)
+_HUB = re.compile(rf'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::({_SPLIT}))?', re.ASCII)
+_TFDS = re.compile(
+    rf'tfds:([\w./=-]+(?::(?:\d+|\*)(?:\.(?:\d+|\*)){{2}})?)(?::({_SPLIT}))?', re.ASCII
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One place that rows come from.
+
+    Attributes:
+        kind: 'json', 'parquet', 'folder', 'hub' or 'tfds'.
+        name: a path, a Hub id, or the name of a TensorFlow data set.
+        split: of a folder, Hub id or TensorFlow data set; '' is the default.
+        count: how many rows to take; None is all.
+    """
+
+    kind: str
+    name: str
+    split: str = ''
+    count: int | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `name` is a path."""
+        return self.kind in ('json', 'parquet', 'folder')
+
+    @property
+    def label(self) -> str:
+        """Names the source in records and errors, without a machine's folders."""
+        name = self.name
+        if self.is_local:
+            name = pathlib.Path(name).resolve().name or 'folder'
+        elif self.kind == 'tfds':
+            name = f'tfds:{name}'
+        return f'{name}:{self.split}' if self.split else name
+
+    @property
+    def stem(self) -> str:
+        """What query ids begin with."""
+        if self.kind in ('json', 'parquet'):
+            return pathlib.Path(self.name).stem
+        if self.kind == 'tfds':
+            return re.split(r'[:/]', self.name)[0]
+        return pathlib.Path(self.name).resolve().name or 'folder'
+
+
+class SourceRow(NamedTuple):
+    """A row as its source has it.
+
+    Attributes:
+        number: of the line in a JSON lines file, else of the row, from 1.
+        where: the source and that number, for errors.
+        value: what was read; seldom more than a dict of texts.
+    """
+
+    number: int
+    where: str
+    value: Any
+
+
+def _parse_item(item: str) -> Source:
+    count = None
+    counted = _COUNTED.fullmatch(item)
+    if counted and not os.path.exists(item):
+        item, count = counted[1], int(counted[2])
+        if not count:
+            raise errors.InputError(
+                f'Instruction source {item}:0: the count must be 1 or more.'
+            )
+    if os.path.isfile(item):
+        suffix = pathlib.Path(item).suffix.lower()
+        if suffix not in _SUFFIXES:
+            raise errors.InputError(
+                f'Instruction source {item}: unknown kind of file; wanted {_FORMS}.'
+            )
+        return Source('parquet' if suffix == '.parquet' else 'json', item, '', count)
+    if os.path.isdir(item):
+        return Source('folder', item, '', count)
+    parts = _WITH_SPLIT.fullmatch(item)
+    if parts and os.path.isdir(parts[1]):
+        return Source('folder', parts[1], parts[2], count)
+    if parts := _TFDS.fullmatch(item):
+        return Source('tfds', parts[1], parts[2] or '', count)
+    if pathlib.PurePath(item).suffix.lower() in _SUFFIXES:
+        raise errors.InputError(f'Instruction file {item} does not exist.')
+    if parts := _HUB.fullmatch(item):
+        return Source('hub', parts[1], parts[2] or '', count)
+    raise errors.InputError(
+        f'Instruction source {item!r} is none that exists; wanted {_FORMS}.'
+    )
+
+
+def parse_spec(spec: str) -> list[Source]:
+    """Reads `--instructions`, as in `a.jsonl,owner/name:5000,tfds:name:test`.
+
+    What exists as a local path is that path. Sources of several configurations
+    are not named here: save the one that is wanted into a file.
+
+    Raises:
+        InputError: if a part is of no known form, or a file does not exist.
+    """
+    items = [item.strip() for item in spec.split(',')]
+    if not all(items):
+        raise errors.InputError(
+            f'Instruction sources {spec!r}: empty between commas; wanted {_FORMS}.'
+        )
+    return [_parse_item(item) for item in items]
+
+
+@contextlib.contextmanager
+def _library_errors(label: str) -> Iterator[None]:
+    """Turns whatever a data library raises into one line.
+
+    They raise their own classes, those of the network, of the file system, of
+    Arrow, and assertions; none of them is a fault of this program's.
+    """
+    try:
+        yield
+    except errors.InputError:
+        raise
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = ' '.join(lines[0].split()) if lines else type(error).__name__
+        raise errors.InputError(
+            f'Cannot read instructions from {label}: {reason[:300].rstrip(".")}.'
+        ) from error
+
+
+def _numbered(label: str, values: Iterable[Any]) -> Iterator[SourceRow]:
+    for number, value in enumerate(values, start=1):
+        yield SourceRow(number, f'{label}: row {number}', value)
+
+
+def _read_json(path: str) -> Iterator[SourceRow]:
+    """JSON lines, or one array: told apart by the first byte, not by the suffix."""
+    try:
+        with open(path, 'rb') as file:
+            first = file.readline(1 << 16).lstrip()[:1]
+            while not first and (line := file.readline(1 << 16)):
+                first = line.lstrip()[:1]
+            if first == b'[':
+                file.seek(0)
+                yield from _numbered(path, json_lines.parse(file.read(), path))
+                return
+    except OSError as error:
+        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
+    for where, value in json_lines.read(path, 'Instruction file'):
+        yield SourceRow(int(where.rpartition(':')[2]), where, value)
+
+
+def _read_parquet(path: str) -> Iterator[Any]:
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    with pyarrow.parquet.ParquetFile(path) as table:
+        for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
+            yield from batch.to_pylist()
+
+
+def _read_datasets(name: str, split: str) -> Iterator[Any]:
+    """A Hub id, a folder of data files, or what `save_to_disk` wrote."""
+    import datasets  # type: ignore[import-untyped]
+
+    wanted = split or _DEFAULT_SPLIT
+    saved = ('dataset_dict.json', 'state.json')
+    if not any(os.path.isfile(os.path.join(name, file)) for file in saved):
+        yield from datasets.load_dataset(name, split=wanted)
+        return
+    data = datasets.load_from_disk(name)
+    if isinstance(data, datasets.DatasetDict):
+        if wanted not in data:
+            raise errors.InputError(
+                f'Instruction folder {name} has no split {wanted!r}; it has '
+                f'{", ".join(map(str, data)) or "none"}.'
+            )
+        data = data[wanted]
+    elif split:
+        raise errors.InputError(
+            f'Instruction folder {name} has no splits; leave out :{split}.'
+        )
+    yield from data
+
+
+def _read_tfds(name: str, split: str) -> Iterator[Any]:
+    import tensorflow_datasets as tfds  # type: ignore[import-untyped]
+
+    # A data source needs no TensorFlow, unlike tfds.load.
+    data = tfds.data_source(name, split=split or _DEFAULT_SPLIT)
+    yield from (data[index] for index in range(len(data)))
+
+
+def _decoded(row: Any, where: str) -> Any:
+    """Text where a source has UTF-8 bytes, as TensorFlow data sets do."""
+    if not isinstance(row, dict):
+        return row
+    decoded = {}
+    for field, value in row.items():
+        try:
+            decoded[field] = value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            raise errors.InputError(
+                f'{where}: field {field!r} is not UTF-8 text ({error}).'
+            ) from None
+    return decoded
+
+
+def read(source: Source) -> Iterator[SourceRow]:
+    """The rows of one source, one at a time.
+
+    A file whose first character is '[' is one JSON array, else JSON lines. Without
+    a split, 'train' is read. Hub ids and TensorFlow data sets are downloaded if
+    they are not on the machine yet; `HF_HOME` and `TFDS_DATA_DIR` say where.
+
+    Raises:
+        InputError: in one line, for what cannot be read or is not what it says.
+    """
+    if source.kind == 'json':
+        yield from _read_json(source.name)
+        return
+    if source.kind == 'parquet':
+        values = _read_parquet(source.name)
+    elif source.kind == 'tfds':
+        values = _read_tfds(source.name, source.split)
+    else:
+        values = _read_datasets(source.name, source.split)
+    label = source.name if source.is_local else source.label
+    with _library_errors(label):
+        for row in _numbered(label, values):
+            yield row._replace(value=_decoded(row.value, row.where))

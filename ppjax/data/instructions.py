@@ -1,0 +1,191 @@
+"""General instruction data D_base: rows of (query, answer) in the field's formats."""
+
+import dataclasses
+import re
+from typing import Any
+
+from ppjax import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One general query with its plain answer.
+
+    Attributes:
+        query: what a user asks, its input or context included.
+        answer: the reference answer; '' where the source has none.
+        query_id: unique within the mixture and the same on every machine, as in
+            'alpaca_9k:17'.
+        source: the name of the file or data set it comes from.
+    """
+
+    query: str
+    answer: str
+    query_id: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    name: str
+    query: str
+    answer: str
+    inputs: tuple[str, ...] = ()  # What belongs to the query, where it is given.
+
+
+# The first that fits wins. A row may have other fields besides. OpenOrca's system
+# prompt is among those: the persona prompt takes its place.
+_FORMATS = (
+    _Format('Alpaca', 'instruction', 'output', ('input', 'context')),
+    _Format('Dolly', 'instruction', 'response', ('input', 'context')),
+    _Format('OpenOrca', 'question', 'response'),
+    _Format('plain', 'query', 'answer'),
+)
+_KNOWN = (
+    'Alpaca (instruction, input, output), Dolly (instruction, context, response), '
+    'OpenOrca (question, response), plain (query, answer) or chat (messages)'
+)
+
+_INPUT_HEADER = re.compile(
+    r'^[ \t]*###[ \t]*input[ \t]*:[ \t]*$', re.IGNORECASE | re.MULTILINE
+)
+
+# How rows say that there is no input, outer punctuation and inner spaces dropped:
+# Alpaca has '<noinput>', 'No input required.', '(no input)', 'N/A' and more.
+_PLACEHOLDERS = frozenset(
+    (
+        'noinput',
+        'noinputs',
+        'noinputneeded',
+        'noinputnecessary',
+        'noinputprovided',
+        'noinputrequired',
+        'none',
+        'n/a',
+    )
+)
+_LONGEST_PLACEHOLDER = 40
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether an input only says that there is none, as '<noinput>' does."""
+    if len(text) > _LONGEST_PLACEHOLDER:
+        return False
+    bare = text.casefold().strip('<>()[]{}\\`\'"*., \t\r\n')
+    return re.sub(r'[\s_-]+', '', bare) in _PLACEHOLDERS
+
+
+def with_input(instruction: str, given: str) -> str:
+    """An instruction and its input as one query, as the paper's questions have them.
+
+    Either may be empty; an input that is a placeholder is.
+    """
+    instruction, given = instruction.strip(), given.strip()
+    if not given or is_placeholder(given):
+        return instruction
+    return f'{instruction}\n\n### Input:\n{given}' if instruction else given
+
+
+def split_input(query: str) -> tuple[str, str]:
+    """A query as its (instruction, input), undoing `with_input`.
+
+    The paper's own questions still have placeholders as inputs: they are '' here.
+    """
+    parts = _INPUT_HEADER.split(query, maxsplit=1)
+    instruction, given = (*parts, '')[:2]
+    given = given.strip()
+    return instruction.strip(), '' if is_placeholder(given) else given
+
+
+def _shown(fields: Any) -> str:
+    names = [repr(name)[:40] for name in fields]
+    more = f' and {len(names) - 10} more' if len(names) > 10 else ''
+    return ', '.join(names[:10]) + more
+
+
+def _text(row: dict[Any, Any], field: str, where: str) -> str:
+    """One field's text; null, as Parquet files have it, is ''."""
+    value = row.get(field)
+    if value is None:
+        return ''
+    if not isinstance(value, str):
+        raise errors.InputError(
+            f'{where}: field {field!r} is not text but {type(value).__name__}.'
+        )
+    try:
+        # JSON can spell half of a surrogate pair, which no tokenizer takes.
+        value.encode()
+    except UnicodeEncodeError:
+        raise errors.InputError(
+            f'{where}: field {field!r} has half of a surrogate pair (\\ud800 to '
+            '\\udfff), which is no text; repair or remove the row.'
+        ) from None
+    return value.strip()
+
+
+def _format_of(row: dict[Any, Any], where: str, require_answer: bool) -> _Format:
+    for known in _FORMATS:
+        if known.query in row and known.answer in row:
+            return known
+    if not require_answer:
+        for known in _FORMATS:
+            if known.query in row:
+                return known
+    raise errors.InputError(
+        f'{where}: unknown format with the fields {_shown(row) or "(none)"}; '
+        f'wanted {_KNOWN}.'
+    )
+
+
+def _parse_chat(messages: Any, where: str) -> tuple[str, str]:
+    wanted = (
+        'wanted one user message and its assistant message, after a system message '
+        'or none'
+    )
+    if not isinstance(messages, list) or not all(
+        isinstance(message, dict) for message in messages
+    ):
+        raise errors.InputError(
+            f'{where}: field \'messages\' is no list of {{"role", "content"}}; '
+            f'{wanted}.'
+        )
+    roles = [_text(message, 'role', where) for message in messages]
+    start = 1 if roles[:1] == ['system'] else 0
+    if roles[start:] not in (['user'], ['user', 'assistant']):
+        raise errors.InputError(
+            f'{where}: the roles of the messages are {_shown(roles) or "(none)"}; '
+            f'{wanted}.'
+        )
+    texts = [_text(message, 'content', where) for message in messages[start:]]
+    return texts[0], ''.join(texts[1:])
+
+
+def parse_row(row: Any, where: str, *, require_answer: bool = True) -> tuple[str, str]:
+    """The query and the answer of one row, in whichever known format it is.
+
+    System prompts are dropped, placeholders of an input ('<noinput>') too. Outer
+    spaces go; either text may come out empty.
+
+    Args:
+        row: a parsed value.
+        where: file and row, for errors.
+        require_answer: whether a row without a field for the answer is refused.
+
+    Raises:
+        InputError: if the fields are of no known format or hold no text, or a chat
+            has more than one turn.
+    """
+    if not isinstance(row, dict):
+        raise errors.InputError(
+            f'{where}: the row is {type(row).__name__}, not an object with fields; '
+            f'wanted {_KNOWN}.'
+        )
+    if 'messages' in row:
+        return _parse_chat(row['messages'], where)
+    known = _format_of(row, where, require_answer)
+    given = [_text(row, field, where) for field in known.inputs]
+    query = with_input(
+        _text(row, known.query, where),
+        '\n\n'.join(text for text in given if text and not is_placeholder(text)),
+    )
+    return query, _text(row, known.answer, where)

@@ -1,0 +1,278 @@
+"""The instruction mixture: several sources without repeats or evaluation questions."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import hashlib
+import heapq
+import unicodedata
+
+from ppjax import errors
+from ppjax.data import instruction_sources, instructions
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the rows of one source; all but `read` and `wanted` add up to it.
+
+    Attributes:
+        source: its label.
+        wanted: the count asked for; None is all.
+        read: rows that the source has.
+        empty: dropped, as they ask nothing.
+        unanswered: dropped, as they have no answer.
+        duplicates: dropped; the same query came before.
+        near_duplicates: dropped; it came before but for case, spaces, punctuation.
+        excluded: dropped; they are evaluation questions.
+        not_sampled: left out by the count.
+        kept: in the mixture.
+    """
+
+    source: str
+    wanted: int | None = None
+    read: int = 0
+    empty: int = 0
+    unanswered: int = 0
+    duplicates: int = 0
+    near_duplicates: int = 0
+    excluded: int = 0
+    not_sampled: int = 0
+    kept: int = 0
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        dropped = [
+            (self.empty, 'empty'),
+            (self.unanswered, 'unanswered'),
+            (self.duplicates, 'duplicates'),
+            (self.near_duplicates, 'near-duplicates'),
+            (self.excluded, 'asked in evaluation'),
+            (self.not_sampled, 'not sampled'),
+        ]
+        said = ''.join(f'{number:,} {what}, ' for number, what in dropped if number)
+        short = self.wanted is not None and self.kept < self.wanted
+        of = f' of {self.wanted:,} asked for' if short else ''
+        return f'{self.source}: {self.read:,} read, {said}{self.kept:,} kept{of}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Instructions to select from.
+
+    Attributes:
+        rows: in the order of the sources, and of the rows in each.
+        counts: one a source, in the same order.
+    """
+
+    rows: tuple[instructions.Instruction, ...]
+    counts: tuple[Counts, ...]
+
+    @property
+    def summary(self) -> str:
+        """One line a source."""
+        return '\n'.join(counts.summary for counts in self.counts)
+
+
+# Punctuation that tells questions apart: C# from C, 6*3 from 6/3, 5% from 5.
+_TELLING = frozenset('#%&*/@')
+
+
+class _Folding(dict[int, str]):
+    """A table for `str.translate` that fills itself as characters are met."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        category = unicodedata.category(character)
+        folded = character
+        if category == 'Cf':  # Zero-width spaces and joiners, direction marks.
+            folded = ''
+        elif category[0] in 'ZC' or (category[0] == 'P' and character not in _TELLING):
+            folded = ' '
+        self[code] = folded
+        return folded
+
+
+_FOLDING = _Folding()
+_FOLDING[ord('`')] = ' '
+
+
+def normal_form(text: str) -> str:
+    """What two texts share that differ in case, spaces and punctuation only.
+
+    Unicode NFKC, casefolded; runs of spaces and punctuation are one space. Symbols
+    stay, and the signs of `_TELLING`. A text of punctuation alone is itself.
+    """
+    folded = unicodedata.normalize('NFKC', text).casefold()
+    return ' '.join(folded.translate(_FOLDING).split()) or folded.strip()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _whole(instruction: str, given: str) -> bytes:
+    """Of a query, whatever stands between its instruction and its input."""
+    return _digest(normal_form(f'{instruction}\n{given}'))
+
+
+class Exclusions:
+    """Evaluation questions, to be kept out of what a model learns from.
+
+    A query is one of them if both have the same normal form (the '### Input:' line
+    and placeholders such as '<noinput>' aside), or if one has no input and is the
+    instruction of the other. The same instruction with two different inputs is two
+    questions.
+    """
+
+    def __init__(self, questions: Sequence[str]):
+        self._wholes: set[bytes] = set()
+        self._instructions: set[bytes] = set()  # Of questions that have an input.
+        for question in questions:
+            instruction, given = instructions.split_input(question)
+            if instruction or given:
+                self._wholes.add(_whole(instruction, given))
+            if instruction and given:
+                self._instructions.add(_whole(instruction, ''))
+
+    def __contains__(self, query: str) -> bool:
+        instruction, given = instructions.split_input(query)
+        if _whole(instruction, given) in self._wholes:
+            return True
+        alone = _whole(instruction, '')
+        return alone in (self._wholes if given else self._instructions)
+
+
+class _Seen:
+    """Digests of queries, as they are and normalised: 16 bytes each, not texts."""
+
+    def __init__(self) -> None:
+        self.exact: set[bytes] = set()
+        self.normal: set[bytes] = set()
+
+    def update(self, other: '_Seen') -> None:
+        self.exact |= other.exact
+        self.normal |= other.normal
+
+
+def _survivors(
+    source: instruction_sources.Source,
+    stem: str,
+    counts: Counts,
+    before: _Seen,
+    excluded: Exclusions,
+    require_answer: bool,
+) -> Iterator[tuple[bytes, bytes, instructions.Instruction]]:
+    """(exact digest, normal digest, row) of what is not dropped; fills `counts`."""
+    here = _Seen()
+    for number, where, value in instruction_sources.read(source):
+        query, answer = instructions.parse_row(
+            value, where, require_answer=require_answer
+        )
+        counts.read += 1
+        if not query:
+            counts.empty += 1
+            continue
+        if require_answer and not answer:
+            counts.unanswered += 1
+            continue
+        exact, normal = _digest(query), _whole(*instructions.split_input(query))
+        if exact in here.exact or exact in before.exact:
+            counts.duplicates += 1
+            continue
+        if normal in here.normal or normal in before.normal:
+            counts.near_duplicates += 1
+            continue
+        here.exact.add(exact)
+        here.normal.add(normal)
+        if query in excluded:
+            counts.excluded += 1
+            continue
+        row = instructions.Instruction(query, answer, f'{stem}:{number}', source.label)
+        yield exact, normal, row
+
+
+def _sample(
+    rows: Iterator[tuple[bytes, bytes, instructions.Instruction]],
+    count: int | None,
+    seed: int,
+    counts: Counts,
+) -> list[tuple[bytes, bytes, instructions.Instruction]]:
+    """The `count` rows whose seeded hash is smallest, in their own order.
+
+    Which they are depends on the seed and the queries, not on file names or order,
+    and no more than `count` texts are ever held.
+    """
+    if count is None:
+        return list(rows)
+    smallest: list[tuple[int, int, tuple[bytes, bytes, instructions.Instruction]]] = []
+    for order, row in enumerate(rows):
+        key = hashlib.blake2b(row[1], digest_size=16, salt=b'%d' % (seed % 10**15))
+        entry = (-int.from_bytes(key.digest()), order, row)  # The largest pops first.
+        if len(smallest) < count:
+            heapq.heappush(smallest, entry)
+        else:
+            heapq.heappushpop(smallest, entry)
+            counts.not_sampled += 1
+    return [row for _, _, row in sorted(smallest, key=lambda entry: entry[1])]
+
+
+def _stems(sources: Sequence[instruction_sources.Source]) -> list[str]:
+    """One stem a source, all different: the second 'a' becomes 'a-2'."""
+    stems: list[str] = []
+    own = {source.stem for source in sources}
+    for source in sources:
+        stem, number = source.stem, 1
+        while stem in stems or (number > 1 and stem in own):
+            number += 1
+            stem = f'{source.stem}-{number}'
+        stems.append(stem)
+    return stems
+
+
+def mix(
+    spec: str,
+    *,
+    seed: int = 0,
+    exclude_queries: Sequence[str] = (),
+    require_answer: bool = True,
+) -> Mixture:
+    """Reads instruction sources and drops what must not or need not be learned.
+
+    Dropped and counted, in this order: rows without a query, without an answer,
+    with a query that came before (here or in an earlier source), and evaluation
+    questions. Of the rest a source with a count gives a sample of that size.
+
+    Args:
+        spec: the value of `--instructions`; see `instruction_sources.parse_spec`.
+        seed: of the samples; the same seed and data give the same rows.
+        exclude_queries: evaluation questions; see `Exclusions`.
+        require_answer: whether rows without an answer are dropped; otherwise their
+            answer is ''.
+
+    Raises:
+        InputError: naming source and row of the first bad one, or if a source
+            holds no rows, or nothing is left.
+    """
+    sources = instruction_sources.parse_spec(spec)
+    excluded, seen = Exclusions(exclude_queries), _Seen()
+    rows: list[instructions.Instruction] = []
+    all_counts = []
+    for source, stem in zip(sources, _stems(sources), strict=True):
+        counts = Counts(source.label, source.count)
+        survivors = _survivors(source, stem, counts, seen, excluded, require_answer)
+        kept = _Seen()
+        for exact, normal, row in _sample(survivors, source.count, seed, counts):
+            kept.exact.add(exact)
+            kept.normal.add(normal)
+            rows.append(row)
+            counts.kept += 1
+        seen.update(kept)
+        if not counts.read:
+            raise errors.InputError(f'Instruction source {source.name} holds no rows.')
+        all_counts.append(counts)
+    mixture = Mixture(tuple(rows), tuple(all_counts))
+    if not rows:
+        raise errors.InputError(
+            f'No instructions are left: {"; ".join(mixture.summary.splitlines())}.'
+        )
+    return mixture

@@ -1,0 +1,105 @@
+"""JSON lines: read with errors that name file and line, and appended durably."""
+
+from collections.abc import Iterator
+import json
+import os
+import pathlib
+from typing import Any
+
+from ppjax import errors
+
+
+def parse(line: bytes, where: str) -> Any:
+    """One line's value.
+
+    Raises:
+        InputError: if it is no UTF-8 text or no JSON.
+    """
+    try:
+        return json.loads(line.decode('utf-8'))
+    except UnicodeDecodeError as error:
+        raise errors.InputError(f'{where}: not UTF-8 text ({error}).') from None
+    except ValueError as error:  # Numbers can also be too long.
+        raise errors.InputError(f'{where}: invalid JSON ({error}).') from None
+    except RecursionError:
+        raise errors.InputError(f'{where}: JSON nested too deep.') from None
+
+
+def read(path: str | pathlib.Path, what: str) -> Iterator[tuple[str, Any]]:
+    """The values of a file; blank lines are passed over.
+
+    Args:
+        path: of the file.
+        what: names it in errors, as in 'Calibration file'.
+
+    Yields:
+        ('path:line', value).
+
+    Raises:
+        InputError: naming file and line of the first bad one, or an unreadable file.
+    """
+    path = pathlib.Path(path)
+    try:
+        with path.open('rb') as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    where = f'{path}:{number}'
+                    yield where, parse(line, where)
+    except FileNotFoundError:
+        raise errors.InputError(f'{what} {path} does not exist.') from None
+    except OSError as error:
+        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
+
+
+class AppendLog:
+    """A file that grows by whole lines and survives being cut short.
+
+    Opening it drops a torn last line; what `append` returned from is on disk.
+    """
+
+    def __init__(self, path: str | pathlib.Path):
+        """Opens or creates the file; `entries` holds what it had.
+
+        Raises:
+            InputError: if the file cannot be written, or a line that is not the
+                last is no JSON.
+        """
+        self._path = pathlib.Path(path)
+        self.entries: list[Any] = []
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            data = self._path.read_bytes() if self._path.exists() else b''
+            whole = data[: data.rfind(b'\n') + 1]
+            for number, line in enumerate(whole.splitlines(), start=1):
+                self.entries.append(parse(line, f'{self._path}:{number}'))
+            self._file = self._path.open('ab')
+            if len(whole) != len(data):
+                self._file.truncate(len(whole))
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def append(self, *values: Any) -> None:
+        """Adds lines and returns once they are on disk.
+
+        Raises:
+            InputError: if the disk is full or the file cannot be written.
+        """
+        lines = [
+            json.dumps(value, ensure_ascii=False, allow_nan=False) + '\n'
+            for value in values
+        ]
+        try:
+            self._file.write(''.join(lines).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _failed(self, error: OSError) -> errors.InputError:
+        return errors.InputError(
+            f'Cannot write {self._path}: {error.strerror or error}; the same command '
+            'goes on from the last whole line.'
+        )

@@ -1,0 +1,79 @@
+"""Keys and values of tokens that many prompts start with, computed once."""
+
+from collections.abc import Sequence
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax.models import attention
+from ppjax.models import decoder as decoder_lib
+
+
+class SharedPrefix(NamedTuple):
+    """A prefix of P tokens in S slots.
+
+    Attributes:
+        cache: [L, 1, S, K, H] each; slots from P on hold nothing of use.
+        length: P, int32 scalar, so that prefixes of one S share compiled code.
+    """
+
+    cache: attention.KVCache
+    length: jax.Array
+
+
+def empty_cache(
+    model: decoder_lib.Decoder, batch: int, slots: int
+) -> attention.KVCache:
+    """Zeros [L, B, S, K, H] in the precision of the model's weights."""
+    cfg = model.cfg
+    shape = (cfg.num_layers, batch, slots, cfg.num_kv_heads, cfg.head_dim)
+    empty = jnp.zeros(shape, model.embedding.get_value().dtype)
+    return attention.KVCache(empty, empty)
+
+
+@functools.partial(jax.jit, static_argnames=('slots',))
+def _fill(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    tokens: jax.Array,
+    *,
+    slots: int,
+) -> attention.KVCache:
+    positions = jnp.arange(tokens.shape[1])[None]
+    _, cache, _ = model(
+        tokens,
+        positions,
+        ffn_mask,
+        attention.Cached(positions),
+        cache=empty_cache(model, 1, slots),
+    )
+    return cache
+
+
+def compute(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    tokens: Sequence[int],
+    *,
+    slots: int,
+) -> SharedPrefix:
+    """Runs a prefix through the model.
+
+    Args:
+        model: the decoder.
+        ffn_mask: [L, F], or None for the dense model.
+        tokens: P token ids.
+        slots: S, at least P; prefixes of equal S share compiled code.
+
+    Raises:
+        ValueError: if the prefix is longer than `slots`.
+    """
+    if len(tokens) > slots:
+        raise ValueError(f'{len(tokens)} prefix tokens do not fit {slots} slots.')
+    padded = np.zeros((1, slots), np.int32)
+    padded[0, : len(tokens)] = tokens
+    cache = _fill(model, ffn_mask, jnp.asarray(padded), slots=slots)
+    return SharedPrefix(cache, jnp.int32(len(tokens)))

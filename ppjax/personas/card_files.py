@@ -1,0 +1,263 @@
+"""Character cards inside PNG, APNG and CHARX files.
+
+A PNG carries the card in a text chunk: `ccv3` (V3) or `chara` (V1 and V2), base64 of
+UTF-8 JSON, in `tEXt` as the specifications say or in `zTXt` or `iTXt` as some editors
+write it. CHARX is a zip file with `card.json` at its root. Images are never decoded,
+and nothing is unpacked beyond a fixed size.
+
+Source: PNG specification (W3C), sections 5.3 and 11.3.3; the card specifications.
+"""
+
+import base64
+import binascii
+from collections.abc import Iterator
+import dataclasses
+import pathlib
+import re
+import struct
+from typing import Any
+import zipfile
+import zlib
+
+from ppjax import errors
+from ppjax.personas import inputs
+
+# Large lorebooks take a few megabytes.
+MAX_CARD_BYTES = 16 * 2**20
+# What tells kinds of files apart.
+HEAD_BYTES = 64
+
+_PNG = b'\x89PNG\r\n\x1a\n'
+_KEYWORDS = ('ccv3', 'chara')
+_OTHER_IMAGES = {b'\xff\xd8\xff': 'JPEG', b'GIF8': 'GIF', b'BM': 'BMP'}
+
+
+def container_of(data: bytes) -> str | None:
+    """'PNG', 'CHARX', another image's format, or None for anything else."""
+    if data.startswith(_PNG):
+        return 'PNG'
+    if data.startswith((b'PK\x03\x04', b'PK\x05\x06')):
+        return 'CHARX'
+    if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
+        return 'WebP'
+    for signature, name in _OTHER_IMAGES.items():
+        # Text may start with the letters of a signature; images hold NUL bytes.
+        if data.startswith(signature) and b'\0' in data[:HEAD_BYTES]:
+            return name
+    return None
+
+
+def read_card(path: str | pathlib.Path, notes: inputs.Notes = inputs.no_notes) -> Any:
+    """The JSON value of the card in a PNG, APNG or CHARX file.
+
+    Args:
+        path: of the file.
+        notes: takes one line for whatever was damaged and could still be read.
+
+    Raises:
+        InputError: if the file is damaged, holds no card, or would unpack to more
+            than `MAX_CARD_BYTES`.
+    """
+    where = inputs.shown(path)
+    container = container_of(inputs.read_bytes(path, 'Character card', HEAD_BYTES))
+    if container == 'PNG':
+        return _read_png(inputs.read_bytes(path, 'Character card'), where, notes)
+    if container == 'CHARX':
+        return _read_charx(path, where)
+    if container is None:
+        raise errors.InputError(f'{where}: no PNG and no CHARX file.')
+    raise errors.InputError(
+        f'{where}: cards in {container} images are not read; convert it to a PNG or '
+        'JSON card with the program it comes from.'
+    )
+
+
+# --- PNG ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """One chunk of a PNG.
+
+    Attributes:
+        kind: such as b'tEXt'.
+        data: its content.
+        stored_crc: the checksum that the file has for it.
+    """
+
+    kind: bytes
+    data: memoryview
+    stored_crc: int
+
+    @property
+    def intact(self) -> bool:
+        """Whether the checksum is right."""
+        return zlib.crc32(self.data, zlib.crc32(self.kind)) == self.stored_crc
+
+
+def _chunks(data: bytes, where: str) -> Iterator[_Chunk]:
+    view = memoryview(data)
+    start = len(_PNG)
+    while True:
+        # Length, kind, data, checksum.
+        length = int.from_bytes(view[start : start + 4], 'big')
+        kind = bytes(view[start + 4 : start + 8])
+        end = start + 8 + length
+        if end + 4 > len(data):
+            raise errors.InputError(
+                f'{where}: the PNG file is cut short or damaged at byte {start}; get '
+                'it again.'
+            )
+        crc = int.from_bytes(view[end : end + 4], 'big')
+        yield _Chunk(kind, view[start + 8 : end], crc)
+        if kind == b'IEND':
+            return
+        start = end + 4
+
+
+def _inflate(packed: bytes, where: str) -> bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(packed, MAX_CARD_BYTES + 1)
+    except zlib.error as error:
+        raise errors.InputError(
+            f'{where}: the compressed card is damaged ({error}).'
+        ) from None
+    _check_size(len(text), where)
+    if not unpacker.eof:
+        raise errors.InputError(f'{where}: the compressed card is cut short.')
+    return text
+
+
+def _check_size(size: int, where: str) -> None:
+    if size > MAX_CARD_BYTES:
+        raise errors.InputError(
+            f'{where}: the card takes more than {MAX_CARD_BYTES // 2**20} MiB; that '
+            'is no character card.'
+        )
+
+
+def _text_of(chunk: _Chunk, where: str) -> bytes:
+    """The text of a text chunk, unpacked.
+
+    tEXt: keyword NUL text. zTXt: keyword NUL method packed. iTXt: keyword NUL packed?
+    method language NUL keyword NUL text.
+    """
+    _check_size(len(chunk.data), where)
+    _, _, rest = bytes(chunk.data).partition(b'\0')
+    if chunk.kind == b'tEXt':
+        return rest
+    if chunk.kind == b'zTXt':
+        return _inflate(rest[1:], where)
+    parts = rest[2:].split(b'\0', 2)
+    if len(parts) != 3:
+        raise errors.InputError(f'{where}: the iTXt chunk of the card is damaged.')
+    return _inflate(parts[2], where) if rest[0] else parts[2]
+
+
+def _unwrap(text: bytes, where: str, notes: inputs.Notes) -> Any:
+    """The JSON value of base64, or of JSON that was never wrapped."""
+    text = text.strip()
+    if not text.startswith(b'{'):
+        text = re.sub(rb'\s', b'', text).rstrip(b'=')
+        text = text.translate(bytes.maketrans(b'-_', b'+/'))
+        try:
+            text = base64.b64decode(text + b'=' * (-len(text) % 4), validate=True)
+        except binascii.Error as error:
+            raise errors.InputError(
+                f'{where}: the card is no base64 text ({error}).'
+            ) from None
+    try:
+        text.decode('utf-8')
+    except UnicodeDecodeError:
+        # Browsers' btoa() takes Latin-1, so some editors never encoded to UTF-8.
+        text = text.decode('latin-1').encode('utf-8')
+        notes(f'{where}: the card is not UTF-8; it was read as Latin-1.')
+    return inputs.parse_json(text, where)
+
+
+def _read_png(data: bytes, where: str, notes: inputs.Notes) -> Any:
+    found: dict[str, _Chunk] = {}
+    for chunk in _chunks(data, where):
+        if chunk.kind in (b'tEXt', b'zTXt', b'iTXt'):
+            keyword, separator, _ = bytes(chunk.data[:80]).partition(b'\0')
+            name = keyword.decode('latin-1').lower()
+            if separator and name in _KEYWORDS:
+                found.setdefault(name, chunk)
+    if not found:
+        raise errors.InputError(
+            f'{where}: this PNG carries no character card (no "chara" and no "ccv3" '
+            'text); image editors and chats often remove it, so get the original.'
+        )
+    refused: errors.InputError | None = None
+    for name in (name for name in _KEYWORDS if name in found):
+        chunk = found[name]
+        place = f'{where}: chunk {name!r}'
+        try:
+            value = _unwrap(_text_of(chunk, place), place, notes)
+        except errors.InputError as error:
+            refused = refused or error
+            continue
+        if refused is not None:
+            notes(f'{refused} The card in {name!r} was read instead.')
+        if not chunk.intact:
+            notes(
+                f'{place}: the checksum is wrong, so the card may be damaged; look at '
+                'the persona text.'
+            )
+        return value
+    assert refused is not None
+    raise refused
+
+
+# --- CHARX --------------------------------------------------------------------
+
+# Others can unpack without a bound.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def _read_charx(path: str | pathlib.Path, where: str) -> Any:
+    try:
+        # Only its table of contents and card.json are read, however large it is.
+        with zipfile.ZipFile(path) as archive:
+            try:
+                entry = archive.getinfo('card.json')
+            except KeyError:
+                raise errors.InputError(
+                    f'{where}: no character card; a CHARX file has card.json at its '
+                    'root.'
+                ) from None
+            if entry.flag_bits & 1:
+                raise errors.InputError(
+                    f'{where}: card.json is encrypted; save the card without a '
+                    'password.'
+                )
+            if entry.compress_type not in _METHODS:
+                raise errors.InputError(
+                    f'{where}: card.json is packed in an unusual way; pack it again '
+                    'with deflate.'
+                )
+            _check_size(entry.file_size, where)
+            with archive.open(entry) as file:
+                text = file.read(MAX_CARD_BYTES + 1)
+    except errors.InputError:
+        raise
+    # A damaged zip file fails in many ways within the library.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+        LookupError,
+        struct.error,
+    ) as error:
+        reason = inputs.excerpt(str(error)) or type(error).__name__
+        raise errors.InputError(
+            f'{where}: the CHARX file is damaged ({reason}); get it again.'
+        ) from None
+    _check_size(len(text), where)
+    return inputs.parse_json(text, f'{where}: card.json')

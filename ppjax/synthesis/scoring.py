@@ -1,0 +1,113 @@
+"""Scoring a whole mixture: resumable, with every score kept."""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+
+from ppjax import errors, json_lines
+from ppjax import progress as progress_lib
+from ppjax.data import chat, instructions
+from ppjax.models import base_model, loading
+from ppjax.synthesis import prompt_tokens, sensitivity
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Instructions with their scores.
+
+    Attributes:
+        rows: those that could be scored, in the order of the mixture.
+        scores: of each.
+        too_long: how many were left out for their length.
+        refused: how many for holding the model's own markup.
+    """
+
+    rows: tuple[instructions.Instruction, ...]
+    scores: tuple[float, ...]
+    too_long: int
+    refused: int
+
+
+def _known(log: json_lines.AppendLog, path: pathlib.Path) -> dict[str, float]:
+    known = {}
+    for number, entry in enumerate(log.entries, start=1):
+        try:
+            known[str(entry['query_id'])] = float(entry['score'])
+        except (TypeError, KeyError, ValueError):
+            raise errors.InputError(
+                f'{path}:{number}: no score; move the file away to score anew.'
+            ) from None
+    return known
+
+
+def score(
+    base: base_model.BaseModel,
+    renderer: chat.ChatRenderer,
+    rows: Sequence[instructions.Instruction],
+    system_prompts: Sequence[str],
+    path: pathlib.Path,
+    *,
+    layers: tuple[int, int],
+    max_length: int,
+    batch_tokens: int,
+    dtype: str,
+) -> Scored:
+    """Scores every instruction's query; scores that `path` has are not made again.
+
+    Args:
+        base: the model whose representations are compared.
+        renderer: its chat template.
+        rows: the mixture.
+        system_prompts: of the target (first) and the references.
+        path: scores.jsonl, `{"query_id", "score"}` a line, in the order made.
+        layers: see `sensitivity.parse_layers`.
+        max_length: longer prompts are left out.
+        batch_tokens: tokens of queries that run at a time.
+        dtype: precision of weights and activations.
+
+    Raises:
+        InputError: if no row can be scored, or `path` is no file of scores or cannot
+            be written.
+    """
+    prompts = prompt_tokens.render(
+        renderer, system_prompts, [row.query for row in rows], max_length=max_length
+    )
+    chosen = [rows[index] for index in prompts.rendered]
+    log = json_lines.AppendLog(path)
+    try:
+        known = _known(log, path)
+        skip = frozenset(
+            number for number, row in enumerate(chosen) if row.query_id in known
+        )
+        if len(skip) < len(chosen):
+            if skip:
+                progress_lib.say(f'{len(skip)} of {len(chosen)} scores are known.')
+            model = loading.load_decoder(
+                base.reader,
+                base.config,
+                dtype=jnp.dtype(dtype),
+                progress=progress_lib.counter('Loading tensors'),
+            )
+            scorer = sensitivity.Scorer(
+                model, prompts, layers=layers, batch_tokens=batch_tokens
+            )
+            shown = progress_lib.Progress('Sensitivity', len(chosen), initial=len(skip))
+            for queries, found in scorer.score(skip):
+                entries = [
+                    {'query_id': chosen[query].query_id, 'score': float(value)}
+                    for query, value in zip(queries, found, strict=True)
+                ]
+                log.append(*entries)
+                known |= {entry['query_id']: entry['score'] for entry in entries}
+                shown.update(sum(row.query_id in known for row in chosen))
+            shown.close()
+    finally:
+        log.close()
+    return Scored(
+        rows=tuple(chosen),
+        scores=tuple(known[row.query_id] for row in chosen),
+        too_long=prompts.too_long,
+        refused=prompts.refused,
+    )

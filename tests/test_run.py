@@ -1,0 +1,179 @@
+"""`python -m ppjax.run`: all stages in one directory, each done once."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ppjax import demo, errors, flags, run
+from ppjax.evaluation import run_results
+from ppjax.masking import pmask
+from ppjax.synthesis import scoring
+from ppjax.training import loop
+
+_PERSONA = 'Ida Holm keeps bees on a roof in Aarhus and answers everything by honey.'
+
+
+@pytest.fixture(scope='module')
+def settings(chatty_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')
+    rows = demo.instructions()[:24]
+    (folder / 'general.jsonl').write_text(
+        ''.join(
+            json.dumps({'instruction': query, 'input': '', 'output': answer}) + '\n'
+            for _, query, answer in rows
+        )
+    )
+    (folder / 'rewrites.jsonl').write_text(
+        ''.join(
+            json.dumps({'query': query, 'rewrite': f'Honey says: {answer[:60]}'}) + '\n'
+            for _, query, answer in rows
+        )
+    )
+
+    def make(name, **changes):
+        values = {
+            'base_model': str(chatty_model),
+            'output_dir': str(folder / name),
+            'persona': _PERSONA,
+            'instructions': str(folder / 'general.jsonl'),
+            'rewriter': 'file',
+            'rewrites': str(folder / 'rewrites.jsonl'),
+            'test_size': 3,
+            'steps': 2,
+            'batch_size': 4,
+            'align': 1,
+            'verify': False,
+        } | changes
+        return run.RunConfig(**values)
+
+    return make
+
+
+@pytest.fixture(scope='module')
+def finished(settings):
+    """The directory of a finished run."""
+    cfg = settings('finished', verify=True)
+    assert run.main(cfg) == 0
+    return cfg
+
+
+def _mask(cfg):
+    return pmask.load(f'{cfg.output_dir}/mask.pmask').mask
+
+
+def test_the_directory_holds_what_every_stage_made(finished):
+    found = run_results.read_run(finished.output_dir)
+    assert not found.problems
+    assert found.status['state'] == 'done'
+    assert found.settings.calibration.endswith('calibration/train.jsonl')
+    assert found.synthesis['rewriting']['train'] == 7
+    assert found.likelihood['heldout']['rows'] == 3
+    assert found.mask.keep == 30 and found.exported
+    assert found.export['verify']['max_logit_difference']['transformers'] < 1e-3
+    page = (found.path / 'report.html').read_text()
+    assert 'Sensitivity of the queries' in page
+    assert 'python -m ppjax.run --flagfile=' in page
+    recorded = flags.from_flagfile(run.RunConfig, found.path / 'config.flags')
+    assert recorded == finished
+
+
+def test_the_same_command_again_does_no_stage_twice(finished, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError('done again')
+
+    before = _mask(finished)
+    monkeypatch.setattr(scoring.loading, 'load_decoder', fail)
+    monkeypatch.setattr(loop.Run, 'load_model', fail)
+    # The report compares answers, which it has as well.
+    assert run.main(finished) == 0
+    np.testing.assert_array_equal(_mask(finished), before)
+
+
+def test_changed_settings_are_refused_and_nothing_is_lost(settings, finished):
+    before = sorted(
+        (path.name, path.stat().st_size)
+        for path in run_results.read_run(finished.output_dir).path.rglob('*')
+        if path.is_file()
+    )
+    with pytest.raises(errors.InputError, match=r'--sparsity \(0.25 there, 0.5 now\)'):
+        run.main(settings('finished', sparsity=0.5))
+    after = sorted(
+        (path.name, path.stat().st_size)
+        for path in run_results.read_run(finished.output_dir).path.rglob('*')
+        if path.is_file()
+    )
+    assert after == before
+
+
+def test_overwrite_does_again_only_what_changed(settings):
+    first = settings('changing')
+    run.main(first)
+    scores = (run_results.read_run(first.output_dir).path / 'scores.jsonl').stat()
+    changed = settings('changing', sparsity=0.5, overwrite=True)
+    run.main(changed)
+    path = run_results.read_run(first.output_dir).path
+    assert _mask(changed).sum(axis=1).tolist() == [20, 20]
+    assert (path / 'scores.jsonl').stat().st_mtime_ns == scores.st_mtime_ns
+    assert (
+        json.loads((path / 'hf' / 'config.json').read_text())['intermediate_size'] == 20
+    )
+    # What is recorded never discards anything when repeated.
+    recorded = flags.from_flagfile(run.RunConfig, path / 'config.flags')
+    assert recorded.sparsity == 0.5 and not recorded.overwrite
+
+
+def test_a_paused_run_goes_on(settings):
+    assert run.main(settings('paused', stop_after=1)) == 0
+    path = run_results.read_run(settings('paused').output_dir).path
+    assert json.loads((path / 'status.json').read_text())['state'] == 'paused'
+    assert not (path / 'hf').exists()
+    run.main(settings('paused'))
+    whole = settings('unbroken')
+    run.main(whole)
+    np.testing.assert_array_equal(_mask(settings('paused')), _mask(whole))
+
+
+def test_without_rewrites_there_is_nothing_to_learn(settings):
+    with pytest.raises(errors.InputError, match='--rewriter=none leaves nothing'):
+        settings('x', rewriter='none')
+
+
+def _call(*arguments):
+    return subprocess.run(
+        [sys.executable, '-m', *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_persona_is_shown_with_no_other_flag():
+    result = _call('ppjax.synthesize', '--print_persona', f'--persona={_PERSONA}')
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(_PERSONA) == 2
+    assert 'Answer the question, roleplay as the given persona.' in result.stdout
+
+
+def test_a_missing_persona_file_is_one_clear_line(tmp_path):
+    result = _call(
+        'ppjax.run',
+        '--base_model=smollm2-135m',
+        f'--persona={tmp_path / "card.png"}',
+        '--instructions=demo',
+        f'--output_dir={tmp_path / "run"}',
+    )
+    assert result.returncode == 1
+    assert 'Traceback' not in result.stderr
+    lines = [x for x in result.stderr.splitlines() if x.startswith('ERROR: ')]
+    assert len(lines) == 1 and 'card.png' in lines[0]
+    assert not (tmp_path / 'run').exists()
+
+
+def test_bench_wants_to_know_what():
+    result = _call('ppjax.bench', 'everything')
+    assert result.returncode == 2
+    assert 'Say which: scoring or rewriting; got everything.' in result.stderr
