@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From nothing to a pruned role-playing model, on two CPU cores in some ten minutes:
-# sets up .venv, learns a mask for a persona that ships with ppjax, exports the
-# model, checks it, and shows the result. The same command goes on where it stopped.
+# sets up .venv, chooses calibration data for a persona that ships with ppjax, learns
+# a mask, exports the model, checks it, and shows the result. The same command goes on
+# where it stopped.
 #   bash launch/quickstart.sh [RUN_DIRECTORY]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,9 +16,7 @@ export HF_HUB_OFFLINE=1
 # transformers would remark that PyTorch is not installed; nothing here needs it.
 export TRANSFORMERS_NO_ADVISORY_WARNINGS=1
 
-"$python" -m ppjax.train --flagfile=configs/quickstart.flags --output_dir="$run"
-"$python" -m ppjax.export --output_dir="$run" --verify
-"$python" -m ppjax.report --output_dir="$run"
+"$python" -m ppjax.run --flagfile=configs/quickstart.flags --output_dir="$run"
 cat <<EOF
 
 Talk to it:
