@@ -172,18 +172,45 @@ class Prefixed:
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, None]:
-        batch, length = q.shape[:2]
-        slots = cache.k.shape[1]
+        batch, length, num_heads, head_dim = q.shape
+        kv_heads = k.shape[2]
+        group = num_heads // kv_heads
+        # kv heads first: all rows of a head meet the prefix in one matrix product.
+        queries = q.reshape(batch, length, kv_heads, group, head_dim)
+        queries = queries.transpose(2, 0, 3, 1, 4)  # [K, B, N/K, T, H]
+        scale = head_dim**-0.5
 
-        def with_prefix(prefix: jax.Array, own: jax.Array) -> jax.Array:
-            shared = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
-            return jnp.concatenate([shared.astype(own.dtype), own], axis=1)
+        def logits(equation: str, queries: jax.Array, keys: jax.Array) -> jax.Array:
+            found = jnp.einsum(
+                equation, queries, keys, preferred_element_type=jnp.float32
+            )
+            return found.reshape(*shape, -1) * scale
 
-        used = jnp.broadcast_to(jnp.arange(slots) < self.length, (batch, length, slots))
+        shape = queries.shape[:-1]
+        flat = queries.reshape(kv_heads, batch * group * length, head_dim)
+        rows = queries.reshape(kv_heads, batch, group * length, head_dim)
+        used = jnp.arange(cache.k.shape[1]) < self.length
+        far = logits('kqh,skh->kqs', flat, cache.k[0].astype(q.dtype))
+        far = jnp.where(used[None, None, None, None], far, -jnp.inf)
         same = self.segments[:, :, None] == self.segments[:, None, :]
         causal = jnp.tril(jnp.ones((length, length), bool))
-        mask = jnp.concatenate([used, same & causal[None]], axis=-1)
-        out = dot_product_attention(
-            q, with_prefix(cache.k, k), with_prefix(cache.v, v), mask
+        near = logits('kbqh,bskh->kbqs', rows, k)
+        near = jnp.where((same & causal[None])[None, :, None], near, -jnp.inf)
+
+        # One softmax over both, without laying them side by side. A token attends to
+        # itself, so the largest of `near` is finite.
+        largest = jnp.maximum(
+            jnp.max(near, axis=-1, keepdims=True),
+            jnp.max(far, axis=-1, keepdims=True, initial=-jnp.inf),
         )
-        return out, None
+        far, near = jnp.exp(far - largest), jnp.exp(near - largest)
+        total = jnp.sum(near, axis=-1) + jnp.sum(far, axis=-1)
+        far, near = far.astype(v.dtype), near.astype(v.dtype)
+        out = jnp.einsum(
+            'kqs,skh->kqh', far.reshape(*flat.shape[:2], -1), cache.v[0].astype(v.dtype)
+        ).reshape(queries.shape)
+        out += jnp.einsum(
+            'kbqs,bskh->kbqh', near.reshape(*rows.shape[:3], -1), v
+        ).reshape(queries.shape)
+        out = out / total[..., None].astype(out.dtype)
+        return out.transpose(1, 3, 0, 2, 4).reshape(q.shape), None

@@ -32,6 +32,13 @@ class PackedQueries(NamedTuple):
     owners: np.ndarray
 
 
+def _capacities(lengths: np.ndarray) -> np.ndarray:
+    """The row length for each query: two sizes an octave."""
+    power = 2 ** np.ceil(np.log2(lengths)).astype(int)
+    fitting = np.where(4 * lengths <= 3 * power, 3 * power // 4, power)
+    return np.maximum(_SHORTEST_ROW, fitting)
+
+
 def _rows(
     lengths: np.ndarray, queries: Sequence[int], capacity: int
 ) -> list[list[int]]:
@@ -74,9 +81,7 @@ def pack(
         Calls; those with rows of the same length have the same shapes.
     """
     lengths = np.array([len(suffix) for suffix in suffixes])
-    capacities = np.maximum(
-        _SHORTEST_ROW, 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
-    )
+    capacities = _capacities(lengths)
     packed = []
     for capacity in np.unique(capacities):
         queries = np.nonzero(capacities == capacity)[0].tolist()
