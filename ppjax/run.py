@@ -71,17 +71,18 @@ def main(cfg: RunConfig) -> int:
     directory = _begin(cfg)
     began = time.monotonic()
 
-    def say(number: int, text: str) -> None:
+    def begin(number: int, stage: str, text: str) -> None:
+        directory.status(state='running', stage=stage)
         spent = time.monotonic() - began
         progress_lib.say(f'\n[{number}/4] {text} ({spent:.0f} s so far)')
 
     with directory.stage('run'):
-        say(1, 'Calibration data')
+        begin(1, 'synthesize', 'Calibration data')
         made = pipeline.synthesize(
             _part(synthesis_config.SynthesisSettings, cfg), stage='synthesize'
         )
         assert made.train is not None
-        say(2, 'Mask learning')
+        begin(2, 'train', 'Mask learning')
         mask = loop.learn_mask(
             _part(
                 train_config.TrainConfig,
@@ -96,16 +97,16 @@ def main(cfg: RunConfig) -> int:
         if mask is None:
             directory.status(state='paused')
             return 0
-        say(3, 'Export')
+        begin(3, 'export', 'Export')
         export.main(
             export.ExportConfig(
                 output_dir=cfg.output_dir, verify=cfg.verify, overwrite=cfg.overwrite
             ),
             again=False,
         )
-        say(4, 'Report')
+        begin(4, 'report', 'Report')
         report.main(report.ReportConfig(output_dir=cfg.output_dir))
-        directory.status(state='done', stage='run')
+        directory.done(stage='run')
     return 0
 
 

@@ -154,6 +154,10 @@ class RunDirectory:
             self.path / _STATUS, {key: self._status.get(key) for key in keys}
         )
 
+    def done(self, **changes: Any) -> None:
+        """Marks the run as done; a stage leaves that to the run it is part of."""
+        self.status(state='running' if self._is_stage else 'done', **changes)
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Keeps status.json true to what happens inside."""

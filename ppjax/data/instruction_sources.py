@@ -178,7 +178,7 @@ def _read_json(path: str) -> Iterator[SourceRow]:
 
 
 def _read_parquet(path: str) -> Iterator[Any]:
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as table:
         for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
@@ -187,7 +187,7 @@ def _read_parquet(path: str) -> Iterator[Any]:
 
 def _read_datasets(name: str, split: str) -> Iterator[Any]:
     """A Hub id, a folder of data files, or what `save_to_disk` wrote."""
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     wanted = split or _DEFAULT_SPLIT
     saved = ('dataset_dict.json', 'state.json')
@@ -210,7 +210,7 @@ def _read_datasets(name: str, split: str) -> Iterator[Any]:
 
 
 def _read_tfds(name: str, split: str) -> Iterator[Any]:
-    import tensorflow_datasets as tfds  # type: ignore[import-untyped]
+    import tensorflow_datasets as tfds
 
     # A data source needs no TensorFlow, unlike tfds.load.
     data = tfds.data_source(name, split=split or _DEFAULT_SPLIT)

@@ -36,10 +36,7 @@ def _clip(text: Any, limit: int = _LONGEST_TEXT) -> str:
 
 def persona_of(system_prompt: str) -> str:
     """The persona text within a persona prompt, or the prompt if it is another."""
-    before, after = prompts.persona_prompt('\0').split('\0')
-    if system_prompt.startswith(before) and system_prompt.endswith(after):
-        return system_prompt[len(before) : len(system_prompt) - len(after)]
-    return system_prompt
+    return prompts.persona_in(system_prompt) or system_prompt
 
 
 # Capitalised words at the start, up to a verb or comma: 'Old Bram Tidewater has ...'.

@@ -1,7 +1,6 @@
 """A persona: the text P, and what a character card adds to it."""
 
 import dataclasses
-import hashlib
 
 from ppjax.personas import prompts
 
@@ -30,8 +29,3 @@ class Persona:
     def system_prompt(self) -> str:
         """The persona prompt: the system message of every conversation."""
         return self.system_template or prompts.persona_prompt(self.text)
-
-    @property
-    def sha256(self) -> str:
-        """Of the persona prompt; names the persona in mask files."""
-        return hashlib.sha256(self.system_prompt.encode()).hexdigest()

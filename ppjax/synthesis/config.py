@@ -3,6 +3,7 @@
 import dataclasses
 
 from ppjax import errors, flags, settings
+from ppjax.personas import macros
 from ppjax.synthesis import sensitivity
 
 REWRITERS = ('none', 'file', 'local', 'openai')
@@ -23,7 +24,7 @@ class SynthesisSettings(settings.CommonSettings):
         'first (paper, Table 19).',
     )
     user_name: str = flags.setting(
-        'the user', 'What {{user}} stands for in character cards.'
+        macros.DEFAULT_USER_NAME, 'What {{user}} stands for in character cards.'
     )
     with_scenario: bool = flags.setting(
         False, "Whether a character card's scenario is part of the persona."

@@ -321,7 +321,7 @@ def synthesize(
                 ),
             )
         atomic.write_json(path / 'results' / 'synthesis.json', record)
-        directory.status(state='done')
+        directory.done()
     return made
 
 

@@ -114,7 +114,9 @@ def rewrite_all(
     if len(by_id) != len(requests):
         raise ValueError('Two requests have the same query_id.')
     gates = gates or rewrite_gates.Gates()
-    hashes = {name: _hash(by_id[name], rewriter.identity) for name in by_id}
+    # A local model's identity is a hash of its weights: once, not once a request.
+    identity = rewriter.identity
+    hashes = {name: _hash(by_id[name], identity) for name in by_id}
     judged: dict[str, rewrite_gates.Judged] = {}
     failures: dict[str, str] = {}
     log = json_lines.AppendLog(log_path)

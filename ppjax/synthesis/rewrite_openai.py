@@ -158,8 +158,14 @@ class OpenAIRewriter:
 
     @property
     def identity(self) -> str:
-        """By the model alone: a server may come back at another address."""
-        return f'openai {self._model}'
+        """By the model and its settings: a server may come back elsewhere.
+
+        Rows cut off at the limit of tokens are so asked again with a larger one.
+        """
+        return (
+            f'openai {self._model} temperature {self._temperature} '
+            f'tokens {self._max_tokens}'
+        )
 
     def rewrite(
         self, requests: Sequence[rewriting.Request]

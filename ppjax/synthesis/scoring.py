@@ -94,6 +94,7 @@ def score(
                 model, prompts, layers=layers, batch_tokens=batch_tokens
             )
             shown = progress_lib.Progress('Sensitivity', len(chosen), initial=len(skip))
+            done = len(skip)
             for queries, found in scorer.score(skip):
                 entries = [
                     {'query_id': chosen[query].query_id, 'score': float(value)}
@@ -101,7 +102,8 @@ def score(
                 ]
                 log.append(*entries)
                 known |= {entry['query_id']: entry['score'] for entry in entries}
-                shown.update(sum(row.query_id in known for row in chosen))
+                done += len(queries)
+                shown.update(done)
             shown.close()
     finally:
         log.close()

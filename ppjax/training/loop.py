@@ -407,7 +407,7 @@ def learn_mask(
         finished = directory.path / 'mask.pmask'
         if finished.exists():
             progress_lib.say(f'{finished} is there already; nothing is left to do.')
-            directory.status(state='done', step=run.total, total_steps=run.total)
+            directory.done(step=run.total, total_steps=run.total)
             return finished
         checkpoints = checkpoints_lib.Checkpoints(directory.path / 'checkpoints')
         try:
@@ -477,5 +477,5 @@ def _learn(
             path / 'results' / 'likelihood.json', run, references | {'learned': learned}
         )
     pmask.save(path / 'mask.pmask', run.mask_file(state.scores))
-    run.directory.status(state='done', step=done, total_steps=run.total)
+    run.directory.done(step=done, total_steps=run.total)
     return path / 'mask.pmask'

@@ -681,9 +681,13 @@ def test_settings_out_of_range(settings, part):
         rewrite_openai.OpenAIRewriter('http://host', **({'model': 'tiny'} | settings))
 
 
-def test_identity_is_the_model_wherever_it_runs():
-    def identity(url: str, model: str) -> str:
-        return rewrite_openai.OpenAIRewriter(url, model).identity
+def test_identity_is_the_model_and_its_settings_wherever_it_runs():
+    def identity(url: str, model: str, **settings: Any) -> str:
+        return rewrite_openai.OpenAIRewriter(url, model, **settings).identity
+
+    # What was cut off is asked again with more tokens.
+    assert identity('http://a', 'x', max_tokens=9) != identity('http://a', 'x')
+    assert identity('http://a', 'x', temperature=0.1) != identity('http://a', 'x')
 
     assert identity('http://a:1', 'tiny') == identity('http://b:2/v1', 'tiny')
     assert identity('http://a:1', 'tiny') != identity('http://a:1', 'large')
