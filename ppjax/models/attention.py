@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from ppjax.models import products
+
 
 class Attend(Protocol):
     """One attention pattern."""
@@ -51,14 +53,12 @@ def dot_product_attention(
     queries = q.reshape(batch, length, kv_heads, group, head_dim)
     queries = queries.transpose(0, 2, 3, 1, 4)
     queries = queries.reshape(batch, kv_heads, group * length, head_dim)
-    logits = jnp.einsum(
-        'bkth,bskh->bkts', queries, k, preferred_element_type=jnp.float32
-    )
+    logits = products.product('bkth,bskh->bkts', queries, k, jnp.float32)
     logits = logits.reshape(batch, kv_heads, group, length, -1) * head_dim**-0.5
     logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     weights = weights.reshape(batch, kv_heads, group * length, -1)
-    out = jnp.einsum('bkts,bskh->bkth', weights, v)
+    out = products.product('bkts,bskh->bkth', weights, v)
     out = out.reshape(batch, kv_heads, group, length, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
@@ -181,9 +181,7 @@ class Prefixed:
         scale = head_dim**-0.5
 
         def logits(equation: str, queries: jax.Array, keys: jax.Array) -> jax.Array:
-            found = jnp.einsum(
-                equation, queries, keys, preferred_element_type=jnp.float32
-            )
+            found = products.product(equation, queries, keys, jnp.float32)
             return found.reshape(*shape, -1) * scale
 
         shape = queries.shape[:-1]
@@ -206,10 +204,10 @@ class Prefixed:
         far, near = jnp.exp(far - largest), jnp.exp(near - largest)
         total = jnp.sum(near, axis=-1) + jnp.sum(far, axis=-1)
         far, near = far.astype(v.dtype), near.astype(v.dtype)
-        out = jnp.einsum(
+        out = products.product(
             'kqs,skh->kqh', far.reshape(*flat.shape[:2], -1), cache.v[0].astype(v.dtype)
         ).reshape(queries.shape)
-        out += jnp.einsum(
+        out += products.product(
             'kbqs,bskh->kbqh', near.reshape(*rows.shape[:3], -1), v
         ).reshape(queries.shape)
         out = out / total[..., None].astype(out.dtype)

@@ -9,9 +9,10 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from ppjax.models import attention
+from ppjax.models import attention, products
 from ppjax.models import config as config_lib
 from ppjax.models import rope as rope_lib
 
@@ -23,6 +24,7 @@ Tap = Callable[[jax.Array, jax.Array], Any]
 # weights (attention and element-wise parts, cheap to redo and large to keep); or
 # each whole block.
 REMAT = ('none', 'dots', 'full')
+_PRODUCT = 'product with a weight'
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -141,7 +143,8 @@ class DecoderBlock(nnx.Module):
 
 
 def _linear(x: jax.Array, w: nnx.Param, b: nnx.Param | None) -> jax.Array:
-    y = jnp.einsum('btd,df->btf', x, w[...])
+    y = products.product('btd,df->btf', x, w[...])
+    y = checkpoint_name(y, _PRODUCT)
     return y if b is None else y + b[...][None, None, :]
 
 
@@ -151,7 +154,8 @@ def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]
     if remat == 'full':
         return jax.checkpoint(layer)
     if remat == 'dots':
-        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        # By name: the products themselves may be wider than what is made of them.
+        keep = jax.checkpoint_policies.save_only_these_names(_PRODUCT)
         return jax.checkpoint(layer, policy=keep)
     raise ValueError(f'remat must be one of {REMAT}, got {remat!r}.')
 
@@ -233,6 +237,6 @@ class Decoder(nnx.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""
         table = self.embedding if self.head is None else self.head
-        return jnp.einsum(
-            '...d,vd->...v', hidden, table[...], preferred_element_type=jnp.float32
-        )
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = products.product('td,vd->tv', flat, table[...], jnp.float32)
+        return logits.reshape(*hidden.shape[:-1], -1)
