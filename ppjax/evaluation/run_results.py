@@ -127,7 +127,7 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
     return Run(
         path=path,
         settings=attempt(str(recorded), read_settings, None),
-        status=attempt('status.json', read_json, {}),
+        status=_settled(attempt('status.json', read_json, {})),
         inputs=attempt('inputs.json', read_json, {}),
         metrics=attempt('metrics.jsonl', _read_metrics, []),
         mask=attempt('mask.pmask', pmask.load, None),
@@ -141,6 +141,13 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
         is_staged=(path / 'stages').is_dir(),
         problems=problems,
     )
+
+
+def _settled(status: dict[str, Any]) -> dict[str, Any]:
+    """A run that is writing its report has done all that the report tells of."""
+    if status.get('stage') == 'report' and status.get('state') == 'running':
+        return status | {'state': 'done', 'stage': None}
+    return status
 
 
 def _read_metrics(file: pathlib.Path) -> list[dict[str, Any]]:

@@ -364,6 +364,13 @@ def test_no_folder_is_an_error(tmp_path):
         report.write_report(tmp_path / 'nothing')
 
 
+def test_a_run_that_writes_its_report_is_shown_as_done(run_dir):
+    for stage, state in [('report', 'done'), ('export', 'running')]:
+        status = {'state': 'running', 'stage': stage}
+        _write_json(run_dir / 'status.json', status)
+        assert run_results.read_run(run_dir).status['state'] == state
+
+
 def test_without_heldout_rows_nothing_is_awaited_of_them(run_dir, undrawn):
     settings = flags.from_flagfile(train_config.TrainConfig, run_dir / 'config.flags')
     text = flags.to_flagfile(dataclasses.replace(settings, heldout=None))
