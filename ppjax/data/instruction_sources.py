@@ -28,7 +28,8 @@ _COUNTED = re.compile(r'(.+):([0-9]{1,15})', re.DOTALL)
 _WITH_SPLIT = re.compile(rf'(.+?):({_SPLIT})', re.DOTALL)
 _HUB = re.compile(rf'([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::({_SPLIT}))?', re.ASCII)
 _TFDS = re.compile(
-    rf'tfds:([\w./=-]+(?::(?:\d+|\*)(?:\.(?:\d+|\*)){{2}})?)(?::({_SPLIT}))?', re.ASCII
+    rf'tfds:(\w[\w./=-]*(?::(?:\d+|\*)(?:\.(?:\d+|\*)){{2}})?)(?::({_SPLIT}))?',
+    re.ASCII,
 )
 
 

@@ -347,7 +347,8 @@ def _read_or_refused(name: str, data: bytes, **options) -> bool:
 
 
 _fuzz = hypothesis.settings(
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 
 
@@ -391,6 +392,8 @@ def test_the_files_that_are_mutated_are_good():
         max_size=9,
     ).map(''.join)
 )
+@hypothesis.example('tfds:/')
+@hypothesis.example('tfds:.')
 def test_any_spec_is_parsed_or_refused(spec):
     try:
         sources = instruction_sources.parse_spec(spec)
