@@ -32,6 +32,9 @@ def product(
     Returns:
         The result. Its derivatives are products of the same kind, for which the
         cotangent is rounded to the operands' dtype.
+
+    Raises:
+        TypeError: if the operands' dtypes differ.
     """
     if x.dtype != y.dtype:
         raise TypeError(f'{equation}: the operands are {x.dtype} and {y.dtype}.')
