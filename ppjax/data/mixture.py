@@ -7,7 +7,7 @@ import heapq
 import unicodedata
 
 from ppjax import errors
-from ppjax.data import instruction_sources, instructions
+from ppjax.data import instructions, row_sources
 
 
 @dataclasses.dataclass
@@ -155,7 +155,7 @@ class _Seen:
 
 
 def _survivors(
-    source: instruction_sources.Source,
+    source: row_sources.Source,
     stem: str,
     counts: Counts,
     before: _Seen,
@@ -164,7 +164,7 @@ def _survivors(
 ) -> Iterator[tuple[bytes, bytes, instructions.Instruction]]:
     """(exact digest, normal digest, row) of what is not dropped; fills `counts`."""
     here = _Seen()
-    for number, where, value in instruction_sources.read(source):
+    for number, where, value in row_sources.read(source):
         query, answer = instructions.parse_row(
             value, where, require_answer=require_answer
         )
@@ -216,7 +216,7 @@ def _sample(
     return [row for _, _, row in sorted(smallest, key=lambda entry: entry[1])]
 
 
-def _stems(sources: Sequence[instruction_sources.Source]) -> list[str]:
+def _stems(sources: Sequence[row_sources.Source]) -> list[str]:
     """One stem a source, all different: the second 'a' becomes 'a-2'."""
     stems: list[str] = []
     own = {source.stem for source in sources}
@@ -243,7 +243,7 @@ def mix(
     questions. Of the rest a source with a count gives a sample of that size.
 
     Args:
-        spec: the value of `--instructions`; see `instruction_sources.parse_spec`.
+        spec: the value of `--instructions`; see `row_sources.parse_spec`.
         seed: of the samples; the same seed and data give the same rows.
         exclude_queries: evaluation questions; see `Exclusions`.
         require_answer: whether rows without an answer are dropped; otherwise their
@@ -253,7 +253,7 @@ def mix(
         InputError: naming source and row of the first bad one, or if a source
             holds no rows, or nothing is left.
     """
-    sources = instruction_sources.parse_spec(spec)
+    sources = row_sources.parse_spec(spec)
     excluded, seen = Exclusions(exclude_queries), _Seen()
     rows: list[instructions.Instruction] = []
     all_counts = []

@@ -1,15 +1,11 @@
-"""Queries of like length packed into rows, in calls of a few fixed shapes."""
+"""Queries packed into rows, as the arrays that a call of the model takes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ppjax.data import packing
-
-# A row holds whole queries; the shortest rows. Attention within a row costs its
-# length a token, so long queries get rows of their own.
-_SHORTEST_ROW = 128
+from ppjax.data import row_calls
 
 
 class PackedQueries(NamedTuple):
@@ -32,41 +28,6 @@ class PackedQueries(NamedTuple):
     owners: np.ndarray
 
 
-def _capacities(lengths: np.ndarray) -> np.ndarray:
-    """The row length for each query: two sizes an octave."""
-    power = 2 ** np.ceil(np.log2(lengths)).astype(int)
-    fitting = np.where(4 * lengths <= 3 * power, 3 * power // 4, power)
-    return np.maximum(_SHORTEST_ROW, fitting)
-
-
-def _rows(
-    lengths: np.ndarray, queries: Sequence[int], capacity: int
-) -> list[list[int]]:
-    """Best-fit rows of one call's queries."""
-    chunks = packing.assign_chunks([int(lengths[q]) for q in queries], capacity)
-    return [[queries[item] for item in chunk] for chunk in chunks]
-
-
-def _calls(
-    lengths: np.ndarray, queries: list[int], capacity: int, rows: int
-) -> list[list[list[int]]]:
-    """Cuts queries of one capacity into calls of at most `rows` rows."""
-    calls, start, carried = [], 0, list[int]()
-    while start < len(queries) or carried:
-        # As many as would fill the call exactly, then the rows that fit.
-        taken, total = carried, int(lengths[carried].sum()) if carried else 0
-        while start < len(queries) and total < rows * capacity:
-            taken.append(queries[start])
-            total += int(lengths[queries[start]])
-            start += 1
-        packed = _rows(lengths, taken, capacity)
-        # The emptiest rows wait for the next call.
-        packed.sort(key=lambda row: -int(lengths[row].sum()))
-        calls.append(packed[:rows])
-        carried = [query for row in packed[rows:] for query in row]
-    return calls
-
-
 def pack(
     suffixes: Sequence[np.ndarray], *, batch_tokens: int, row_multiple: int
 ) -> list[PackedQueries]:
@@ -80,38 +41,27 @@ def pack(
     Returns:
         Calls; those with rows of the same length have the same shapes.
     """
-    lengths = np.array([len(suffix) for suffix in suffixes])
-    capacities = _capacities(lengths)
-    packed = []
-    for capacity in np.unique(capacities):
-        queries = np.nonzero(capacities == capacity)[0].tolist()
-        most = max(1, batch_tokens // int(capacity))
-        total = int(lengths[queries].sum())
-        if total <= 4 * most * capacity:
-            # Few calls: as even as they can be, or the last one would run padding.
-            needed = len(_rows(lengths, queries, int(capacity)))
-            most = -(-needed // -(-needed // most))
-        rows = -(-most // row_multiple) * row_multiple
-        calls = _calls(lengths, queries, int(capacity), rows)
-        most_queries = max(len(row) for call in calls for row in call)
-        packed += [
-            _arrays(suffixes, call, rows, int(capacity), most_queries) for call in calls
-        ]
-    return packed
+    calls = row_calls.plan(
+        [len(suffix) for suffix in suffixes],
+        batch_tokens=batch_tokens,
+        row_multiple=row_multiple,
+    )
+    most_queries: dict[int, int] = {}
+    for call in calls:
+        longest = max(len(row) for row in call.rows)
+        most = most_queries.get(call.capacity, 0)
+        most_queries[call.capacity] = max(most, longest)
+    return [_arrays(suffixes, call, most_queries[call.capacity]) for call in calls]
 
 
 def _arrays(
-    suffixes: Sequence[np.ndarray],
-    call: list[list[int]],
-    rows: int,
-    capacity: int,
-    most_queries: int,
+    suffixes: Sequence[np.ndarray], call: row_calls.Call, most_queries: int
 ) -> PackedQueries:
-    tokens = np.zeros((rows, capacity), np.int32)
+    tokens = np.zeros((call.size, call.capacity), np.int32)
     offsets, segments = np.zeros_like(tokens), np.zeros_like(tokens)
-    ends = np.zeros((rows, most_queries), np.int32)
+    ends = np.zeros((call.size, most_queries), np.int32)
     owners = np.full_like(ends, -1)
-    for row, queries in enumerate(call):
+    for row, queries in enumerate(call.rows):
         start = 0
         for place, query in enumerate(queries):
             own = slice(start, start + len(suffixes[query]))

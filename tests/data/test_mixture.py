@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ppjax import errors
-from ppjax.data import instruction_sources, mixture
+from ppjax.data import mixture, row_sources
 
 _DATA = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data'
 _needs_data = pytest.mark.skipif(not _DATA.is_dir(), reason='real data are not here')
@@ -396,7 +396,7 @@ def test_the_files_that_are_mutated_are_good():
 @hypothesis.example('tfds:.')
 def test_any_spec_is_parsed_or_refused(spec):
     try:
-        sources = instruction_sources.parse_spec(spec)
+        sources = row_sources.parse_spec(spec)
     except errors.InputError as error:
         assert len(str(error).splitlines()) == 1
         return

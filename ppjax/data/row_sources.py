@@ -1,4 +1,4 @@
-"""Where instruction rows come from: files, saved folders, Hub ids, `tfds:` names.
+"""Where rows of data come from: files, saved folders, Hub ids, `tfds:` names.
 
 `datasets`, `tensorflow_datasets` and `pyarrow` take seconds to import and are
 needed by few verbs, so each is imported by the function that uses it.
@@ -42,12 +42,16 @@ class Source:
         name: a path, a Hub id, or the name of a TensorFlow data set.
         split: of a folder, Hub id or TensorFlow data set; '' is the default.
         count: how many rows to take; None is all.
+        config: of a Hub id that has several configurations; '' is the only one.
+        what: names the kind of rows in errors.
     """
 
     kind: str
     name: str
     split: str = ''
     count: int | None = None
+    config: str = ''
+    what: str = 'Instruction'
 
     @property
     def is_local(self) -> bool:
@@ -88,43 +92,48 @@ class SourceRow(NamedTuple):
     value: Any
 
 
-def _parse_item(item: str) -> Source:
+def _parse_item(item: str, what: str) -> Source:
     count = None
     counted = _COUNTED.fullmatch(item)
     if counted and not os.path.exists(item):
         item, count = counted[1], int(counted[2])
         if not count:
             raise errors.InputError(
-                f'Instruction source {item}:0: the count must be 1 or more.'
+                f'{what} source {item}:0: the count must be 1 or more.'
             )
     if os.path.isfile(item):
         suffix = pathlib.Path(item).suffix.lower()
         if suffix not in _SUFFIXES:
             raise errors.InputError(
-                f'Instruction source {item}: unknown kind of file; wanted {_FORMS}.'
+                f'{what} source {item}: unknown kind of file; wanted {_FORMS}.'
             )
-        return Source('parquet' if suffix == '.parquet' else 'json', item, '', count)
+        kind = 'parquet' if suffix == '.parquet' else 'json'
+        return Source(kind, item, '', count, what=what)
     if os.path.isdir(item):
-        return Source('folder', item, '', count)
+        return Source('folder', item, '', count, what=what)
     parts = _WITH_SPLIT.fullmatch(item)
     if parts and os.path.isdir(parts[1]):
-        return Source('folder', parts[1], parts[2], count)
+        return Source('folder', parts[1], parts[2], count, what=what)
     if parts := _TFDS.fullmatch(item):
-        return Source('tfds', parts[1], parts[2] or '', count)
+        return Source('tfds', parts[1], parts[2] or '', count, what=what)
     if pathlib.PurePath(item).suffix.lower() in _SUFFIXES:
-        raise errors.InputError(f'Instruction file {item} does not exist.')
+        raise errors.InputError(f'{what} file {item} does not exist.')
     if parts := _HUB.fullmatch(item):
-        return Source('hub', parts[1], parts[2] or '', count)
+        return Source('hub', parts[1], parts[2] or '', count, what=what)
     raise errors.InputError(
-        f'Instruction source {item!r} is none that exists; wanted {_FORMS}.'
+        f'{what} source {item!r} is none that exists; wanted {_FORMS}.'
     )
 
 
-def parse_spec(spec: str) -> list[Source]:
+def parse_spec(spec: str, what: str = 'Instruction') -> list[Source]:
     """Reads `--instructions`, as in `a.jsonl,owner/name:5000,tfds:name:test`.
 
     What exists as a local path is that path. Sources of several configurations
     are not named here: save the one that is wanted into a file.
+
+    Args:
+        spec: sources, separated by commas.
+        what: names the kind of rows in errors.
 
     Raises:
         InputError: if a part is of no known form, or a file does not exist.
@@ -132,13 +141,13 @@ def parse_spec(spec: str) -> list[Source]:
     items = [item.strip() for item in spec.split(',')]
     if not all(items):
         raise errors.InputError(
-            f'Instruction sources {spec!r}: empty between commas; wanted {_FORMS}.'
+            f'{what} sources {spec!r}: empty between commas; wanted {_FORMS}.'
         )
-    return [_parse_item(item) for item in items]
+    return [_parse_item(item, what) for item in items]
 
 
 @contextlib.contextmanager
-def _library_errors(label: str) -> Iterator[None]:
+def _library_errors(label: str, what: str) -> Iterator[None]:
     """Turns whatever a data library raises into one line.
 
     They raise their own classes, those of the network, of the file system, of
@@ -152,7 +161,7 @@ def _library_errors(label: str) -> Iterator[None]:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = ' '.join(lines[0].split()) if lines else type(error).__name__
         raise errors.InputError(
-            f'Cannot read instructions from {label}: {reason[:300].rstrip(".")}.'
+            f'Cannot read {what.lower()}s from {label}: {reason[:300].rstrip(".")}.'
         ) from error
 
 
@@ -161,7 +170,7 @@ def _numbered(label: str, values: Iterable[Any]) -> Iterator[SourceRow]:
         yield SourceRow(number, f'{label}: row {number}', value)
 
 
-def _read_json(path: str) -> Iterator[SourceRow]:
+def _read_json(path: str, what: str) -> Iterator[SourceRow]:
     """JSON lines, or one array: told apart by the first byte, not by the suffix."""
     try:
         with open(path, 'rb') as file:
@@ -174,7 +183,7 @@ def _read_json(path: str) -> Iterator[SourceRow]:
                 return
     except OSError as error:
         raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
-    for where, value in json_lines.read(path, 'Instruction file'):
+    for where, value in json_lines.read(path, f'{what} file'):
         yield SourceRow(int(where.rpartition(':')[2]), where, value)
 
 
@@ -186,26 +195,27 @@ def _read_parquet(path: str) -> Iterator[Any]:
             yield from batch.to_pylist()
 
 
-def _read_datasets(name: str, split: str) -> Iterator[Any]:
+def _read_datasets(source: Source) -> Iterator[Any]:
     """A Hub id, a folder of data files, or what `save_to_disk` wrote."""
     import datasets
 
+    name, split, what = source.name, source.split, source.what
     wanted = split or _DEFAULT_SPLIT
     saved = ('dataset_dict.json', 'state.json')
     if not any(os.path.isfile(os.path.join(name, file)) for file in saved):
-        yield from datasets.load_dataset(name, split=wanted)
+        yield from datasets.load_dataset(name, source.config or None, split=wanted)
         return
     data = datasets.load_from_disk(name)
     if isinstance(data, datasets.DatasetDict):
         if wanted not in data:
             raise errors.InputError(
-                f'Instruction folder {name} has no split {wanted!r}; it has '
+                f'{what} folder {name} has no split {wanted!r}; it has '
                 f'{", ".join(map(str, data)) or "none"}.'
             )
         data = data[wanted]
     elif split:
         raise errors.InputError(
-            f'Instruction folder {name} has no splits; leave out :{split}.'
+            f'{what} folder {name} has no splits; leave out :{split}.'
         )
     yield from data
 
@@ -218,19 +228,18 @@ def _read_tfds(name: str, split: str) -> Iterator[Any]:
     yield from (data[index] for index in range(len(data)))
 
 
-def _decoded(row: Any, where: str) -> Any:
+def _decoded(value: Any, where: str, field: str = '') -> Any:
     """Text where a source has UTF-8 bytes, as TensorFlow data sets do."""
-    if not isinstance(row, dict):
-        return row
-    decoded = {}
-    for field, value in row.items():
-        try:
-            decoded[field] = value.decode() if isinstance(value, bytes) else value
-        except UnicodeDecodeError as error:
-            raise errors.InputError(
-                f'{where}: field {field!r} is not UTF-8 text ({error}).'
-            ) from None
-    return decoded
+    if isinstance(value, dict):
+        return {name: _decoded(part, where, name) for name, part in value.items()}
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise errors.InputError(
+            f'{where}: field {field!r} is not UTF-8 text ({error}).'
+        ) from None
 
 
 def read(source: Source) -> Iterator[SourceRow]:
@@ -244,15 +253,15 @@ def read(source: Source) -> Iterator[SourceRow]:
         InputError: in one line, for what cannot be read or is not what it says.
     """
     if source.kind == 'json':
-        yield from _read_json(source.name)
+        yield from _read_json(source.name, source.what)
         return
     if source.kind == 'parquet':
         values = _read_parquet(source.name)
     elif source.kind == 'tfds':
         values = _read_tfds(source.name, source.split)
     else:
-        values = _read_datasets(source.name, source.split)
+        values = _read_datasets(source)
     label = source.name if source.is_local else source.label
-    with _library_errors(label):
+    with _library_errors(label, source.what):
         for row in _numbered(label, values):
             yield row._replace(value=_decoded(row.value, row.where))

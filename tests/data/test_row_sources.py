@@ -12,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ppjax import errors
-from ppjax.data import instruction_sources
-from ppjax.data.instruction_sources import Source
+from ppjax.data import row_sources
+from ppjax.data.row_sources import Source
 
 _ROWS = [{'query': f'Frage {i} – é?', 'answer': f'a{i}'} for i in range(3)]
 
@@ -24,9 +24,9 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
 
 
-def _read(spec: str) -> list[instruction_sources.SourceRow]:
-    (source,) = instruction_sources.parse_spec(spec)
-    return list(instruction_sources.read(source))
+def _read(spec: str) -> list[row_sources.SourceRow]:
+    (source,) = row_sources.parse_spec(spec)
+    return list(row_sources.read(source))
 
 
 def _values(spec: str):
@@ -76,12 +76,12 @@ def test_specs(tmp_path, spec, want):
         (tmp_path / name).touch()
     for name in ('own/data', 'odd:7'):
         (tmp_path / name).mkdir(parents=True)
-    assert instruction_sources.parse_spec(spec) == [want]
+    assert row_sources.parse_spec(spec) == [want]
 
 
 def test_several_sources_keep_their_order(tmp_path):
     (tmp_path / 'a.jsonl').touch()
-    got = instruction_sources.parse_spec('tfds:x:3, a.jsonl,own/other:test')
+    got = row_sources.parse_spec('tfds:x:3, a.jsonl,own/other:test')
     assert [source.label for source in got] == ['tfds:x', 'a.jsonl', 'own/other:test']
     assert [source.stem for source in got] == ['x', 'a', 'other']
     assert [source.count for source in got] == [3, None, None]
@@ -91,7 +91,7 @@ def test_labels_do_not_tell_of_a_machine(tmp_path):
     (tmp_path / 'saved').mkdir()
     (tmp_path / 'a.b.jsonl').touch()
     spec = f'{tmp_path}/saved:test,{tmp_path}/a.b.jsonl,tfds:x/y:1.0.0:dev'
-    got = instruction_sources.parse_spec(spec)
+    got = row_sources.parse_spec(spec)
     assert [(source.label, source.stem) for source in got] == [
         ('saved:test', 'saved'),
         ('a.b.jsonl', 'a.b'),
@@ -119,7 +119,7 @@ def test_bad_specs_are_refused_before_anything_is_read(tmp_path, spec, part):
     for name in ('a.jsonl', 'a.csv'):
         (tmp_path / name).touch()
     with pytest.raises(errors.InputError) as caught:
-        instruction_sources.parse_spec(spec)
+        row_sources.parse_spec(spec)
     assert part in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -153,7 +153,7 @@ def test_an_array_and_lines_are_told_apart_by_content(tmp_path, name):
 
 
 def test_parquet_of_several_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(instruction_sources, '_PARQUET_BATCH', 2)
+    monkeypatch.setattr(row_sources, '_PARQUET_BATCH', 2)
     table = pa.table(
         {
             'query': [row['query'] for row in _ROWS],
@@ -195,14 +195,16 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
 def test_a_hub_id_is_loaded_by_name_and_split(monkeypatch):
     asked = []
 
-    def load_dataset(name, *, split):
-        asked.append((name, split))
+    def load_dataset(name, config, *, split):
+        asked.append((name, config, split))
         return datasets.Dataset.from_list(_ROWS)
 
     monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
     assert _values('own/other') == _ROWS
     assert _values('own/other:test[:2]:7') == _ROWS
-    assert asked == [('own/other', 'train'), ('own/other', 'test[:2]')]
+    assert asked == [('own/other', None, 'train'), ('own/other', None, 'test[:2]')]
+    list(row_sources.read(Source('hub', 'own/other', 'dev', config='main')))
+    assert asked[2:] == [('own/other', 'main', 'dev')]
     assert _read('own/other:dev')[1].where == 'own/other:dev: row 2'
 
 
