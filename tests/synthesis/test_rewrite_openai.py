@@ -303,7 +303,7 @@ def test_no_more_is_asked_once_the_caller_stops(server):
     replies.close()
     asked = server.asked.total()
     assert asked < 1000
-    assert not [x for x in threading.enumerate() if x.name == 'rewriting']
+    assert not [x for x in threading.enumerate() if x.name == 'chat_api']
     time.sleep(0.1)
     assert server.asked.total() <= asked + 1  # One may have been on its way.
 
@@ -450,6 +450,8 @@ def test_rows_that_crash_the_server_do_not_stop_the_others(server):
     replies = _texts(rewriter.rewrite(_requests(*bad, 1, 2)))
     assert {x: replies[x] for x in ('id-1', 'id-2')} == _good(1, 2)
     assert all(replies[f'id-{x}'].startswith('failed: HTTP 500') for x in bad)
+    # The question after each five of them, and not after every one.
+    assert 1 <= server.asked['Hello.'] <= 3
 
 
 def test_a_server_that_only_fails_stops_the_run(server):
@@ -460,6 +462,9 @@ def test_a_server_that_only_fails_stops_the_run(server):
     assert 'HTTP 503: said so' in message
     assert 'the same command goes on' in message
     assert server.asked.total() < 20
+    asked = {x['messages'][0]['content']: x['max_tokens'] for x in server.bodies}
+    assert asked['Hello.'] == 1
+    assert asked['0'] == 1024
 
 
 def test_nobody_listens(server):
@@ -618,7 +623,8 @@ def test_the_key_is_nowhere_but_in_the_header(server, tmp_path, capfd, caplog):
     assert 'Slow down, [key]!' in told[0]
     assert 'Slow down, [key]!' in str(caught.value)
     chain: BaseException | None = caught.value
-    seen = [repr(rewriter), repr(vars(rewriter)), *told, *capfd.readouterr()]
+    held = [rewriter, vars(rewriter), vars(rewriter._client)]
+    seen = [*map(repr, held), *told, *capfd.readouterr()]
     while chain is not None:
         seen += [str(chain), repr(chain)]
         chain = chain.__cause__ or chain.__context__
