@@ -152,6 +152,55 @@ class Cached:
         return dot_product_attention(q, cache.k, cache.v, mask), cache
 
 
+# Queries of a prompt are cut into at most so many blocks, of at least so many tokens:
+# with 8, keys that lie ahead cost an eighth of what those behind cost.
+_MOST_BLOCKS = 8
+_LEAST_BLOCK = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """Attention of whole prompts, which are also written into a cache.
+
+    Equal to `Cached`, at about half its cost: a block of queries meets the keys up to
+    its own end, and no unused slots of the cache.
+
+    Attributes:
+        positions: [B, T] slot of each token in its row of the cache: T consecutive
+            ones behind the prefix.
+        held: slots at the start of the cache in which a prefix lies; 0 for none.
+        length: scalar, how many of these the prefix has filled.
+    """
+
+    positions: jax.Array
+    held: int
+    length: jax.Array
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        batch, length = q.shape[:2]
+        known = KVCache(*(x[:, : self.held] for x in cache))
+        rows = jnp.arange(batch)[:, None]
+        cache = KVCache(
+            cache.k.at[rows, self.positions].set(k.astype(cache.k.dtype)),
+            cache.v.at[rows, self.positions].set(v.astype(cache.v.dtype)),
+        )
+        block = max(_LEAST_BLOCK, -(-length // _MOST_BLOCKS))
+        used = (jnp.arange(self.held) < self.length)[None, None]
+        causal = jnp.tril(jnp.ones((1, length, length), bool))
+        parts = []
+        for start in range(0, length, block):
+            own = slice(0, min(start + block, length))
+            queries = slice(start, own.stop)
+            before = jnp.broadcast_to(used, (1, own.stop - start, self.held))
+            mask = jnp.concatenate([before, causal[:, queries, own]], axis=-1)
+            keys = jnp.concatenate([known.k, k[:, own].astype(known.k.dtype)], axis=1)
+            values = jnp.concatenate([known.v, v[:, own].astype(known.v.dtype)], axis=1)
+            parts.append(dot_product_attention(q[:, queries], keys, values, mask))
+        return jnp.concatenate(parts, axis=1), cache
+
+
 @dataclasses.dataclass(frozen=True)
 class Prefixed:
     """Attention of packed rows to a prefix whose keys and values are known.
@@ -212,3 +261,37 @@ class Prefixed:
         ).reshape(queries.shape)
         out = out / total[..., None].astype(out.dtype)
         return out.transpose(1, 3, 0, 2, 4).reshape(q.shape), None
+
+
+@dataclasses.dataclass(frozen=True)
+class Branched:
+    """Attention of rows to a known prefix, and within a row by a given pattern.
+
+    The pattern may be a tree: continuations of one text side by side, each token
+    attending to the text and to what comes before it in its own branch. The cache
+    holds the prefix once, for all rows, and is only read.
+
+    Attributes:
+        length: scalar, tokens in the prefix; later slots of the cache are unused.
+        mask: bool [B, T, T], true where a token of the row may look at another of
+            it; every token looks at itself.
+    """
+
+    length: jax.Array
+    mask: jax.Array
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, None]:
+        slots = cache.k.shape[1]
+
+        def with_prefix(known: jax.Array, own: jax.Array) -> jax.Array:
+            known = known.astype(own.dtype)
+            known = jnp.broadcast_to(known, (len(own), *known.shape[1:]))
+            return jnp.concatenate([known, own], axis=1)  # [B, S + T, K, H]
+
+        used = jnp.arange(slots) < self.length
+        used = jnp.broadcast_to(used[None, None], (*self.mask.shape[:2], slots))
+        mask = jnp.concatenate([used, self.mask], axis=-1)
+        keys, values = with_prefix(cache.k, k), with_prefix(cache.v, v)
+        return dot_product_attention(q, keys, values, mask), None

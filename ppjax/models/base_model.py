@@ -53,6 +53,12 @@ class BaseModel:
         """See `loading.fingerprint`."""
         return loading.fingerprint(self.reader, self.config)
 
+    def stored_bytes(self) -> int:
+        """Size on disk of the files that hold the weights."""
+        path = self.reader.path
+        files = sorted(path.glob('*.safetensors')) if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files)
+
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """The tokenizer that comes with the weights.
 

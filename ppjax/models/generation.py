@@ -144,7 +144,7 @@ def _prefill(
     """
     batch, length = tokens.shape
     cache = shared_prefix.empty_cache(model, batch, slots)
-    start = jnp.int32(0)
+    start, held = jnp.int32(0), 0
     if prefix is not None:
         start = prefix.length
         held = prefix.cache.k.shape[2]
@@ -156,9 +156,8 @@ def _prefill(
             )
         )
     positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
-    hidden, cache, _ = model(
-        tokens, positions, ffn_mask, attention.Cached(positions), cache=cache
-    )
+    attend = attention.Prompt(positions, held, start)
+    hidden, cache, _ = model(tokens, positions, ffn_mask, attend, cache=cache)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     logits = model.unembed(last)  # [B, V]
     following = start + lengths

@@ -24,6 +24,17 @@ class SharedPrefix(NamedTuple):
     length: jax.Array
 
 
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts share, short of the shortest's last."""
+    first = np.asarray(prompts[0])
+    length = min(len(prompt) for prompt in prompts) - 1
+    for prompt in prompts:
+        differs = np.nonzero(np.asarray(prompt[:length]) != first[:length])[0]
+        if len(differs):
+            length = int(differs[0])
+    return length
+
+
 def empty_cache(
     model: decoder_lib.Decoder, batch: int, slots: int
 ) -> attention.KVCache:
@@ -43,14 +54,9 @@ def _fill(
     slots: int,
 ) -> attention.KVCache:
     positions = jnp.arange(tokens.shape[1])[None]
-    _, cache, _ = model(
-        tokens,
-        positions,
-        ffn_mask,
-        attention.Cached(positions),
-        cache=empty_cache(model, 1, slots),
-    )
-    return cache
+    attend = attention.Prompt(positions, 0, jnp.int32(0))
+    cache = empty_cache(model, 1, slots)
+    return model(tokens, positions, ffn_mask, attend, cache=cache)[1]
 
 
 def compute(

@@ -11,6 +11,7 @@ import numpy as np
 
 from ppjax import errors
 from ppjax.data import chat
+from ppjax.models import shared_prefix
 
 # Queries on which it is checked that personas differ in the prefix alone.
 _PROBES = 8
@@ -40,17 +41,6 @@ def _conversation(system: str, query: str) -> list[dict[str, str]]:
         {'role': 'system', 'content': system},
         {'role': 'user', 'content': query},
     ]
-
-
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts share, short of the shortest's last."""
-    first = np.asarray(prompts[0])
-    length = min(len(prompt) for prompt in prompts) - 1
-    for prompt in prompts:
-        differs = np.nonzero(np.asarray(prompt[:length]) != first[:length])[0]
-        if len(differs):
-            length = int(differs[0])
-    return length
 
 
 def render(
@@ -88,7 +78,7 @@ def render(
         raise errors.InputError(
             f'None of {len(queries)} queries can be rendered; the last: {reason}'
         )
-    cut = shared_length(prompts)
+    cut = shared_prefix.shared_length(prompts)
     suffixes = [np.asarray(prompt[cut:], np.int32) for prompt in prompts]
     prefixes = [tuple(prompts[0][:cut])]
     probes = np.linspace(0, len(prompts) - 1, min(_PROBES, len(prompts))).astype(int)

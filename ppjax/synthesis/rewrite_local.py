@@ -7,10 +7,9 @@ import jax.numpy as jnp
 
 from ppjax import errors
 from ppjax.data import chat
-from ppjax.models import base_model, generation, loading, shared_prefix
+from ppjax.models import base_model, batch_generation, generation, loading
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import mesh as mesh_lib
-from ppjax.synthesis import prompt_tokens, rewriting
+from ppjax.synthesis import rewriting
 
 
 class LocalRewriter:
@@ -66,58 +65,35 @@ class LocalRewriter:
         asked: list[rewriting.Request] = []
         for request in requests:
             try:
-                prompts.append(self._prompt(request))
+                prompts.append(self._renderer.prompt(request.messages))
                 asked.append(request)
             except errors.InputError as error:
                 yield rewriting.Reply(request.query_id, '', False, failure=str(error))
         if not asked:
             return
-        mesh = mesh_lib.data_mesh()
         if self._model is None:
             self._model = loading.load_decoder(
                 self._base.reader, self._base.config, dtype=jnp.dtype(self._dtype)
             )
-        model = mesh_lib.replicate(self._model, mesh)
-        shared = prompt_tokens.shared_length(prompts)
-        prefix = shared_prefix.compute(
-            model, None, prompts[0][:shared], slots=generation.bucket(max(shared, 1))
-        )
-        prefix = mesh_lib.replicate(prefix, mesh)
-        stops = generation.stop_ids(
-            self._base.generation_config(), self._renderer.tokenizer
-        )
-        # All batches have one size, so that only lengths make new shapes.
-        size = -(-min(self._batch_size, len(asked)) // mesh.size) * mesh.size
-        order = sorted(range(len(asked)), key=lambda i: (len(prompts[i]), i))
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            padded = rows + rows[-1:] * (size - len(rows))
-            answers = generation.generate(
-                model,
-                None,
-                [prompts[row][shared:] for row in padded],
-                max_new_tokens=self._max_tokens,
-                stop_ids=stops,
-                sampling=self._sampling,
-                seed=self._seed,
-                prefix=prefix,
-                streams=[_stream(asked[row].query_id) for row in padded],
-                mesh=mesh,
+        tokenizer = self._renderer.tokenizer
+        for answer in batch_generation.generate_all(
+            self._model,
+            None,
+            prompts,
+            max_new_tokens=self._max_tokens,
+            stop_ids=generation.stop_ids(self._base.generation_config(), tokenizer),
+            batch_size=self._batch_size,
+            sampling=self._sampling,
+            seed=self._seed,
+            streams=[_stream(request.query_id) for request in asked],
+        ):
+            text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            yield rewriting.Reply(
+                asked[answer.index].query_id,
+                text,
+                answer.finished,
+                failure=answer.failure,
             )
-            for row, answer in zip(rows, answers, strict=False):
-                finished = bool(answer) and answer[-1] in stops
-                words = answer[:-1] if finished else answer
-                text = self._renderer.tokenizer.decode(words, skip_special_tokens=True)
-                yield rewriting.Reply(asked[row].query_id, text, finished)
-
-    def _prompt(self, request: rewriting.Request) -> list[int]:
-        prompt = self._renderer.prompt(request.messages)
-        room = self._base.config.max_position - len(prompt)
-        if room < 1:
-            raise errors.InputError(
-                f'its prompt of {len(prompt)} tokens leaves no room in the model'
-            )
-        return prompt
 
 
 def _stream(query_id: str) -> int:

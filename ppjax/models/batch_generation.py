@@ -1,0 +1,135 @@
+"""Answers to many prompts: batch by batch, behind what all of them start with."""
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+
+import jax
+
+from ppjax import errors
+from ppjax.models import config as config_lib
+from ppjax.models import decoder as decoder_lib
+from ppjax.models import generation, shared_prefix
+from ppjax.parallel import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """The answer to one prompt.
+
+    Attributes:
+        index: of the prompt.
+        tokens: the answer, its stop token left out.
+        finished: whether a stop token ended it, and not a limit.
+        failure: why the prompt could not be answered; '' where it was.
+    """
+
+    index: int
+    tokens: list[int]
+    finished: bool
+    failure: str = ''
+
+
+def _check(
+    cfg: config_lib.ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    ffn_mask: jax.Array | None,
+    batch_size: int,
+) -> None:
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
+    wanted = (cfg.num_layers, cfg.d_ff)
+    if ffn_mask is not None and ffn_mask.shape != wanted:
+        raise ValueError(f'ffn_mask must be [L, F] {wanted}, got {ffn_mask.shape}.')
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f'prompt {number} is empty; wanted one token at least.')
+        if not 0 <= min(prompt) <= max(prompt) < cfg.vocab_size:
+            # In the shared prefix, where generation itself does not look, too.
+            raise errors.InputError(
+                f'A prompt has token {max(prompt)}, the model embeds '
+                f'{cfg.vocab_size}: its tokenizer belongs to another model.'
+            )
+
+
+def generate_all(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Iterable[int],
+    batch_size: int,
+    sampling: generation.Sampling = generation.GREEDY,
+    seed: int = 0,
+    streams: Sequence[int] | None = None,
+) -> Iterator[Generated]:
+    """Answers every prompt once.
+
+    Prompts are sorted by length, so that a batch has little padding; what all of them
+    start with is computed once; the rows of a batch are spread over all devices. In
+    float32 an answer does not depend on the batch it was written in.
+
+    Args:
+        model: the decoder.
+        ffn_mask: [L, F], or None for the dense model.
+        prompts: lists of token ids, of any lengths; none is empty.
+        max_new_tokens: at most this many tokens an answer, the stop token included.
+        stop_ids: the tokens that end an answer.
+        batch_size: rows at a time, rounded up to a multiple of the devices.
+        sampling: how tokens are drawn.
+        seed: of the draws.
+        streams: a number below 2^32 a prompt, which with the seed fixes its draws;
+            its index by default.
+
+    Yields:
+        First the prompts that leave no room in the model, as failures; then the
+        answers as their batches are done, those to short prompts first.
+
+    Raises:
+        InputError: if a prompt has tokens that the model does not embed.
+        ValueError: if a prompt is empty, the mask has another shape, or a number of
+            tokens or rows is not positive.
+    """
+    _check(model.cfg, prompts, ffn_mask, batch_size)
+    stops = frozenset(stop_ids)
+    streams = range(len(prompts)) if streams is None else streams
+    fitting = []
+    for index, prompt in enumerate(prompts):
+        if len(prompt) < model.cfg.max_position:
+            fitting.append(index)
+            continue
+        reason = f'its prompt of {len(prompt)} tokens leaves no room in the model'
+        yield Generated(index, [], False, reason)
+    if not fitting:
+        return
+    mesh = mesh_lib.data_mesh()
+    model, ffn_mask = mesh_lib.replicate((model, ffn_mask), mesh)
+    shared = shared_prefix.shared_length([prompts[index] for index in fitting])
+    prefix = shared_prefix.compute(
+        model,
+        ffn_mask,
+        prompts[fitting[0]][:shared],
+        slots=generation.bucket(max(shared, 1)),
+    )
+    prefix = mesh_lib.replicate(prefix, mesh)
+    # All batches have one size, so that only lengths make new shapes.
+    size = -(-min(batch_size, len(fitting)) // mesh.size) * mesh.size
+    order = sorted(fitting, key=lambda index: (len(prompts[index]), index))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        padded = rows + rows[-1:] * (size - len(rows))
+        answers = generation.generate(
+            model,
+            ffn_mask,
+            [prompts[row][shared:] for row in padded],
+            max_new_tokens=max_new_tokens,
+            stop_ids=stops,
+            sampling=sampling,
+            seed=seed,
+            prefix=prefix,
+            streams=[streams[row] for row in padded],
+            mesh=mesh,
+        )
+        for row, answer in zip(rows, answers, strict=False):
+            finished = answer[-1] in stops
+            yield Generated(row, answer[:-1] if finished else answer, finished)
