@@ -2,6 +2,8 @@
 
 python -m ppjax.bench scoring --base_model=smollm2-135m --instructions=alpaca.jsonl:64
 python -m ppjax.bench rewriting --base_model=smollm2-135m --instructions=demo:16
+python -m ppjax.bench benchmarks --piqa=piqa.jsonl:200 --mmlu=mmlu.jsonl:100 \\
+    --mmlu_dev=mmlu_dev.jsonl --mmlu_shots=0,5
 
 Both sides do the same work in one process, and their results are compared. Needs
 PyTorch. Machines are noisy: believe the ratio, and rather that of a longer run.
@@ -13,15 +15,17 @@ from typing import Any
 
 from ppjax import atomic, compile_cache, errors, flags, versions
 from ppjax import progress as progress_lib
+from ppjax.benchmarking import multiple_choice
 from ppjax.benchmarking import rewriting as rewriting_bench
 from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
+from ppjax.evaluation import benchmarks
 from ppjax.models import base_model
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import sources as persona_sources
 from ppjax.synthesis import rewriting
 
-WHAT = ('scoring', 'rewriting')
+WHAT = ('scoring', 'rewriting', 'benchmarks')
 _PERSONA = (
     'Hannes Quist is a lighthouse keeper who counts everything, sleeps by day, writes '
     'long letters to the harbour office and never says a word too many.'
@@ -40,6 +44,15 @@ class BenchConfig:
     )
     personas: str | None = flags.setting(
         None, 'File of personas: the first is the target; the shipped references else.'
+    )
+    piqa: str | None = flags.setting(
+        None, 'For benchmarks: rows, as for python -m ppjax.evaluate.'
+    )
+    openbookqa: str | None = flags.setting(None, 'For benchmarks: rows.')
+    mmlu: str | None = flags.setting(None, 'For benchmarks: rows.')
+    mmlu_dev: str | None = flags.setting(None, 'For benchmarks: worked examples.')
+    mmlu_shots: str = flags.setting(
+        '0', 'For benchmarks: worked examples; several numbers are run in turn.'
     )
     max_length: int = flags.setting(1024, 'Longer prompts, in tokens, are left out.')
     max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.')
@@ -70,10 +83,41 @@ def _personas(cfg: BenchConfig) -> list[persona_lib.Persona]:
     return [persona_lib.Persona(_PERSONA), *persona_sources.shipped_references()]
 
 
+def _benchmarks(cfg: BenchConfig, base: base_model.BaseModel) -> dict[str, Any]:
+    given = {name: getattr(cfg, name) for name in benchmarks.TASKS}
+    tasks = {name: spec for name, spec in given.items() if spec}
+    if not tasks:
+        raise errors.InputError('Give rows with --piqa, --openbookqa or --mmlu.')
+    shots = [part.strip() for part in cfg.mmlu_shots.split(',')]
+    if not all(part.isdecimal() for part in shots):
+        raise errors.InputError(
+            f'--mmlu_shots must be numbers, got {cfg.mmlu_shots!r}.'
+        )
+    return multiple_choice.compare(
+        base,
+        tasks,
+        mmlu_dev=cfg.mmlu_dev,
+        mmlu_shots=[int(part) for part in shots],
+        batch_tokens=2048,
+    )
+
+
+def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:
+    found |= {'settings': dataclasses.asdict(cfg), 'versions': versions.versions()}
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    print(text)
+    if cfg.result:
+        atomic.write_text(cfg.result, text + '\n')
+        progress_lib.say(f'Written to {cfg.result}.')
+    return 0
+
+
 def main(cfg: BenchConfig, what: str) -> int:
     """Compares and prints."""
     compile_cache.enable()
     base = base_model.open_base_model(cfg.base_model)
+    if what == 'benchmarks':
+        return _write(cfg, _benchmarks(cfg, base))
     renderer = chat.ChatRenderer(base.tokenizer(), date=cfg.date)
     rows, personas = _queries(cfg), _personas(cfg)
     found: dict[str, Any]
@@ -92,13 +136,7 @@ def main(cfg: BenchConfig, what: str) -> int:
             rewriting.requests_for(personas[0], rows, with_reference=True),
             max_tokens=cfg.max_tokens,
         )
-    found |= {'settings': dataclasses.asdict(cfg), 'versions': versions.versions()}
-    text = json.dumps(found, indent=2, ensure_ascii=False)
-    print(text)
-    if cfg.result:
-        atomic.write_text(cfg.result, text + '\n')
-        progress_lib.say(f'Written to {cfg.result}.')
-    return 0
+    return _write(cfg, found)
 
 
 if __name__ == '__main__':
