@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ppjax import flags, run
+from ppjax.evaluation import config as evaluation_config
 from ppjax.masking import topk
 from ppjax.synthesis import config as synthesis_config
 from ppjax.training import config
@@ -23,8 +24,16 @@ _FILL = {
         'output_dir',
     ),
     run.RunConfig: ('output_dir',),
+    evaluation_config.EvaluateConfig: (
+        'base_model',
+        'output_dir',
+        'eval_sets',
+        'judge_model',
+        'judge_url',
+    ),
 }
 _KINDS = {
+    'evaluate-paper': evaluation_config.EvaluateConfig,
     'quickstart': run.RunConfig,
     'authors-scorer': synthesis_config.SynthesizeConfig,
 }

@@ -53,6 +53,7 @@ def run(
     dev: Sequence[Mapping[str, Any]] = (),
     num_shots: int = 0,
     batch_size: int = 8,
+    softmax_dtype: str = 'float32',
 ) -> dict[str, Any]:
     """Runs one benchmark there.
 
@@ -64,6 +65,9 @@ def run(
         dev: MMLU's worked examples.
         num_shots: how many of them.
         batch_size: of the harness.
+        softmax_dtype: that it takes log-softmax in. Its default is the model's; in
+            float32 PyTorch's is off by 8e-6 a token of a large vocabulary, which a
+            choice of 150 tokens sums to 1e-3.
 
     Returns:
         {'log_likelihoods': of each row's choices in the rows' order, 'acc', 'acc_norm'
@@ -112,7 +116,12 @@ def run(
             # JSON is YAML.
             (folder / f'{stem}.yaml').write_text(json.dumps(config), 'utf-8')
         found = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            model=HFLM(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                softmax_dtype=softmax_dtype,
+            ),
             tasks=[f'local_{task}_{subject}' for subject in subjects],
             task_manager=TaskManager(include_path=name, include_defaults=False),
             num_fewshot=num_shots or None,

@@ -29,7 +29,7 @@ def compare(
     mmlu_shots: list[int],
     batch_tokens: int,
 ) -> dict[str, Any]:
-    """Runs both on the same rows, in float32.
+    """Runs both on the same rows, in float32, the harness's log-softmax in float64.
 
     Args:
         base: the model.
@@ -54,7 +54,13 @@ def compare(
             progress_lib.say(f'{label}: lm-evaluation-harness on {len(rows)} rows')
             began = time.perf_counter()
             theirs = lm_eval_tasks.run(
-                theirs_model, tokenizer, task, rows, dev=dev, num_shots=shots
+                theirs_model,
+                tokenizer,
+                task,
+                rows,
+                dev=dev,
+                num_shots=shots,
+                softmax_dtype='float64',
             )
             plain_seconds = time.perf_counter() - began
             questions = benchmark_sources.questions(

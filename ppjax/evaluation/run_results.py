@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppjax import errors, flags, run_directory
-from ppjax.evaluation import efficiency
+from ppjax.evaluation import bootstrap, efficiency
 from ppjax.masking import pmask
 from ppjax.training import config as config_lib
 
@@ -21,8 +21,17 @@ MODELS = {
     'learned': 'Learned mask',
 }
 
-# Of the bootstrap behind every interval.
-RESAMPLES = 2000
+# Of `evaluate`, each results/NAME.json.
+EVALUATIONS = (
+    'persona_likelihood',
+    'judge',
+    'failures',
+    'multiturn',
+    'piqa',
+    'openbookqa',
+    'mmlu',
+    'measured_efficiency',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Run:
         efficiency: results/efficiency.json.
         samples: dense and pruned answers.
         export: results/export.json.
+        evaluation: of `EVALUATIONS`, those that are there.
         exported: whether there is a pruned checkpoint.
         is_staged: whether `python -m ppjax.run` made it, stage by stage.
         problems: files that are there and could not be read, and why.
@@ -59,6 +69,7 @@ class Run:
     efficiency: dict[str, Any]
     samples: list[dict[str, Any]]
     export: dict[str, Any]
+    evaluation: dict[str, dict[str, Any]]
     exported: bool
     is_staged: bool
     problems: list[str]
@@ -123,6 +134,9 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
     def read_settings(file: pathlib.Path) -> config_lib.TrainConfig:
         return flags.from_flagfile(config_lib.TrainConfig, file)
 
+    measured = {
+        name: attempt(f'results/{name}.json', read_json, {}) for name in EVALUATIONS
+    }
     recorded = run_directory.settings_file(path, 'train').relative_to(path)
     return Run(
         path=path,
@@ -137,6 +151,7 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
         efficiency=attempt('results/efficiency.json', read_json, {}),
         samples=attempt('results/samples.json', read_samples, []),
         export=attempt('results/export.json', read_json, {}),
+        evaluation={name: found for name, found in measured.items() if found},
         exported=(path / 'hf' / 'config.json').is_file(),
         is_staged=(path / 'stages').is_dir(),
         problems=problems,
@@ -193,41 +208,6 @@ class LikelihoodRow:
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
 
-def bootstrap_interval(
-    differences: np.ndarray,
-    tokens: np.ndarray,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """95 % percentile interval of sum(differences) / sum(tokens) over examples.
-
-    Examples, not tokens, are drawn: the tokens of one answer are not independent.
-
-    Args:
-        differences: [n] nats of each example's answer, of one model less another.
-        tokens: [n] answer tokens.
-        resamples: draws of n examples with replacement.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if there are no examples, or the shapes differ.
-    """
-    if differences.shape != tokens.shape or differences.ndim != 1 or not len(tokens):
-        raise ValueError(
-            'differences and tokens must be [n] with n at least 1, got '
-            f'{differences.shape} and {tokens.shape}.'
-        )
-    rng = np.random.default_rng(seed)
-    count = len(tokens)
-    means = []
-    for _ in range(resamples):
-        drawn = rng.integers(count, size=count)
-        means.append(differences[drawn].sum() / tokens[drawn].sum())
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def likelihood_rows(run: Run) -> list[LikelihoodRow]:
     """The held-out table in the order of `MODELS`; empty before it is measured."""
     models = mapping(run.likelihood.get('models'))
@@ -273,4 +253,4 @@ def _interval(likelihood: dict[str, Any], name: str) -> tuple[float, float] | No
     if not whole:
         return None
     dense, other, tokens = np.array(whole, float).T
-    return bootstrap_interval(other - dense, tokens)
+    return bootstrap.ratio_interval(other - dense, tokens)

@@ -69,7 +69,7 @@ def load_masked(
         )
     ffn_mask = None
     if model is not None:
-        base, system_prompt = _open_exported(model)
+        base, system_prompt = open_exported(model)
     elif mask_path is not None:
         persona_mask = pmask.load(mask_path)
         base = (
@@ -92,7 +92,15 @@ def load_masked(
     return LoadedModel(base, decoder, ffn_mask, tokenizer, system_prompt)
 
 
-def _open_exported(name: str) -> tuple[base_lib.BaseModel, str]:
+def open_exported(name: str) -> tuple[base_lib.BaseModel, str]:
+    """What `--model` names, without its weights.
+
+    Returns:
+        (its files, the persona prompt beside them or '').
+
+    Raises:
+        InputError: if it is no model directory.
+    """
     path = pathlib.Path(name).expanduser()
     if not path.is_dir():
         raise errors.InputError(

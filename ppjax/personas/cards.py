@@ -13,7 +13,7 @@ is the wrapper with P inside, and where it has none, P follows as its own paragr
 because a frontend sends the description in any case. Greetings and the character's
 lines in `mes_example` are voice samples. Notes of the creator, tags and the like never
 come near a prompt, as the specifications demand, and book entries that wait for a
-keyword are left out.
+keyword are left out of P; all that have a keyword are the persona's `lorebook`.
 
 Real cards are dirty: `null` for any field, a string where a list belongs, V1's keys
 beside `data`, text that was decoded with the wrong encoding, fields nobody specified.
@@ -90,6 +90,7 @@ def to_persona(
         system_template=card.system_prompt(text),
         voice_samples=tuple(dict.fromkeys(card.voice_samples())),
         source=where,
+        lorebook=tuple(card.lorebook()),
     )
     card.note_findings()
     return persona
@@ -187,15 +188,14 @@ class _Card:
             return f'{filled}\n\n{persona}' if filled else None
         return filled
 
-    def constant_entries(self) -> list[str]:
-        """What the book always adds, in its order."""
+    def _entries(self) -> Iterator[tuple[dict[str, Any], bool, str]]:
+        """(entry, whether it is constant, content) of the book's enabled entries."""
         book = self._field('character_book')
         entries = book.get('entries') if isinstance(book, dict) else None
         if isinstance(entries, dict):
             entries = list(entries.values())
         if not isinstance(entries, list):
-            return []
-        kept: list[tuple[bool, float, str]] = []
+            return
         for number, entry in enumerate(entries):
             if not isinstance(entry, dict) or entry.get('enabled') is False:
                 continue
@@ -207,12 +207,36 @@ class _Card:
             constant = entry.get('constant') is True or 'activate' in decorators
             if 'dont_activate' in decorators and 'activate' not in decorators:
                 constant = False
+            yield entry, constant, content
+
+    def constant_entries(self) -> list[str]:
+        """What the book always adds, in its order."""
+        kept: list[tuple[bool, float, str]] = []
+        for entry, constant, content in self._entries():
             if constant and (text := self._resolve(content)):
                 after = entry.get('position') != 'before_char'
                 kept.append((after, _order(entry.get('insertion_order')), text))
         # Equal orders stay as the card has them.
         kept.sort(key=lambda item: item[:2])
         return [text for _, _, text in kept]
+
+    def lorebook(self) -> Iterator[persona_lib.LoreEntry]:
+        """The entries with content and a keyword, as the card has them."""
+        for entry, constant, content in self._entries():
+            keys = entry.get('keys')
+            if not isinstance(keys, list):
+                keys = [keys]
+            if entry.get('use_regex') is True:
+                keys = []  # A pattern is nothing that one could ask about.
+            for key in keys:
+                key = self._clean(key, 'a keyword') if inputs.is_text(key) else ''
+                if (key := self._quietly(key)) and (text := self._quietly(content)):
+                    yield persona_lib.LoreEntry(key, text, constant)
+                    break
+
+    def _quietly(self, text: str) -> str:
+        """Without macros; unknown ones are noted only where prompts hold them."""
+        return macros.resolve(text, char=self.char, user=self._user).text.strip()
 
     def voice_samples(self) -> Iterator[str]:
         """Greetings, then the character's lines in the example conversations."""

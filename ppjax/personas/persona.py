@@ -6,6 +6,22 @@ from ppjax.personas import prompts
 
 
 @dataclasses.dataclass(frozen=True)
+class LoreEntry:
+    """A fact of a card's book.
+
+    Attributes:
+        key: the first of the keywords that bring it up.
+        content: the fact.
+        in_text: whether the persona's text holds it; frontends add the others to a
+            conversation once a keyword is mentioned.
+    """
+
+    key: str
+    content: str
+    in_text: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Persona:
     """One character.
 
@@ -17,6 +33,7 @@ class Persona:
         voice_samples: lines in the character's own voice (a card's greetings and
             example messages), for the rewriting model to imitate.
         source: where it comes from, for messages and records.
+        lorebook: a card's book: the entries that have a keyword to ask about.
     """
 
     text: str
@@ -24,6 +41,8 @@ class Persona:
     system_template: str | None = None
     voice_samples: tuple[str, ...] = ()
     source: str = ''
+    # No prompt is made of it, and records would grow by whole books.
+    lorebook: tuple[LoreEntry, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def system_prompt(self) -> str:

@@ -54,6 +54,27 @@ def token_nll(
     return jax.lax.map(nll, (states, wanted)).reshape(-1)[:size]
 
 
+def answer_states(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    rows: Rows,
+    *,
+    prefix: int,
+    chunk: int,
+    remat: str,
+) -> jax.Array:
+    """Hidden states that predict the answer tokens of packed rows.
+
+    See `answer_nll` for the arguments.
+
+    Returns:
+        [B, M, D] after the final norm.
+    """
+    attend = attention.Packed(prefix, chunk, rows.segments)
+    hidden, _, _ = model(rows.tokens, rows.positions, ffn_mask, attend, remat=remat)
+    return jnp.take_along_axis(hidden, rows.sources[:, :, None], axis=1)
+
+
 def answer_nll(
     model: decoder_lib.Decoder,
     ffn_mask: jax.Array | None,
@@ -76,11 +97,10 @@ def answer_nll(
     Returns:
         [B, M] float32, in nats; where `rows.weights` is 0, meaningless.
     """
-    attend = attention.Packed(prefix, chunk, rows.segments)
-    hidden, _, _ = model(rows.tokens, rows.positions, ffn_mask, attend, remat=remat)
-    gathered = jnp.take_along_axis(hidden, rows.sources[:, :, None], axis=1)
-    batch, answers, width = gathered.shape
-    flat = token_nll(
-        model, gathered.reshape(batch * answers, width), rows.targets.reshape(-1)
+    states = answer_states(
+        model, ffn_mask, rows, prefix=prefix, chunk=chunk, remat=remat
     )
-    return flat.reshape(batch, answers)
+    flat = token_nll(
+        model, states.reshape(-1, states.shape[-1]), rows.targets.reshape(-1)
+    )
+    return flat.reshape(rows.targets.shape)

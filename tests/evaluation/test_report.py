@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ppjax import errors, flags
-from ppjax.evaluation import efficiency, plots, report, run_results
+from ppjax.evaluation import bootstrap, efficiency, plots, report, run_results
 from ppjax.masking import pmask
 from ppjax.models import config as config_lib
 from ppjax.personas import prompts
@@ -330,7 +330,7 @@ def test_pages_without_one_input(run_dir, name, undrawn):
 
 
 def test_every_subset_renders(run_dir, monkeypatch, undrawn):
-    monkeypatch.setattr(run_results, 'bootstrap_interval', lambda *args: (-1.0, 1.0))
+    monkeypatch.setattr(bootstrap, 'ratio_interval', lambda *args: (-1.0, 1.0))
     whole = run_results.read_run(run_dir)
     whole = dataclasses.replace(whole, metrics=whole.metrics[:5])
     whole.likelihood['examples'] = whole.likelihood['examples'][:2]
@@ -548,18 +548,18 @@ def test_bootstrap_interval():
     rng = np.random.default_rng(1)
     tokens = rng.integers(1, 90, 200)
     nats = tokens * rng.normal(-0.05, 0.3, 200)
-    low, high = run_results.bootstrap_interval(nats, tokens)
+    low, high = bootstrap.ratio_interval(nats, tokens)
     plain = nats.sum() / tokens.sum()
     assert low < plain < high
-    assert (low, high) == run_results.bootstrap_interval(nats, tokens)
-    assert (low, high) != run_results.bootstrap_interval(nats, tokens, seed=1)
+    assert (low, high) == bootstrap.ratio_interval(nats, tokens)
+    assert (low, high) != bootstrap.ratio_interval(nats, tokens, seed=1)
     # The linearised standard error of a ratio of sums.
     error = np.std(nats - plain * tokens) / tokens.mean() / math.sqrt(200)
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
 
 
 def test_bootstrap_of_one_example_is_a_point():
-    assert run_results.bootstrap_interval(np.array([3.0]), np.array([4])) == (
+    assert bootstrap.ratio_interval(np.array([3.0]), np.array([4])) == (
         0.75,
         0.75,
     )
@@ -568,7 +568,7 @@ def test_bootstrap_of_one_example_is_a_point():
 @pytest.mark.parametrize('shapes', [((0,), (0,)), ((2,), (3,)), ((2, 2), (2, 2))])
 def test_bootstrap_refuses_other_shapes(shapes):
     with pytest.raises(ValueError, match='n at least 1'):
-        run_results.bootstrap_interval(np.ones(shapes[0]), np.ones(shapes[1]))
+        bootstrap.ratio_interval(np.ones(shapes[0]), np.ones(shapes[1]))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from ppjax import errors
 from ppjax.personas import cards, prompts
+from ppjax.personas import persona as persona_lib
 
 _P = (
     'Quill mends nets by the harbour and owes the user 5 €.\n'
@@ -223,6 +224,35 @@ def test_book_entries_in_order():
     assert _read(_v2(character_book={'entries': entries}))[0].text == want
     numbered = {str(number): entry for number, entry in enumerate(entries)}
     assert _read(_v2(character_book={'entries': numbered}))[0].text == want
+
+
+def test_a_book_is_kept_with_the_words_that_bring_its_entries_up():
+    entries = [
+        {'keys': ['oven', 'fire'], 'content': "{{char}}'s oven is old."},
+        {'keys': [7, '', '{{// x }}', '\ud800', 'geese'], 'content': 'She fears them.'},
+        {'keys': 'rye', 'content': '@@depth 3\nRye only.', 'constant': True},
+        {'keys': ['{{user}}'], 'content': 'A friend, {{odd}}.', 'enabled': None},
+        {'keys': ['gone'], 'content': 'No.', 'enabled': False},
+        {'keys': ['/ov.n/i'], 'content': 'No.', 'use_regex': True},
+        {'keys': [' '], 'content': 'No.'},
+        {'keys': None, 'content': 'No.'},
+        {'keys': 5, 'content': 'No.'},
+        {'keys': {'a': 'b'}, 'content': 'No.'},
+        {'keys': ['empty'], 'content': '@@only'},
+        {'content': 'No.'},
+    ]
+    persona, notes = _read(_v2(character_book={'entries': entries}))
+    assert persona.lorebook == (
+        persona_lib.LoreEntry('oven', "Ida's oven is old.", False),
+        persona_lib.LoreEntry('geese', 'She fears them.', False),
+        persona_lib.LoreEntry('rye', 'Rye only.', True),
+        persona_lib.LoreEntry('the user', 'A friend, {{odd}}.', False),
+    )
+    # None of it is part of a prompt but what always is.
+    assert persona.text == 'Ida is a baker.\nRye only.'
+    assert notes == []
+    assert 'oven' not in repr(persona)
+    assert _read(_v2())[0].lorebook == ()
 
 
 @pytest.mark.parametrize(

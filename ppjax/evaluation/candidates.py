@@ -1,0 +1,184 @@
+"""The models that an evaluation compares: dense, masked, pruned."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax import errors, flags, run_directory
+from ppjax import progress as progress_lib
+from ppjax.evaluation import config as config_lib
+from ppjax.masking import apply, pmask
+from ppjax.models import base_model
+from ppjax.training import config as train_config
+
+LABELS = {'dense': 'Dense', 'masked': 'Masked', 'pruned': 'Pruned'}
+
+
+@dataclasses.dataclass
+class Candidate:
+    """One model, loaded when it is first needed.
+
+    Attributes:
+        name: 'dense', 'masked' (a mask on the dense model) or 'pruned' (exported).
+        base: the files of its weights.
+        mask_path: of the mask that is applied; '' for none.
+        mask: bool [L, F], or None.
+        system_prompt: that it was made for; '' if it does not say.
+    """
+
+    name: str
+    base: base_model.BaseModel
+    mask_path: str = ''
+    mask: np.ndarray | None = None
+    system_prompt: str = ''
+    _load: Callable[[], apply.LoadedModel] | None = None
+    _loaded: apply.LoadedModel | None = None
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.name]
+
+    @property
+    def keep(self) -> int:
+        """k, the channels of a layer that work."""
+        return self.base.config.d_ff if self.mask is None else int(self.mask[0].sum())
+
+    @property
+    def identity(self) -> str:
+        """By the weights and the mask."""
+        bits = b'' if self.mask is None else np.packbits(self.mask).tobytes()
+        digest = hashlib.sha256(bits).hexdigest()[:16] if bits else 'no mask'
+        return f'{self.base.fingerprint()} {digest}'
+
+    def load(self) -> apply.LoadedModel:
+        """The model in memory."""
+        if self._loaded is None:
+            assert self._load is not None
+            progress_lib.say(f'Loading the {self.name} model ...')
+            self._loaded = self._load()
+        return self._loaded
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """What is compared, the dense model first if there is one.
+
+    Attributes:
+        models: one or more, of different names.
+        trained: settings of the run whose models they are; None elsewhere.
+    """
+
+    models: tuple[Candidate, ...]
+    trained: train_config.TrainConfig | None
+
+    def __getitem__(self, name: str) -> Candidate:
+        return next(model for model in self.models if model.name == name)
+
+    @property
+    def names(self) -> list[str]:
+        return [model.name for model in self.models]
+
+    @property
+    def system_prompt(self) -> str:
+        """Of the first model that names the persona it was made for."""
+        return next((m.system_prompt for m in self.models if m.system_prompt), '')
+
+
+def heldout_source(cfg: config_lib.EvaluateConfig, models: Candidates) -> str:
+    """The held-out conversations: a path, or `demo:NAME`.
+
+    Raises:
+        InputError: if neither flags nor run name any.
+    """
+    if cfg.heldout:
+        return cfg.heldout
+    # A run directory that was moved has its own copy still.
+    copy = cfg.run / 'calibration' / 'test.jsonl'
+    if models.trained and copy.is_file():
+        return str(copy)
+    if models.trained and models.trained.heldout:
+        return models.trained.heldout
+    raise errors.InputError(
+        'There are no held-out conversations; name a file of them with --heldout.'
+    )
+
+
+def _exported(path: str, dtype: str) -> Candidate:
+    base, system_prompt = apply.open_exported(path)
+    return Candidate(
+        'pruned',
+        base,
+        system_prompt=system_prompt,
+        _load=lambda: apply.load_masked(model=path, dtype=dtype),
+    )
+
+
+def find(cfg: config_lib.EvaluateConfig) -> Candidates:
+    """The models that flags and run directory name.
+
+    A run's dense model and its export are compared; without an export its mask on
+    the dense model.
+
+    Raises:
+        InputError: if one is absent or unreadable, or the mask has another base.
+    """
+    trained = None
+    if cfg.is_run:
+        trained = flags.from_flagfile(
+            train_config.TrainConfig, run_directory.settings_file(cfg.run, 'train')
+        )
+    name = cfg.base_model or (trained.base_model if trained else None)
+    found = []
+    base = None
+    if name:
+        base = base_model.open_base_model(name)
+        found.append(
+            Candidate(
+                'dense',
+                base,
+                _load=lambda: apply.load_masked(base_model=name, dtype=cfg.dtype),
+            )
+        )
+    mask_path, exported = cfg.mask, cfg.model
+    if trained and not (mask_path or exported):
+        if (cfg.run / 'hf' / 'config.json').is_file():
+            exported = str(cfg.run / 'hf')
+        elif (cfg.run / 'mask.pmask').is_file():
+            mask_path = str(cfg.run / 'mask.pmask')
+        else:
+            raise errors.InputError(
+                f'{cfg.run} has no mask yet; wait for the run to end, or go on with '
+                'it by its own command.'
+            )
+    if mask_path:
+        assert base is not None
+        found.append(_masked(mask_path, base, found[0]))
+    if exported:
+        pruned = _exported(exported, cfg.dtype)
+        if base is not None and pruned.base.config.vocab_size != base.config.vocab_size:
+            raise errors.InputError(
+                f'{exported} embeds {pruned.base.config.vocab_size} tokens, the dense '
+                f'model {base.name} {base.config.vocab_size}: it was made from another '
+                'base model.'
+            )
+        found.append(pruned)
+    return Candidates(tuple(found), trained)
+
+
+def _masked(path: str, base: base_model.BaseModel, dense: Candidate) -> Candidate:
+    file = pmask.load(pathlib.Path(path).expanduser())
+    file.check_base(base.fingerprint(), base.config.num_layers, base.config.d_ff)
+
+    def load() -> apply.LoadedModel:
+        # The dense weights serve both.
+        return dataclasses.replace(
+            dense.load(),
+            ffn_mask=jnp.asarray(file.mask),
+            system_prompt=file.system_prompt,
+        )
+
+    return Candidate('masked', base, path, file.mask, file.system_prompt, load)

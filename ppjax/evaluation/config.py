@@ -1,0 +1,230 @@
+"""The settings of `python -m ppjax.evaluate`."""
+
+import dataclasses
+import pathlib
+
+from ppjax import errors, flags, settings
+from ppjax.evaluation import benchmarks
+
+TASKS = (
+    'likelihood',
+    'judge',
+    *benchmarks.TASKS,
+    'efficiency',
+    'failures',
+    'multiturn',
+)
+JUDGES = ('local', 'openai')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured, on which models, and where the figures go."""
+
+    tasks: str = flags.setting(
+        'likelihood,efficiency',
+        f'What to measure, separated by commas: {", ".join(TASKS)}.',
+    )
+    output_dir: str = flags.setting(
+        None,
+        'Run directory: its base model, mask, export and held-out data are measured, '
+        'and its report shows the results. Or a new folder, with --base_model.',
+    )
+    base_model: str | None = flags.setting(
+        None, "The dense model; by default the run's. See python -m ppjax.train --help."
+    )
+    mask: str | None = flags.setting(
+        None, 'A .pmask to apply to the dense model, which is measured as `masked`.'
+    )
+    model: str | None = flags.setting(
+        None, 'Directory of an exported model, which is measured as `pruned`.'
+    )
+    persona: str | None = flags.setting(
+        None,
+        'For multiturn without --eval_sets: the persona, as for synthesize; the '
+        'lorebook of a character card is what its dialogues are about.',
+    )
+    heldout: str | None = flags.setting(
+        None, "Held-out JSONL for likelihood, and for judge; by default the run's."
+    )
+    eval_sets: str | None = flags.setting(
+        None,
+        'For judge, failures and multiturn: evaluation sets (JSON), or folders of '
+        'them, separated by commas; the held-out questions otherwise.',
+    )
+    piqa: str | None = flags.setting(
+        None,
+        'Rows of PIQA: a file, hub (baber/piqa, validation) or tfds; each is '
+        'downloaded only if named, and :COUNT takes the first rows.',
+    )
+    openbookqa: str | None = flags.setting(
+        None,
+        'Rows of OpenBookQA: a file, hub (allenai/openbookqa, main, test) or tfds.',
+    )
+    mmlu: str | None = flags.setting(
+        None, 'Rows of MMLU: a file, or hub (cais/mmlu, all, test).'
+    )
+    mmlu_dev: str | None = flags.setting(
+        None, "MMLU's worked examples: a file, or hub (cais/mmlu, all, dev)."
+    )
+    mmlu_shots: int = flags.setting(
+        0, 'Worked examples before each question of MMLU, 0 to 5.'
+    )
+    batch_tokens: int = flags.setting(
+        2048, 'Tokens of benchmark questions that are run at a time.'
+    )
+    batch_size: int = flags.setting(
+        8, 'Answers that are written, or examples measured, at a time.'
+    )
+    max_length: int = flags.setting(
+        1024, 'Held-out examples longer than this, in tokens, are dropped and counted.'
+    )
+    max_new_tokens: int = flags.setting(
+        2048, 'For judge and multiturn: the longest answer, in tokens.'
+    )
+    questions: int | None = flags.setting(
+        None, 'For judge and failures: the first so many questions of each set.'
+    )
+    judge: str = flags.setting(
+        'openai',
+        'Who judges: an OpenAI-compatible server that sends probabilities, or a local '
+        'model, whose probabilities of 0 to 100 are computed exactly.',
+        choices=JUDGES,
+    )
+    judge_model: str | None = flags.setting(
+        None, 'The judge: name of the model on the server, or as --base_model.'
+    )
+    judge_url: str | None = flags.setting(
+        None,
+        'Address of the judging server, as in http://localhost:8000/v1. The key is '
+        'read from the environment, from OPENAI_API_KEY.',
+    )
+    judge_concurrency: int = flags.setting(8, 'Requests under way there at a time.')
+    coherence: bool = flags.setting(
+        False, 'Judge the coherence of answers too, by a prompt of its own.'
+    )
+    turns: int = flags.setting(10, 'For multiturn: answers of the persona a dialogue.')
+    dialogues: int = flags.setting(
+        4, 'For multiturn: dialogues a persona, each on a question of its set.'
+    )
+    partner: str = flags.setting(
+        'openai',
+        'For multiturn: who talks with the persona; a server or a local model.',
+        choices=JUDGES,
+    )
+    partner_model: str | None = flags.setting(
+        None, 'The partner: name of the model on the server, or as --base_model.'
+    )
+    partner_url: str | None = flags.setting(
+        None, "Address of the partner server; by default the judge's."
+    )
+    prompt_length: int = flags.setting(
+        1024, 'For efficiency: tokens of the prompt that FLOPs and times are for.'
+    )
+    answer_length: int = flags.setting(
+        128, 'For efficiency: tokens of the answer that FLOPs and times are for.'
+    )
+    timing: bool = flags.setting(
+        True, 'For efficiency: also measure prefill and decoding on this machine.'
+    )
+    dtype: str = flags.setting(
+        'float32',
+        'Precision of weights and activations; bfloat16 suits accelerators.',
+        choices=settings.DTYPES,
+    )
+    seed: int = flags.setting(0, 'Fixes resamples and sampling.')
+    date: str = flags.setting(
+        '2026-01-01', 'The date that chat templates which print one are told.'
+    )
+    overwrite: bool = flags.setting(
+        False,
+        'Measure again, even if the very same figures are there; logged answers and '
+        'verdicts are used all the same.',
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise errors.InputError('--output_dir must be given.')
+        unknown = [task for task in self.task_list if task not in TASKS]
+        if unknown or not self.task_list:
+            raise errors.InputError(
+                f'--tasks must be some of {", ".join(TASKS)}, got {self.tasks!r}.'
+            )
+        for name in benchmarks.TASKS:
+            if name in self.task_list and not getattr(self, name):
+                raise errors.InputError(
+                    f'--tasks={name} needs --{name}: a file of its rows, or hub to '
+                    'download them.'
+                )
+        if self.mmlu_shots and not self.mmlu_dev and 'mmlu' in self.task_list:
+            raise errors.InputError('--mmlu_shots needs --mmlu_dev.')
+        # Before hours of other tasks: it fails sooner.
+        for name in ('judge', 'failures', 'multiturn'):
+            if name in self.task_list and not self.judge_model:
+                raise errors.InputError(
+                    f'--tasks={name} needs --judge_model: the name of a model on the '
+                    'server, or, with --judge=local, a model as --base_model takes it.'
+                )
+            if name in self.task_list and self.judge == 'openai' and not self.judge_url:
+                raise errors.InputError(
+                    '--judge=openai needs --judge_url, the address of the server.'
+                )
+        if 'multiturn' in self.task_list:
+            if not self.partner_model:
+                raise errors.InputError(
+                    '--tasks=multiturn needs --partner_model: the name of a model on '
+                    'the server, or, with --partner=local, a model as --base_model '
+                    'takes it.'
+                )
+            if self.partner == 'openai' and not (self.partner_url or self.judge_url):
+                raise errors.InputError(
+                    '--partner=openai needs --partner_url, the address of the server.'
+                )
+        settings.require(
+            self,
+            'be at least 1',
+            lambda value: value >= 1,
+            'batch_tokens',
+            'batch_size',
+            'max_length',
+            'max_new_tokens',
+            'questions',
+            'judge_concurrency',
+            'turns',
+            'dialogues',
+            'prompt_length',
+            'answer_length',
+        )
+        settings.require(
+            self,
+            f'be 0 to {benchmarks.MOST_SHOTS}',
+            lambda value: 0 <= value <= benchmarks.MOST_SHOTS,
+            'mmlu_shots',
+        )
+        settings.require(self, 'not be negative', lambda value: value >= 0, 'seed')
+        if self.run.exists() and not self.run.is_dir():
+            raise errors.InputError(f'--output_dir={self.output_dir} is a file.')
+        if not self.is_run and not (self.base_model or self.model):
+            raise errors.InputError(
+                f'--output_dir={self.output_dir} is no run directory; name the models '
+                'with --base_model (and --mask) or --model.'
+            )
+        if self.mask and not (self.base_model or self.is_run):
+            raise errors.InputError('--mask needs --base_model.')
+
+    @property
+    def task_list(self) -> list[str]:
+        """The tasks asked for, each once, in the order of `TASKS`."""
+        asked = [task.strip() for task in self.tasks.split(',') if task.strip()]
+        known = [task for task in TASKS if task in asked]
+        return known + [task for task in dict.fromkeys(asked) if task not in TASKS]
+
+    @property
+    def run(self) -> pathlib.Path:
+        """Where results go."""
+        return pathlib.Path(self.output_dir).expanduser()
+
+    @property
+    def is_run(self) -> bool:
+        """Whether that folder is a run of mask learning."""
+        return (self.run / 'config.flags').is_file()

@@ -1,0 +1,182 @@
+"""Persona likelihood: what a model expects of held-out answers, without any judge.
+
+Under the persona prompt, for each answer token: -log p of the token; the
+Kullback-Leibler divergence of the model's distribution from the dense model's; and
+whether both have the same likeliest token.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax.data import chat, packing
+from ppjax.evaluation import bootstrap
+from ppjax.masking import apply
+from ppjax.models import decoder as decoder_lib
+from ppjax.training import heldout as heldout_lib
+from ppjax.training import loss as loss_lib
+
+# Answer tokens whose logits, of two models, exist at a time.
+_CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Sums over the answer tokens of each of n examples.
+
+    Attributes:
+        nll: [n] -log p of the tokens, in nats.
+        kl: [n] divergence of the dense model's distributions from this model's, in
+            nats.
+        agreement: [n] tokens at which both have the same likeliest one.
+        tokens: [n].
+    """
+
+    nll: np.ndarray
+    kl: np.ndarray
+    agreement: np.ndarray
+    tokens: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=('prefix', 'chunk'))
+def _states(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    rows: loss_lib.Rows,
+    *,
+    prefix: int,
+    chunk: int,
+) -> jax.Array:
+    return loss_lib.answer_states(
+        model, ffn_mask, rows, prefix=prefix, chunk=chunk, remat='none'
+    )
+
+
+@jax.jit
+def _compare(
+    dense: decoder_lib.Decoder,
+    model: decoder_lib.Decoder,
+    dense_states: jax.Array,
+    states: jax.Array,
+    targets: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[M, D], [M, D] and [M] -> (nll, KL, same likeliest token), float32 [M] each."""
+    size = len(targets)
+    padded = -size % _CHUNK
+
+    def part(x: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        before, after, wanted = x
+        p = jax.nn.log_softmax(dense.unembed(before), axis=-1)  # [chunk, V]
+        q = jax.nn.log_softmax(model.unembed(after), axis=-1)
+        nll = -jnp.take_along_axis(q, wanted[:, None], axis=-1)[:, 0]
+        kl = jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+        same = jnp.argmax(p, axis=-1) == jnp.argmax(q, axis=-1)
+        return nll, kl, same.astype(jnp.float32)
+
+    def fold(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, padded), *((0, 0),) * (x.ndim - 1)))
+        return x.reshape(-1, _CHUNK, *x.shape[1:])
+
+    found = jax.lax.map(part, (fold(dense_states), fold(states), fold(targets)))
+    nll, kl, same = (x.reshape(-1)[:size] for x in found)
+    return nll, kl, same
+
+
+def measure(
+    dense: apply.LoadedModel,
+    models: Sequence[apply.LoadedModel],
+    examples: Sequence[chat.Example],
+    *,
+    batch_size: int,
+    progress: Callable[[int, int], None],
+) -> list[Likelihood]:
+    """Measures every model on the same examples, packed behind their common prefix.
+
+    Args:
+        dense: what divergence and agreement compare with.
+        models: may contain it.
+        examples: rendered held-out conversations.
+        batch_size: examples run at a time.
+        progress: called with (batches done, batches in all).
+    """
+    prefix = packing.common_prefix(examples)
+    order = heldout_lib.even_batches(examples, batch_size)
+    layout = packing.plan_layout(examples, order, prefix=prefix)
+    run = functools.partial(_states, prefix=len(prefix), chunk=layout.chunk)
+    sums = np.zeros((len(models), 3, len(examples)))
+    for done, batch in enumerate(order):
+        progress(done, len(order))
+        packed = packing.pack(examples, batch, layout)
+        rows = loss_lib.Rows(*(x[0] for x in packed))
+        real = np.asarray(rows.weights) > 0
+        owners = batch[np.asarray(rows.owners)[real]]
+        before = run(dense.decoder, dense.ffn_mask, rows)
+        flat = (-1, before.shape[-1])
+        for own, model in zip(sums, models, strict=True):
+            after = run(model.decoder, model.ffn_mask, rows)
+            found = _compare(
+                dense.decoder,
+                model.decoder,
+                before.reshape(flat),
+                after.reshape(flat),
+                jnp.asarray(rows.targets).reshape(-1),
+            )
+            for total, values in zip(own, found, strict=True):
+                np.add.at(
+                    total, owners, np.asarray(values, np.float64)[real.reshape(-1)]
+                )
+    progress(len(order), len(order))
+    tokens = np.array([example.num_answer_tokens for example in examples])
+    return [Likelihood(nll, kl, same, tokens) for nll, kl, same in sums]
+
+
+def as_json(
+    names: Sequence[str], found: Sequence[Likelihood], query_ids: Sequence[str]
+) -> dict[str, Any]:
+    """Means per answer token with 95 % intervals over examples, and every example.
+
+    Args:
+        names: of the models; the difference is to the one named 'dense', if any.
+        found: of each.
+        query_ids: of the examples.
+    """
+    models: dict[str, Any] = {}
+    dense = dict(zip(names, found, strict=True)).get('dense')
+    for name, own in zip(names, found, strict=True):
+
+        def figure(
+            values: np.ndarray, tokens: np.ndarray = own.tokens
+        ) -> dict[str, Any]:
+            return {
+                'mean': float(values.sum() / tokens.sum()),
+                'interval': bootstrap.ratio_interval(values, tokens),
+            }
+
+        models[name] = {'nll': figure(own.nll)}
+        if dense is not None:
+            models[name] |= {
+                'kl_to_dense': figure(own.kl),
+                'agreement': figure(own.agreement),
+            }
+        if dense is not None and name != 'dense':
+            models[name]['nll_difference'] = figure(own.nll - dense.nll)
+    return {
+        'models': models,
+        'examples': [
+            {'query_id': query_id, 'answer_tokens': int(found[0].tokens[i])}
+            | {
+                name: {
+                    'nll': round(float(own.nll[i]), 6),
+                    'kl': round(float(own.kl[i]), 6),
+                    'agreement': int(own.agreement[i]),
+                }
+                for name, own in zip(names, found, strict=True)
+            }
+            for i, query_id in enumerate(query_ids)
+        ],
+    }

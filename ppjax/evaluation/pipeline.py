@@ -1,0 +1,206 @@
+"""`evaluate`: every task asked for, on every model, and what it came to."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+from ppjax import demo, progress
+from ppjax.data import calibration, chat
+from ppjax.evaluation import (
+    benchmark_sources,
+    benchmarks,
+    candidates,
+    choice_tasks,
+    config,
+    efficiency,
+    judged_answers,
+    likelihood,
+    multi_turn,
+    results_store,
+    timing,
+)
+
+
+class Evaluation:
+    """One call of `python -m ppjax.evaluate`."""
+
+    def __init__(self, cfg: config.EvaluateConfig):
+        """Raises:
+        InputError: if a model that is named cannot be used.
+        """
+        self.cfg = cfg
+        self.candidates = candidates.find(cfg)
+
+    def run(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Does the tasks one by one.
+
+        Yields:
+            (task, its result as results/TASK.json has it).
+
+        Raises:
+            InputError: if a task's input is unusable; earlier results stay.
+        """
+        tasks: dict[str, Callable[[], dict[str, Any]]] = {
+            'likelihood': self.likelihood,
+            'efficiency': self.efficiency,
+            'judge': lambda: self.judged,
+            'failures': lambda: judged_answers.failures(self.cfg, self.judged),
+            'multiturn': lambda: multi_turn.measure(self.cfg, self.candidates),
+        }
+        for name in self.cfg.task_list:
+            if name in benchmarks.TASKS:
+                yield name, self.benchmark(name)
+            else:
+                yield name, tasks[name]()
+
+    def _measured(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        measure: Callable[[], dict[str, Any]],
+    ) -> dict[str, Any]:
+        identities = {model.name: model.identity for model in self.candidates.models}
+        return results_store.measured(
+            self.cfg.run / 'results' / f'{name}.json',
+            {'models': identities, 'dtype': self.cfg.dtype} | settings,
+            measure,
+            overwrite=self.cfg.overwrite,
+        )
+
+    @functools.cached_property
+    def judged(self) -> dict[str, Any]:
+        """Judged answers, for `judge` and `failures`: once a call."""
+        return judged_answers.judge(self.cfg, self.candidates)
+
+    def likelihood(self) -> dict[str, Any]:
+        """Persona likelihood of the held-out answers."""
+        cfg = self.cfg
+        source = candidates.heldout_source(cfg, self.candidates)
+        rows = demo.read_rows(source, split='test')
+
+        def measure() -> dict[str, Any]:
+            models = [model.load() for model in self.candidates.models]
+            renderer = chat.ChatRenderer(models[0].tokenizer, date=cfg.date)
+            examples, too_long = chat.render_rows(renderer, rows, cfg.max_length)
+            found = likelihood.measure(
+                models[0],
+                models,
+                examples,
+                batch_size=cfg.batch_size,
+                progress=progress.counter('Likelihood'),
+            )
+            ids = [example.query_id for example in examples]
+            return {
+                'heldout': {
+                    'source': source,
+                    'rows': len(examples),
+                    'too_long': too_long,
+                    'answer_tokens': sum(e.num_answer_tokens for e in examples),
+                },
+                **likelihood.as_json(self.candidates.names, found, ids),
+            }
+
+        return self._measured(
+            'persona_likelihood',
+            {
+                'heldout_sha256': calibration.content_hash(rows),
+                'max_length': cfg.max_length,
+                'date': cfg.date,
+            },
+            measure,
+        )
+
+    def benchmark(self, task: str) -> dict[str, Any]:
+        """PIQA, OpenBookQA or MMLU."""
+        cfg = self.cfg
+        shots = cfg.mmlu_shots if task == 'mmlu' else 0
+        questions = benchmark_sources.questions(
+            task,
+            getattr(cfg, task),
+            dev=cfg.mmlu_dev if shots else None,
+            num_shots=shots,
+        )
+
+        def measure() -> dict[str, Any]:
+            found = {}
+            for model in self.candidates.models:
+                loaded = model.load()
+                scores = choice_tasks.evaluate(
+                    loaded.decoder,
+                    loaded.ffn_mask,
+                    loaded.tokenizer,
+                    questions,
+                    batch_tokens=cfg.batch_tokens,
+                    progress=progress.counter(f'{task}, {model.name}'),
+                )
+                found[model.name] = choice_tasks.as_json(questions, scores)
+            return {'models': found}
+
+        content = '\n'.join(repr(dataclasses.astuple(q)) for q in questions)
+        return self._measured(
+            task,
+            {
+                'source': getattr(cfg, task),
+                'questions': len(questions),
+                'shots': shots,
+                'questions_sha256': hashlib.sha256(content.encode()).hexdigest(),
+            },
+            measure,
+        )
+
+    def efficiency(self) -> dict[str, Any]:
+        """Sizes and FLOPs in closed form, checked by XLA's count; times measured."""
+        cfg, models = self.cfg, self.candidates.models
+
+        def measure() -> dict[str, Any]:
+            smallest = min(models, key=lambda model: model.keep)
+            dense = models[0].base.config
+            found: dict[str, Any] = {
+                'closed_form': dataclasses.asdict(
+                    efficiency.measure(
+                        dense,
+                        smallest.keep,
+                        dtype=cfg.dtype,
+                        prompt_length=cfg.prompt_length,
+                        answer_length=cfg.answer_length,
+                    )
+                ),
+                'convention': efficiency.CONVENTION,
+                'models': {},
+            }
+            for model in models:
+                loaded = model.load()
+                counted = timing.xla_prefill_flops(loaded, cfg.prompt_length)
+                # A masked model runs all channels.
+                closed = efficiency.prefill_flops(
+                    model.base.config, model.base.config.d_ff, cfg.prompt_length
+                )
+                found['models'][model.name] = {
+                    'keep': model.keep,
+                    'stored_bytes': model.base.stored_bytes(),
+                    'prefill_flops': closed,
+                    'xla_prefill_flops': counted,
+                }
+            if cfg.timing:
+                times = timing.measure(
+                    {model.name: model.load() for model in models},
+                    prompt_length=cfg.prompt_length,
+                    answer_length=max(cfg.answer_length, 2),
+                    seed=cfg.seed,
+                    progress=progress.counter('Timing'),
+                )
+                for name, own in times.items():
+                    found['models'][name] |= own.as_json()
+            return found
+
+        return self._measured(
+            'measured_efficiency',
+            {
+                'prompt_length': cfg.prompt_length,
+                'answer_length': cfg.answer_length,
+                'timing': cfg.timing,
+            },
+            measure,
+        )
