@@ -122,7 +122,7 @@ class EvaluateConfig:
         1024, 'For efficiency: tokens of the prompt that FLOPs and times are for.'
     )
     answer_length: int = flags.setting(
-        128, 'For efficiency: tokens of the answer that FLOPs and times are for.'
+        64, 'For efficiency: tokens of the answer that FLOPs and times are for.'
     )
     timing: bool = flags.setting(
         True, 'For efficiency: also measure prefill and decoding on this machine.'

@@ -17,10 +17,20 @@ _HEAT_BINS = 96
 
 # Drawn in these colours, then replaced by the page's CSS variables, so that one
 # drawing serves the light and the dark theme.
-_PAINTS = {
+PAINTS = {
     name: f'#0000{number:02x}'
     for number, name in enumerate(
-        ('ink', 'muted', 'line', 'learned', 'heldout', 'dense', 'one_shot', 'random'),
+        (
+            'ink',
+            'muted',
+            'line',
+            'learned',
+            'heldout',
+            'dense',
+            'one_shot',
+            'random',
+            'card',
+        ),
         start=1,  # Matplotlib leaves out black, SVG's own default.
     )
 }
@@ -28,23 +38,24 @@ _PAINTS = {
 _HEAT_COLOUR = '#3b7ddd'
 _STYLE = {
     'axes.axisbelow': True,
-    'axes.edgecolor': _PAINTS['line'],
+    'axes.edgecolor': PAINTS['line'],
     'axes.formatter.use_mathtext': False,
     'axes.grid': True,
     'axes.grid.axis': 'y',
-    'axes.labelcolor': _PAINTS['muted'],
+    'axes.labelcolor': PAINTS['muted'],
     'axes.spines.right': False,
     'axes.spines.top': False,
     'font.size': 9.5,
-    'grid.color': _PAINTS['line'],
+    'grid.color': PAINTS['line'],
     'grid.linewidth': 0.6,
     'svg.fonttype': 'none',
     'svg.hashsalt': 'ppjax',
-    'text.color': _PAINTS['ink'],
-    'xtick.color': _PAINTS['line'],
-    'xtick.labelcolor': _PAINTS['muted'],
-    'ytick.color': _PAINTS['line'],
-    'ytick.labelcolor': _PAINTS['muted'],
+    'text.color': PAINTS['ink'],
+    'text.parse_math': False,
+    'xtick.color': PAINTS['line'],
+    'xtick.labelcolor': PAINTS['muted'],
+    'ytick.color': PAINTS['line'],
+    'ytick.labelcolor': PAINTS['muted'],
     'ytick.left': False,
 }
 
@@ -62,7 +73,7 @@ def _svg(
         figure.savefig(text, format='svg', transparent=True, metadata=nothing)
     svg = text.getvalue()
     svg = svg[svg.index('<svg') :]
-    for name, paint_code in _PAINTS.items():
+    for name, paint_code in PAINTS.items():
         svg = re.sub(rf'{paint_code}\b', f'var(--{name})', svg)
     svg = re.sub(r'<style.*?</style>', '', svg, flags=re.DOTALL)
     svg = re.sub(r'font-family: [^;"]*;?', '', svg)
@@ -78,6 +89,25 @@ def _svg(
     size = re.compile(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"')
     svg = size.sub(rf'\1 role="img" aria-label="{label}"', svg, count=1)
     return markupsafe.Markup(svg)
+
+
+def drawing(
+    title: str,
+    paint: Callable[[Any], None],
+    *,
+    height: float,
+    legend: Sequence[tuple[str, str, str]] = (),
+) -> dict[str, Any]:
+    """A plot as the page shows it.
+
+    Args:
+        title: above it; no two plots of a page have the same.
+        paint: draws on Matplotlib axes, in `PAINTS`.
+        height: in inches; all are 4 wide.
+        legend: (colour, kind of line, text).
+    """
+    svg = _svg(paint, title, height=height)
+    return {'title': title, 'svg': svg, 'legend': list(legend), 'note': ''}
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -96,10 +126,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, paint: str) -> None:
     """Each step's value pale, their running mean over it."""
     if len(values) < 50:
-        axes.plot(steps, values, color=_PAINTS[paint], marker='.', linewidth=1.4)
+        axes.plot(steps, values, color=PAINTS[paint], marker='.', linewidth=1.4)
         return
-    axes.plot(steps, values, color=_PAINTS[paint], alpha=0.4, linewidth=0.7)
-    axes.plot(steps, _smooth(values), color=_PAINTS[paint], linewidth=1.7)
+    axes.plot(steps, values, color=PAINTS[paint], alpha=0.4, linewidth=0.7)
+    axes.plot(steps, _smooth(values), color=PAINTS[paint], linewidth=1.7)
 
 
 def _label_steps(axes: Any) -> None:
@@ -148,7 +178,7 @@ def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
             axes.plot(
                 held_steps,
                 held,
-                color=_PAINTS['heldout'],
+                color=PAINTS['heldout'],
                 marker='o',
                 markersize=3.5,
                 linewidth=1.7,
@@ -156,7 +186,7 @@ def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
         for name, value in lines.items():
             if low <= value <= high:
                 axes.axhline(
-                    value, color=_PAINTS[name], linestyle=dashes[name], linewidth=1.3
+                    value, color=PAINTS[name], linestyle=dashes[name], linewidth=1.3
                 )
         axes.set_ylim(low, high)
         axes.set_ylabel('nats per answer token')
@@ -229,7 +259,7 @@ def step_plots(run: run_results.Run) -> list[dict[str, Any]]:
                 _curve(axes, steps, values, 'learned')
                 _log_ticks(axes, form)
             else:
-                axes.plot(steps, values, color=_PAINTS['learned'], linewidth=1.7)
+                axes.plot(steps, values, color=PAINTS['learned'], linewidth=1.7)
                 axes.set_ylim(bottom=0)
             _label_steps(axes)
 
@@ -285,8 +315,8 @@ def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
     layers = np.arange(1, len(mask) + 1)
 
     def paint(axes: Any) -> None:
-        axes.axhline(chance, color=_PAINTS['random'], linestyle=':', linewidth=1.3)
-        axes.plot(layers, overlap, color=_PAINTS['learned'], marker='o', markersize=3.5)
+        axes.axhline(chance, color=PAINTS['random'], linestyle=':', linewidth=1.3)
+        axes.plot(layers, overlap, color=PAINTS['learned'], marker='o', markersize=3.5)
         bottom = min(chance, overlap.min())
         axes.set_ylim(bottom - 0.06 * (100 - bottom) - 0.5, 100.5)
         axes.set_xlabel('layer')
@@ -336,7 +366,7 @@ def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
                 middle[part],
                 counts[part],
                 width=np.diff(edges)[part],
-                color=_PAINTS[colour],
+                color=PAINTS[colour],
             )
         axes.set_xlabel('sensitivity score (Eq. 2)')
         axes.set_ylabel('queries')
@@ -361,12 +391,12 @@ def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
     def paint(axes: Any) -> None:
         places = np.arange(len(drawn))
         ratios = [100 * row.ratio for row in drawn]
-        axes.barh(places, 100, height=0.56, color=_PAINTS['line'])
-        axes.barh(places, ratios, height=0.56, color=_PAINTS['learned'])
+        axes.barh(places, 100, height=0.56, color=PAINTS['line'])
+        axes.barh(places, ratios, height=0.56, color=PAINTS['learned'])
         for place, ratio in zip(places, ratios, strict=True):
             axes.text(103, place, f'{ratio:.1f} %', va='center')
         axes.set_yticks(places, [row.label for row in drawn])
-        axes.tick_params(axis='y', labelcolor=_PAINTS['ink'])
+        axes.tick_params(axis='y', labelcolor=PAINTS['ink'])
         axes.set_xlim(0, 128)
         axes.set_xticks([])
         axes.grid(False)

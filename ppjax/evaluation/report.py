@@ -20,7 +20,14 @@ import numpy as np
 
 import ppjax
 from ppjax import atomic, flags
-from ppjax.evaluation import efficiency, plots, run_results
+from ppjax.evaluation import (
+    bootstrap,
+    efficiency,
+    plots,
+    report_evaluation,
+    report_views,
+    run_results,
+)
 from ppjax.personas import prompts
 
 # Longer texts are cut: a page with megabytes of them opens on no phone.
@@ -137,11 +144,6 @@ def _speed(run: run_results.Run) -> str:
     return ', '.join(parts)
 
 
-def _signed(value: float, digits: int = 4) -> str:
-    text = f'{value:+.{digits}f}'.replace('-', '−')
-    return text if float(text.replace('−', '-')) else text[1:]
-
-
 def perplexity_text(value: float) -> str:
     """Three decimals, fewer where they mean nothing."""
     if value < 1000:
@@ -165,8 +167,8 @@ def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
         return ''
     low, high = learned.interval
     figures = (
-        f'{_signed(learned.difference)} nats per answer token, 95 % interval '
-        f'{_signed(low)} to {_signed(high)}'
+        f'{report_views.signed(learned.difference)} nats per answer token, 95 % interval '
+        f'{report_views.signed(low)} to {report_views.signed(high)}'
     )
     if low <= 0 <= high:
         return (
@@ -234,7 +236,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {
         'quantity': efficiency.quantity,
-        'signed': _signed,
+        'signed': report_views.signed,
         'clip': _clip,
         'perplexity': perplexity_text,
         'time': _time,
@@ -254,11 +256,13 @@ def render(run: run_results.Run) -> str:
         rows=rows,
         learned=next((row for row in rows if row.name == 'learned'), None),
         heldout=run_results.mapping(run.likelihood.get('heldout')),
-        resamples=run_results.RESAMPLES,
+        resamples=bootstrap.RESAMPLES,
         curves=[
             plot for plot in (plots.loss_plot(run), *plots.step_plots(run)) if plot
         ],
         masks=plots.mask_plots(run),
+        evaluation=report_evaluation.sections(run.evaluation),
+        score=report_evaluation.headline(run.evaluation),
         selection=_selection(run),
         sizes=sizes,
         bars=plots.bars_plot(sizes),

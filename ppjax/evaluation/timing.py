@@ -19,7 +19,7 @@ from ppjax.masking import apply
 from ppjax.models import attention, generation
 from ppjax.models import rope as rope_lib
 
-ROUNDS = 5
+ROUNDS = 7
 
 
 @dataclasses.dataclass(frozen=True)
