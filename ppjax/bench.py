@@ -19,7 +19,7 @@ from ppjax.benchmarking import multiple_choice
 from ppjax.benchmarking import rewriting as rewriting_bench
 from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
-from ppjax.evaluation import benchmarks
+from ppjax.evaluation.multiple_choice import benchmarks
 from ppjax.models import base_model
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import sources as persona_sources

@@ -12,7 +12,8 @@ goes on.
 
 from ppjax import compile_cache, flags
 from ppjax import progress as progress_lib
-from ppjax.evaluation import config, pipeline, report, tables
+from ppjax.evaluation import config, pipeline, tables
+from ppjax.evaluation.page import report
 
 
 def main(cfg: config.EvaluateConfig) -> int:

@@ -29,7 +29,8 @@ from ppjax import (
     versions,
 )
 from ppjax.data import calibration, chat
-from ppjax.evaluation import efficiency, report, run_results
+from ppjax.evaluation import efficiency
+from ppjax.evaluation.page import report, run_results
 from ppjax.masking import apply, topk
 from ppjax.models import base_model, generation
 from ppjax.training import config as train_config

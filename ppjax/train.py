@@ -1,7 +1,7 @@
 """`python -m ppjax.train`: learn a persona mask."""
 
 from ppjax import compile_cache, demo, flags, progress
-from ppjax.evaluation import report
+from ppjax.evaluation.page import report
 from ppjax.training import config, loop
 
 

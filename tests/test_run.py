@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ppjax import demo, errors, flags, run
-from ppjax.evaluation import run_results
+from ppjax.evaluation.page import run_results
 from ppjax.masking import pmask
 from ppjax.synthesis import scoring
 from ppjax.training import loop

@@ -9,7 +9,7 @@ import numpy as np
 from ppjax import progress as progress_lib
 from ppjax.benchmarking import lm_eval_tasks, torch_model
 from ppjax.data import row_sources
-from ppjax.evaluation import benchmark_sources, choice_tasks
+from ppjax.evaluation.multiple_choice import benchmark_sources, choice_tasks
 from ppjax.models import base_model, loading
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from ppjax import errors, flags, settings
-from ppjax.evaluation import benchmarks
+from ppjax.evaluation.multiple_choice import benchmarks
 
 TASKS = (
     'likelihood',

@@ -5,13 +5,9 @@ import jax.numpy as jnp
 from ppjax import progress as progress_lib
 from ppjax.chat_api import client as client_lib
 from ppjax.data import chat
-from ppjax.evaluation import (
-    config,
-    judge_local,
-    judge_openai,
-    judge_scoring,
-    speakers,
-)
+from ppjax.evaluation import config
+from ppjax.evaluation.dialogues import speakers
+from ppjax.evaluation.judges import judge_local, judge_openai, judge_scoring
 from ppjax.models import base_model, generation, loading
 from ppjax.models import decoder as decoder_lib
 

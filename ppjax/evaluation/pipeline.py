@@ -9,18 +9,16 @@ from typing import Any
 from ppjax import demo, progress
 from ppjax.data import calibration, chat
 from ppjax.evaluation import (
-    benchmark_sources,
-    benchmarks,
     candidates,
-    choice_tasks,
     config,
     efficiency,
-    judged_answers,
     likelihood,
-    multi_turn,
     results_store,
     timing,
 )
+from ppjax.evaluation.answers import judged_answers
+from ppjax.evaluation.dialogues import multi_turn
+from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choice_tasks
 
 
 class Evaluation:

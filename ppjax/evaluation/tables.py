@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ppjax.evaluation import candidates, efficiency, failures
+from ppjax.evaluation import candidates, efficiency
+from ppjax.evaluation.answers import failures
 
 
 def render(rows: Sequence[Sequence[str]], title: str) -> str:

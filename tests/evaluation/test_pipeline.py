@@ -22,14 +22,14 @@ import transformers
 from ppjax import errors, evaluate
 from ppjax.evaluation import (
     candidates,
-    choice_tasks,
     config,
     helper_models,
-    judged_answers,
     likelihood,
     pipeline,
     timing,
 )
+from ppjax.evaluation.answers import judged_answers
+from ppjax.evaluation.multiple_choice import choice_tasks
 from ppjax.masking import apply
 from ppjax.models import base_model, loading
 

@@ -1,0 +1,284 @@
+"""Answers of every model, judged, and what is wrong with the low-scored ones."""
+
+from collections.abc import Callable, Sequence
+import csv
+import dataclasses
+import io
+import pathlib
+from typing import Any
+
+from ppjax import atomic, demo, errors
+from ppjax import progress as progress_lib
+from ppjax.data import chat
+from ppjax.evaluation import candidates, config, helper_models, results_store
+from ppjax.evaluation.answers import answers
+from ppjax.evaluation.answers import failures as failures_lib
+from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
+from ppjax.models import generation
+
+# Relative to the run directory; logs are kept, so that nothing is asked twice.
+_ANSWERS = pathlib.Path('evaluation', 'answers.jsonl')
+_VERDICTS = pathlib.Path('evaluation', 'verdicts.jsonl')
+
+
+def questions(
+    cfg: config.EvaluateConfig, models: candidates.Candidates
+) -> list[answers.Question]:
+    """The questions of `--eval_sets`, or the held-out ones.
+
+    Raises:
+        InputError: if there are none, or a set is malformed.
+    """
+    if cfg.eval_sets:
+        paths = [part.strip() for part in cfg.eval_sets.split(',') if part.strip()]
+        if not paths:
+            raise errors.InputError(f'--eval_sets={cfg.eval_sets} names no file.')
+        found = answers.questions_of(paths, progress_lib.say)
+    else:
+        source = candidates.heldout_source(cfg, models)
+        rows = demo.read_rows(source, split='test')
+        name = source if source.startswith('demo:') else pathlib.Path(source).stem
+        found = answers.questions_of_rows(rows, name, progress_lib.say)
+    if cfg.questions is None:
+        return found
+    taken: dict[str, int] = {}
+    kept = []
+    for question in found:
+        taken[question.group] = taken.get(question.group, 0) + 1
+        if taken[question.group] <= cfg.questions:
+            kept.append(question)
+    return kept
+
+
+def answer(
+    cfg: config.EvaluateConfig,
+    model: candidates.Candidate,
+    asked: Sequence[answers.Question],
+) -> list[answers.Answer]:
+    """One model's greedy answers, from the log as far as it has them."""
+    loaded = model.load()
+    return answers.answer_all(
+        loaded.decoder,
+        loaded.ffn_mask,
+        chat.ChatRenderer(loaded.tokenizer, date=cfg.date),
+        generation.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
+        asked,
+        identity=f'{model.identity} {cfg.dtype}',
+        log_path=cfg.run / _ANSWERS,
+        max_new_tokens=cfg.max_new_tokens,
+        batch_size=cfg.batch_size,
+        progress=progress_lib.counter(f'Answers, {model.name}'),
+    )
+
+
+def _verdicts(
+    cfg: config.EvaluateConfig,
+    judge: judge_scoring.Judge,
+    given: dict[str, list[answers.Answer]],
+    prompt: Callable[[str, str, str], str],
+    label: str,
+) -> dict[str, list[judge_scoring.Verdict]]:
+    """The verdict on every answer of every model, in their order."""
+    by_group: dict[str, list[judge_scoring.JudgeRequest]] = {}
+    found: dict[str, judge_scoring.Verdict] = {}
+    for name, own in given.items():
+        for number, one in enumerate(own):
+            key = f'{name} {number}'
+            if one.failure:
+                found[key] = judge_scoring.failed(key, f'no answer: {one.failure}')
+                continue
+            asked = one.question
+            # A local judge computes what a call's prompts share once, which is
+            # the persona; a server is kept busy by one long call.
+            group = asked.group if cfg.judge == 'local' else ''
+            by_group.setdefault(group, []).append(
+                judge_scoring.JudgeRequest(
+                    key, prompt(asked.persona, asked.question, one.text)
+                )
+            )
+    found |= judging.judge_groups(
+        judge,
+        by_group.values(),
+        log_path=cfg.run / _VERDICTS,
+        progress=progress_lib.counter(label),
+    )
+    return {
+        name: [found[f'{name} {number}'] for number in range(len(own))]
+        for name, own in given.items()
+    }
+
+
+def _settings(
+    cfg: config.EvaluateConfig,
+    models: candidates.Candidates,
+    asked: Sequence[answers.Question],
+) -> dict[str, Any]:
+    return {
+        'models': {model.name: model.identity for model in models.models},
+        'dtype': cfg.dtype,
+        'date': cfg.date,
+        'max_new_tokens': cfg.max_new_tokens,
+        'judge': cfg.judge,
+        'judge_model': cfg.judge_model,
+        'judge_fingerprint': helper_models.fingerprint(cfg.judge, cfg.judge_model),
+        'coherence': cfg.coherence,
+        'questions': [dataclasses.astuple(question) for question in asked],
+    }
+
+
+def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str, Any]:
+    """Answers and judges; writes results/judge.json and judge.csv.
+
+    Raises:
+        InputError: if the judge cannot be used; answers and verdicts so far stay.
+    """
+    asked = questions(cfg, models)
+    settings = _settings(cfg, models, asked)
+    path = cfg.run / 'results' / 'judge.json'
+    if not cfg.overwrite and (stored := results_store.read_current(path, settings)):
+        progress_lib.say(f'{path} is there already, of the same settings.')
+        return stored
+    # Before hours of answers: it fails sooner.
+    judging_model = helper_models.HelperModels(cfg).judge()
+    given = {model.name: answer(cfg, model, asked) for model in models.models}
+    prompts = {'roleplay': judge_prompts.PROMPTS['roleplay']}
+    if cfg.coherence:
+        prompts['coherence'] = judge_prompts.PROMPTS['coherence']
+    verdicts = {
+        kind: _verdicts(cfg, judging_model, given, prompt, f'Judging, {kind}')
+        for kind, prompt in prompts.items()
+    }
+    # An answer that could not be given has none, however often it is asked for.
+    wanted = [
+        verdict
+        for by_model in verdicts.values()
+        for name, own in by_model.items()
+        for one, verdict in zip(given[name], own, strict=True)
+        if not one.failure
+    ]
+    lacking = [verdict.failure for verdict in wanted if verdict.failure]
+    if lacking and len(lacking) == len(wanted):
+        raise errors.InputError(
+            f'The judge {cfg.judge_model} gave no verdict on any of {len(wanted)} '
+            f'answers; on the first: {lacking[0]}. The answers are kept.'
+        )
+    if lacking:
+        progress_lib.say(
+            f'{len(lacking)} answers have no verdict yet, the first because: '
+            f'{lacking[0]}; the same command asks again.'
+        )
+        # Never taken for a whole result.
+        settings |= {'without_verdict': len(lacking)}
+    groups = [question.group for question in asked]
+    found: dict[str, Any] = {'judge': judging_model.identity, 'models': {}}
+    for name, said in given.items():
+        own: dict[str, Any] = {}
+        for kind, by_model in verdicts.items():
+            own[kind] = dataclasses.asdict(judging.summarise(by_model[name], groups))
+            if 'dense' in given and name != 'dense':
+                own[kind]['to_dense'] = dataclasses.asdict(
+                    judging.paired_difference(by_model['dense'], by_model[name], groups)
+                )
+        own |= _length_figures(said)
+        found['models'][name] = own
+    found['answers'] = _rows(given, verdicts)
+    atomic.write_text(cfg.run / 'results' / 'judge.csv', _csv(found['answers']))
+    return results_store.measured(path, settings, lambda: found, overwrite=True)
+
+
+def _length_figures(given: Sequence[answers.Answer]) -> dict[str, float]:
+    given = [one for one in given if not one.failure]
+    count = len(given)
+    return {
+        'mean_answer_tokens': sum(one.tokens for one in given) / count,
+        'at_limit': sum(not one.finished for one in given) / count,
+        'distinct_2': sum(failures_lib.distinct_n(one.text, 2) for one in given)
+        / count,
+        'repeat_rate': sum(failures_lib.repeat_rate(one.text) for one in given) / count,
+    }
+
+
+def _rows(
+    given: dict[str, list[answers.Answer]],
+    verdicts: dict[str, dict[str, list[judge_scoring.Verdict]]],
+) -> list[dict[str, Any]]:
+    rows = []
+    for name, own in given.items():
+        for number, one in enumerate(own):
+            row: dict[str, Any] = {
+                'model': name,
+                'group': one.question.group,
+                'question': one.question.question,
+                'answer': one.text,
+                'answer_tokens': one.tokens,
+                'finished': one.finished,
+            }
+            for kind, by_model in verdicts.items():
+                verdict = by_model[name][number]
+                row |= {
+                    f'{kind}_score': verdict.score,
+                    f'{kind}_mass': verdict.mass,
+                    f'{kind}_refusal': verdict.refusal,
+                    f'{kind}_failure': verdict.failure,
+                }
+            rows.append(row)
+    return rows
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def failures(cfg: config.EvaluateConfig, judged: dict[str, Any]) -> dict[str, Any]:
+    """Sorts the answers that scored below 60; writes results/failures.json.
+
+    Args:
+        cfg: the settings.
+        judged: what `judge` gave.
+    """
+
+    def measure() -> dict[str, Any]:
+        types: dict[str, list[str]] = {name: [] for name in judged['models']}
+        listed = []
+        for row in judged['answers']:
+            score = row['roleplay_score']
+            refused = row['roleplay_refusal']
+            # A refusal mostly has no score; one with a high score is none.
+            low = (
+                refused >= judging.REFUSED
+                if score is None
+                else score < failures_lib.LOW_SCORE
+            )
+            if not low:
+                continue
+            found = failures_lib.classify(
+                row['answer'],
+                finished=row['finished'],
+                refusal_probability=refused,
+                question=row['question'],
+            )
+            types[row['model']].append(found)
+            listed.append(
+                {key: row[key] for key in ('model', 'group', 'question')}
+                | {'score': score, 'type': found}
+            )
+        return {
+            'threshold': failures_lib.LOW_SCORE,
+            'models': {
+                name: failures_lib.table(own) | {'answers': judged_count}
+                for name, own in types.items()
+                for judged_count in [judged['models'][name]['roleplay']['n']]
+            },
+            'answers': listed,
+        }
+
+    return results_store.measured(
+        cfg.run / 'results' / 'failures.json',
+        {'judged': judged['settings']},
+        measure,
+        overwrite=cfg.overwrite,
+    )

@@ -1,0 +1,325 @@
+"""Dialogues of several turns between a persona's model and a partner.
+
+In turn 1 the partner asks a question that is given, and the model answers as its
+persona; from then on the partner, which does not see the persona, says what an
+ordinary person might. All dialogues advance together, turn by turn.
+
+Everything said is kept in a log of JSON lines:
+
+    {"key", "speaker", "text", "tokens", "finished", "forgotten"}
+
+`key` is a hash over who spoke, its settings and the conversation that it was shown, so
+a run that was killed goes on where it was, and what follows a changed word is said
+anew. Failures are not logged.
+
+Source: Persona-Pruner, arXiv:2606.14695, Figure 6: ten turns, GPT-4o as the partner.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from ppjax import errors, json_lines
+from ppjax.evaluation.dialogues import speakers
+
+PARTNER_PROMPT = """\
+You are an ordinary, curious person who has just met someone, and the two of you are \
+having a friendly conversation. Each time, reply to what they have just told you in one \
+to three sentences: take up a detail of it, then ask about something in their life, \
+work, past or opinions that you do not know yet. Speak as yourself, write nothing but \
+your own words, and never say that you are an AI."""
+
+# Chat templates want a user's message first, and the partner's question is its own.
+_PARTNER_OPENING = 'Hello! You may begin.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Cue:
+    """Words of the partner's that are given.
+
+    Attributes:
+        text: what it says.
+        facts: of the persona, which a full answer holds; '' if none are known.
+        told: whether the model's system message holds these facts at this turn, as
+            frontends add a book's entry once its keyword is mentioned.
+    """
+
+    text: str
+    facts: str = ''
+    told: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A dialogue to hold.
+
+    Attributes:
+        persona: its text P, which the partner is not shown.
+        system_prompt: the persona prompt; '' for no system message.
+        cues: the partner's first words, one at least; then it speaks freely.
+        group: what dialogues are averaged over first, such as a set's name.
+    """
+
+    persona: str
+    system_prompt: str
+    cues: tuple[Cue, ...]
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What the partner said, and the model's answer.
+
+    Attributes:
+        cue: the partner's words.
+        answer: as it came.
+        tokens: of the answer.
+        finished: whether the answer ended by itself, and not at a limit.
+        forgotten: earlier exchanges that the model was no longer shown.
+        partner_forgotten: the same of the partner.
+    """
+
+    cue: Cue
+    answer: str
+    tokens: int
+    finished: bool
+    forgotten: int
+    partner_forgotten: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """A dialogue as far as it came.
+
+    Attributes:
+        start: what it began with.
+        turns: in order.
+        failure: why there are no more of them; '' if all were held.
+    """
+
+    start: Start
+    turns: tuple[Turn, ...]
+    failure: str = ''
+
+
+def model_view(
+    start: Start, turns: Sequence[Turn], cue: Cue
+) -> tuple[speakers.Message, ...]:
+    """What the model answers: persona prompt, earlier turns, the partner's words."""
+    system = start.system_prompt
+    if cue.told and cue.facts:
+        system = f'{system}\n\n{cue.facts}'.strip()
+    said = [('system', system)] if system else []
+    for turn in turns:
+        said += [('user', turn.cue.text), ('assistant', turn.answer)]
+    return _messages([*said, ('user', cue.text)])
+
+
+def partner_view(turns: Sequence[Turn]) -> tuple[speakers.Message, ...]:
+    """What the partner goes on from; nothing of the persona but its own words."""
+    said = [('system', PARTNER_PROMPT), ('user', _PARTNER_OPENING)]
+    for turn in turns:
+        said += [('assistant', turn.cue.text), ('user', turn.answer)]
+    return _messages(said)
+
+
+def _messages(said: Sequence[tuple[str, str]]) -> tuple[speakers.Message, ...]:
+    return tuple({'role': role, 'content': text} for role, text in said)
+
+
+@dataclasses.dataclass
+class _Held:
+    """A dialogue under way."""
+
+    start: Start
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    failure: str = ''
+
+
+def hold_all(
+    model: speakers.Speaker,
+    partner: speakers.Speaker,
+    starts: Sequence[Start],
+    *,
+    turns: int,
+    log_path: str | pathlib.Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Dialogue]:
+    """Holds all dialogues, from the log as far as it has them.
+
+    Args:
+        model: with the personas.
+        partner: the same one, of the same settings, for all models to compare.
+        starts: in any order.
+        turns: answers of the model a dialogue.
+        log_path: of the log; made if absent, and shared by models if wanted.
+        progress: called with (answers there or given up, all answers).
+
+    Returns:
+        One dialogue a start, in their order. One in which somebody could not speak
+        ends there, with a `failure`, and is tried again by the next call.
+
+    Raises:
+        InputError: if a speaker cannot be used, or the log is no log or cannot be
+            written. What was logged stays.
+        ValueError: if there is not one turn, or a start has no cue.
+    """
+    if turns < 1:
+        raise ValueError(f'turns must be at least 1, got {turns}.')
+    if not all(start.cues for start in starts):
+        raise ValueError('a start must have one cue at least.')
+    held = [_Held(start) for start in starts]
+    total = len(held) * turns
+    shown: list[int] = []  # A bar that is full is not filled again.
+
+    def report(speaking: int = 0) -> None:
+        done = speaking + sum(turns if one.failure else len(one.turns) for one in held)
+        if progress is not None and shown != [done]:
+            shown[:] = [done]
+            progress(done, total)
+
+    record = _Record(log_path)
+    try:
+        report()
+        for number in range(turns):
+            live = [one for one in held if not one.failure]
+            cues = _cues(record, partner, live, number)
+            live = [one for one in live if not one.failure]
+            views = [
+                model_view(one.start, one.turns, cue)
+                for one, (cue, _) in zip(live, cues, strict=True)
+            ]
+            answers = record.say(model, views, report)
+            for one, (cue, lost), said in zip(live, cues, answers, strict=True):
+                if said.failure:
+                    one.failure = f'turn {number + 1}: {said.failure}'
+                    continue
+                one.turns.append(
+                    Turn(
+                        cue, said.text, said.tokens, said.finished, said.forgotten, lost
+                    )
+                )
+            report()
+    finally:
+        record.close()
+    return [Dialogue(one.start, tuple(one.turns), one.failure) for one in held]
+
+
+def _cues(
+    record: '_Record', partner: speakers.Speaker, live: Sequence[_Held], number: int
+) -> list[tuple[Cue, int]]:
+    """(the partner's words, exchanges it forgot) of dialogues that did not fail here."""
+    free = [one for one in live if number >= len(one.start.cues)]
+    answers = iter(record.say(partner, [partner_view(one.turns) for one in free]))
+    cues = []
+    for one in live:
+        if number < len(one.start.cues):
+            cues.append((one.start.cues[number], 0))
+            continue
+        said = next(answers)
+        text = said.text.strip()
+        failure = said.failure or ('' if text else 'it said nothing')
+        if failure:
+            one.failure = f'turn {number + 1}, the partner: {failure}'
+        else:
+            cues.append((Cue(text), said.forgotten))
+    return cues
+
+
+class _Record:
+    """The log, and what it knows."""
+
+    def __init__(self, path: str | pathlib.Path):
+        """Raises:
+        InputError: if the file is no such log, or cannot be written.
+        """
+        self._log = json_lines.AppendLog(path)
+        try:
+            self._known = dict(
+                _parse(entry, f'{path}:{number}')
+                for number, entry in enumerate(self._log.entries, start=1)
+            )
+        except errors.InputError:
+            self._log.close()
+            raise
+
+    def close(self) -> None:
+        self._log.close()
+
+    def say(
+        self,
+        speaker: speakers.Speaker,
+        views: Sequence[speakers.Conversation],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[speakers.Said]:
+        """What follows each conversation; equal ones are put to the speaker once.
+
+        What is said is on disk before the next is taken.
+        """
+        if not views:
+            return []
+        identity = speaker.identity
+        keys = [_hash([identity, list(view)]) for view in views]
+        asked = dict(zip(keys, views, strict=True))
+        todo = [key for key in asked if key not in self._known]
+        failed: dict[str, speakers.Said] = {}
+
+        def done() -> int:
+            return sum(key in self._known or key in failed for key in keys)
+
+        progress(done())
+        said_all: Iterator[tuple[int, speakers.Said]] = iter(())
+        if todo:
+            said_all = speaker.speak([asked[key] for key in todo])
+        try:
+            for index, said in said_all:
+                key = todo[index]
+                if said.failure:
+                    failed[key] = said
+                else:
+                    # A server may send halves of surrogate pairs, which no file takes.
+                    said = dataclasses.replace(said, text=_whole(said.text))
+                    self._log.append(_entry(key, identity, said))
+                    self._known[key] = said
+                progress(done())
+        finally:
+            # An abandoned generator would go on asking until it is collected.
+            if isinstance(said_all, Generator):
+                said_all.close()
+        silent = speakers.failed('no answer came')
+        return [self._known.get(key) or failed.get(key, silent) for key in keys]
+
+
+def _whole(text: str) -> str:
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _entry(key: str, identity: str, said: speakers.Said) -> dict[str, Any]:
+    entry = dataclasses.asdict(said)
+    del entry['failure']
+    return {'key': key, 'speaker': identity} | entry
+
+
+def _parse(entry: Any, where: str) -> tuple[str, speakers.Said]:
+    wanted = {
+        'key': str,
+        'text': str,
+        'tokens': int,
+        'finished': bool,
+        'forgotten': int,
+    }
+    if not isinstance(entry, dict) or any(
+        type(entry.get(name)) is not kind for name, kind in wanted.items()
+    ):
+        raise errors.InputError(
+            f'{where}: no row of a dialogue log; move the file away to start anew.'
+        )
+    del wanted['key']
+    return entry['key'], speakers.Said(**{name: entry[name] for name in wanted})

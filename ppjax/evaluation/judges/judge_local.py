@@ -1,0 +1,310 @@
+"""Judging by a local model, exactly: the probability of every reply there may be."""
+
+from collections.abc import Iterator, Sequence
+import functools
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax import errors
+from ppjax.data import chat
+from ppjax.evaluation.judges import judge_scoring, token_trie
+from ppjax.models import attention, base_model, generation, shared_prefix
+from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import mesh as mesh_lib
+
+REPLIES = (*map(str, range(judge_scoring.NUM_SCORES)), judge_scoring.REFUSAL)
+
+# Nodes of the tree whose logits over the whole vocabulary exist at a time.
+_UNEMBED_NODES = 16
+
+
+class LocalJudge:
+    """Scores the 102 replies that a judge may give, each with the turn's end.
+
+    P(reply) = prod_i P(token_i | prompt, tokens before) * P(end of turn | all that),
+    the end being any of the model's stop tokens: without it '8' would hold all that
+    begins with it. A reply's tokens are those that the tokenizer gives it right
+    after the generation prompt, so digits may be tokens of their own or not.
+
+    One pass a prompt: the replies are a tree of tokens behind it, in which a token
+    attends to the prompt and to its own beginnings. What all prompts of a call start
+    with is computed once, so one persona's at a time are judged fastest.
+    """
+
+    def __init__(
+        self,
+        base: base_model.BaseModel,
+        renderer: chat.ChatRenderer,
+        decoder: decoder_lib.Decoder,
+        ffn_mask: np.ndarray | jax.Array | None = None,
+        *,
+        batch_size: int = 8,
+    ):
+        """Args:
+            base: the judge.
+            renderer: its chat template.
+            decoder: its weights.
+            ffn_mask: [L, F], or None for the dense model.
+            batch_size: prompts judged at a time.
+
+        Raises:
+            InputError: if the model's tokenizer cannot tell the replies apart, or
+                nothing ends its answers.
+            ValueError: if the mask has another shape, or the batch size is below 1.
+        """
+        wanted = (base.config.num_layers, base.config.d_ff)
+        if ffn_mask is not None and ffn_mask.shape != wanted:
+            raise ValueError(f'ffn_mask must be {wanted}, got {ffn_mask.shape}.')
+        if batch_size < 1:
+            raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
+        self._base, self._renderer = base, renderer
+        self._decoder, self._ffn_mask = decoder, ffn_mask
+        self._batch_size = batch_size
+        stops = generation.stop_ids(base.generation_config(), renderer.tokenizer)
+        if not stops:
+            raise errors.InputError(
+                f'{base.name} names no token that ends an answer, so it cannot judge; '
+                'give eos_token_id in its generation_config.json.'
+            )
+        self._opening, replies = _after_prompt(renderer, base.name)
+        self._trie = token_trie.build(replies)
+        # The tokens whose probability is looked up, and where each is among them.
+        used = [set(self._trie.tokens[1:].tolist()), set(stops)]
+        self._wanted = np.array(sorted(used[0] | used[1]), np.int32)
+        if not 0 <= self._wanted[0] <= self._wanted[-1] < base.config.vocab_size:
+            raise errors.InputError(
+                f'{base.name}: its tokenizer has token {self._wanted[-1]}, the model '
+                f'embeds {base.config.vocab_size}: it belongs to another model.'
+            )
+        self._columns = np.searchsorted(self._wanted, self._trie.tokens)
+        self._stop_columns = np.searchsorted(self._wanted, sorted(stops))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """By the weights, the mask, and how prompt and replies become tokens."""
+        mask = 'dense'
+        if self._ffn_mask is not None:
+            bits = np.ascontiguousarray(self._ffn_mask, np.float32).tobytes()
+            mask = f'mask {hashlib.sha256(bits).hexdigest()}'
+        seen = [
+            _prompt(self._renderer, 'Which number?'),
+            self._trie.tokens.tolist(),
+            self._trie.parents.tolist(),
+            self._wanted[self._stop_columns].tolist(),
+        ]
+        digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+        dtype = self._decoder.embedding.get_value().dtype
+        return f'local {self._base.fingerprint()} {dtype} {mask} tokens {digest}'
+
+    def judge(
+        self, requests: Sequence[judge_scoring.JudgeRequest]
+    ) -> Iterator[judge_scoring.Verdict]:
+        """See `judge_scoring.Judge`; batch by batch, short prompts first."""
+        prompts: list[list[int]] = []
+        asked: list[judge_scoring.JudgeRequest] = []
+        for request in requests:
+            try:
+                prompts.append(self._tokens(request.prompt))
+                asked.append(request)
+            except errors.InputError as error:
+                yield judge_scoring.failed(request.key, str(error))
+        for number, found in self.probabilities(prompts):
+            request = asked[number]
+            yield judge_scoring.from_number_probabilities(
+                request.key, found[:-1], float(found[-1]), request.numbers
+            )
+
+    def probabilities(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """P(reply) of all `REPLIES`.
+
+        Args:
+            prompts: rendered, up to where the judge's turn starts.
+
+        Yields:
+            (index of the prompt, float64 [102]), once a prompt.
+        """
+        if not prompts:
+            return
+        mesh = mesh_lib.data_mesh()
+        model = mesh_lib.replicate(self._decoder, mesh)
+        ffn_mask = self._ffn_mask
+        if ffn_mask is not None:
+            ffn_mask = mesh_lib.replicate(jnp.asarray(ffn_mask), mesh)
+        # Short of the last token of every prompt, which is the root of the tree.
+        shared = shared_prefix.shared_length(prompts)
+        prefix = shared_prefix.compute(
+            model,
+            ffn_mask,
+            prompts[0][:shared],
+            slots=generation.bucket(max(shared, 1)),
+        )
+        prefix = mesh_lib.replicate(prefix, mesh)
+        # All batches have one size, so that only lengths make new shapes.
+        size = -(-min(self._batch_size, len(prompts)) // mesh.size) * mesh.size
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            padded = rows + rows[-1:] * (size - len(rows))
+            tokens, lengths = self._pack([prompts[row][shared:] for row in padded])
+            found = _log_probs(
+                model,
+                ffn_mask,
+                prefix,
+                mesh_lib.shard_rows(tokens, mesh),
+                mesh_lib.shard_rows(lengths, mesh),
+                self._trie.depths,
+                self._trie.ancestors(),
+                self._wanted,
+            )
+            replies = self._replies(np.asarray(jax.device_get(found)))
+            yield from zip(rows, replies, strict=False)
+
+    def _tokens(self, prompt: str) -> list[int]:
+        """A rendered prompt.
+
+        Raises:
+            InputError: if it holds the model's markup, is too long, or ends unlike
+                the prompt behind which the replies were tokenised.
+        """
+        tokens = _prompt(self._renderer, prompt)
+        needed = len(tokens) + int(self._trie.depths.max())
+        if needed > self._base.config.max_position:
+            raise errors.InputError(
+                f'the judge has {self._base.config.max_position} positions, the prompt '
+                f'and a reply take {needed}'
+            )
+        if tuple(tokens[-len(self._opening) :]) != self._opening:
+            raise errors.InputError(
+                "the judge's chat template opens its turn differently after this prompt"
+            )
+        return tokens
+
+    def _pack(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """What follows the prefix -> (tokens [B, R + N], lengths [B] of the R)."""
+        lengths = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
+        room = generation.bucket(int(lengths.max()))
+        tokens = np.zeros((len(prompts), room + self._trie.num_nodes), np.int32)
+        tokens[:, room:] = self._trie.tokens
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt) - 1] = prompt[:-1]
+            row[room] = prompt[-1]
+        return tokens, lengths
+
+    def _replies(self, log_probs: np.ndarray) -> np.ndarray:
+        """[B, N, U] of the wanted tokens after each node -> [B, 102] of the replies."""
+        trie = self._trie
+        steps = log_probs[:, trie.parents, self._columns].astype(np.float64)
+        steps[:, 0] = 0.0
+        stops = log_probs[:, trie.ends][..., self._stop_columns].astype(np.float64)
+        ended = trie.along_paths(steps)[:, trie.ends]
+        return np.exp(ended + np.logaddexp.reduce(stops, axis=-1))
+
+
+@jax.jit
+def _log_probs(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    prefix: shared_prefix.SharedPrefix,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    depths: jax.Array,
+    ancestors: jax.Array,
+    wanted: jax.Array,
+) -> jax.Array:
+    """Log-probabilities of U tokens after every node of a tree behind B prompts.
+
+    Args:
+        model: the decoder.
+        ffn_mask: [L, F], or None.
+        prefix: what all prompts start with.
+        tokens: [B, R + N], the prompts' own tokens padded to R, but for the last, which
+            is the tree's root; then the tree.
+        lengths: [B], own tokens before the root.
+        depths: [N], of the nodes.
+        ancestors: bool [N, N].
+        wanted: [U] token ids.
+
+    Returns:
+        float32 [B, N, U].
+    """
+    batch, length = tokens.shape
+    nodes = len(depths)
+    room = length - nodes
+    own = jnp.arange(room)
+    positions = jnp.concatenate(
+        [
+            jnp.broadcast_to(own[None], (batch, room)),
+            lengths[:, None] + depths[None],
+        ],
+        axis=1,
+    )
+    text = jnp.tril(jnp.ones((room, room), bool))
+    text = jnp.pad(text, ((0, 0), (0, nodes)))
+    text = jnp.broadcast_to(text[None], (batch, room, length))
+    real = own[None] < lengths[:, None]  # [B, R]
+    real = jnp.broadcast_to(real[:, None], (batch, nodes, room))
+    tree = jnp.broadcast_to(ancestors[None], (batch, nodes, nodes))
+    tree = jnp.concatenate([real, tree], axis=-1)
+    attend = attention.Branched(prefix.length, jnp.concatenate([text, tree], axis=1))
+    hidden, _, _ = model(
+        tokens, prefix.length + positions, ffn_mask, attend, cache=prefix.cache
+    )
+
+    def log_probs(states: jax.Array) -> jax.Array:  # [B, C, D] -> [B, C, U]
+        logits = model.unembed(states)
+        total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        return jnp.take(logits, wanted, axis=-1) - total
+
+    chunks = -(-nodes // _UNEMBED_NODES)
+    states = hidden[:, room:]
+    states = jnp.pad(states, ((0, 0), (0, chunks * _UNEMBED_NODES - nodes), (0, 0)))
+    states = states.reshape(batch, chunks, _UNEMBED_NODES, -1).swapaxes(0, 1)
+    found = jax.lax.map(log_probs, states)  # [chunks, B, C, U]
+    found = found.swapaxes(0, 1).reshape(batch, chunks * _UNEMBED_NODES, -1)
+    return found[:, :nodes]
+
+
+def _prompt(renderer: chat.ChatRenderer, text: str) -> list[int]:
+    return renderer.prompt([{'role': 'user', 'content': text}])
+
+
+def _after_prompt(
+    renderer: chat.ChatRenderer, name: str
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """How the judge's turn opens, and each of `REPLIES` right after that, in tokens.
+
+    Raises:
+        InputError: if a reply changes the tokens before it, or two are alike.
+    """
+    prompts = [_prompt(renderer, text) for text in ('Which number?', 'One, please!')]
+    # The tokens that prompts end with whatever they ask.
+    opening = 0
+    for ours, theirs in zip(*map(reversed, prompts), strict=False):
+        if ours != theirs:
+            break
+        opening += 1
+    tokenizer, prompt = renderer.tokenizer, prompts[0]
+    text = tokenizer.decode(
+        prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    replies = []
+    for reply in REPLIES:
+        tokens = tokenizer.encode(text + reply, add_special_tokens=False)
+        if tokens[: len(prompt)] != prompt:
+            raise errors.InputError(
+                f'{name} cannot judge: in its tokenizer the reply {reply!r} changes the '
+                'tokens of the prompt before it.'
+            )
+        replies.append(tuple(tokens[len(prompt) :]))
+    if not opening or not all(replies) or len(set(replies)) != len(replies):
+        raise errors.InputError(
+            f'{name} cannot judge: its tokenizer does not tell the numbers 0 to 100 '
+            'apart, or its chat template does not open its turn.'
+        )
+    return tuple(prompt[-opening:]), replies

@@ -1,0 +1,296 @@
+"""The run of a judge: every verdict logged and asked once; and what they come to.
+
+The log is a file of JSON lines, one a verdict:
+
+    {"prompt_sha256", "key", "score", "mass", "refusal", "text"}
+
+The hash is over the judge's identity, the prompt and its range of scores, so a changed
+judge, question or answer is asked anew; `key` is for people. Failures are not logged.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ppjax import errors, json_lines
+from ppjax.evaluation import bootstrap
+from ppjax.evaluation.judges import judge_scoring
+
+# An answer that is likelier than not called one is counted as a refusal.
+REFUSED = 0.5
+
+_SURROGATE_HALVES = dict.fromkeys(range(0xD800, 0xE000), '\ufffd')
+
+
+def judge_all(
+    judge: judge_scoring.Judge,
+    requests: Sequence[judge_scoring.JudgeRequest],
+    *,
+    log_path: str | pathlib.Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, judge_scoring.Verdict]:
+    """Asks for every verdict that the log does not have.
+
+    A verdict is on disk before the next one is taken: a run that is killed loses at
+    most the verdicts that were on their way. Equal prompts are asked once.
+
+    Args:
+        judge: who is asked.
+        requests: one a key.
+        log_path: of the log; made if absent.
+        progress: called with (requests done, all requests), first for the logged.
+
+    Returns:
+        The verdicts by key, in the order of the requests; those that failed have a
+        `failure`, and are asked for again by the next call.
+
+    Raises:
+        InputError: if the judge cannot be used, or the log is no log or cannot be
+            written. What was logged stays.
+        ValueError: if two requests have one key, or the judge answers one that it
+            was not asked.
+    """
+    if len({request.key for request in requests}) != len(requests):
+        raise ValueError('Two requests have the same key.')
+    if not requests:
+        return {}
+    # A local model's identity is a hash of its weights: once, not once a request.
+    identity = judge.identity
+    digests = [_hash(request, identity) for request in requests]
+    alike: dict[str, list[judge_scoring.JudgeRequest]] = {}
+    for request, digest in zip(requests, digests, strict=True):
+        alike.setdefault(digest, []).append(request)
+    known: dict[str, judge_scoring.Verdict] = {}
+    log = json_lines.AppendLog(log_path)
+    try:
+        for number, entry in enumerate(log.entries, start=1):
+            digest, verdict = _parse(entry, f'{log_path}:{number}')
+            if digest in alike:
+                known[digest] = verdict
+        asked = {
+            group[0].key: digest
+            for digest, group in alike.items()
+            if digest not in known
+        }
+        done = sum(len(alike[digest]) for digest in known)
+        if progress is not None:
+            progress(done, len(requests))
+        todo = [alike[digest][0] for digest in asked.values()]
+        verdicts = judge.judge(todo) if todo else iter(())
+        try:
+            for verdict in verdicts:
+                if verdict.key not in asked:
+                    raise ValueError(f'The judge was not asked {verdict.key!r}.')
+                digest = asked[verdict.key]
+                text = verdict.text.translate(_SURROGATE_HALVES)
+                verdict = dataclasses.replace(verdict, text=text)
+                if not verdict.failure:
+                    log.append(_entry(verdict, digest))
+                known[digest] = verdict
+                done += len(alike[digest])
+                if progress is not None:
+                    progress(done, len(requests))
+        finally:
+            # An abandoned generator would go on asking until it is collected.
+            if isinstance(verdicts, Generator):
+                verdicts.close()
+    finally:
+        log.close()
+    none = judge_scoring.failed('', 'the judge gave no verdict')
+    return {
+        request.key: dataclasses.replace(known.get(digest, none), key=request.key)
+        for request, digest in zip(requests, digests, strict=True)
+    }
+
+
+def judge_groups(
+    judge: judge_scoring.Judge,
+    groups: Iterable[Sequence[judge_scoring.JudgeRequest]],
+    *,
+    log_path: str | pathlib.Path,
+    progress: Callable[[int, int], None],
+) -> dict[str, judge_scoring.Verdict]:
+    """`judge_all`, group by group, with one log and one progress.
+
+    Args:
+        judge: who is asked.
+        groups: of requests; no two have one key.
+        log_path: see `judge_all`.
+        progress: called with (requests done, all requests of all groups).
+    """
+    listed = list(groups)
+    total, done = sum(map(len, listed)), 0
+    found: dict[str, judge_scoring.Verdict] = {}
+    for requests in listed:
+
+        def report(part: int, _: int, before: int = done) -> None:
+            progress(before + part, total)
+
+        found |= judge_all(judge, requests, log_path=log_path, progress=report)
+        done += len(requests)
+    return found
+
+
+def _hash(request: judge_scoring.JudgeRequest, identity: str) -> str:
+    judged: list[Any] = [identity, request.prompt]
+    if request.numbers != judge_scoring.ALL_NUMBERS:
+        judged.append(list(request.numbers))
+    return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
+
+
+def _entry(verdict: judge_scoring.Verdict, digest: str) -> dict[str, Any]:
+    entry = dataclasses.asdict(verdict)
+    del entry['failure']
+    return {'prompt_sha256': digest} | entry
+
+
+def _parse(entry: Any, where: str) -> tuple[str, judge_scoring.Verdict]:
+    def number(value: Any, largest: float) -> float:
+        if type(value) not in (int, float) or not 0 <= value <= largest:
+            raise TypeError
+        return float(value)
+
+    def string(value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+
+    try:
+        score = entry['score']
+        return string(entry['prompt_sha256']), judge_scoring.Verdict(
+            key=string(entry['key']),
+            score=None if score is None else number(score, 100.0),
+            mass=number(entry['mass'], 1.0),
+            refusal=number(entry['refusal'], 1.0),
+            text=string(entry['text']),
+        )
+    except (TypeError, KeyError, IndexError):
+        raise errors.InputError(
+            f'{where}: no row of a judge log; move the file away to start anew.'
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What the verdicts on one model's answers come to; None where there is nothing.
+
+    Attributes:
+        n: answers.
+        n_failed: without a verdict; they enter no other figure.
+        n_scored: with a score.
+        n_refused: called a refusal with a probability of `REFUSED` or more.
+        mean: of the scores.
+        mean_with_zeros: the same with 0 for an answer that got none.
+        persona_means: mean score of each persona that has one.
+        mean_over_personas: of these.
+        std_over_personas: of these, divided by one less than their number.
+        interval: 95 % bootstrap interval of `mean_over_personas`.
+    """
+
+    n: int
+    n_failed: int
+    n_scored: int
+    n_refused: int
+    mean: float | None
+    mean_with_zeros: float | None
+    persona_means: dict[str, float]
+    mean_over_personas: float | None
+    std_over_personas: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How much better one model's answers score than the dense model's.
+
+    Attributes:
+        n: questions on which both have a score.
+        mean: of the differences, in points; over personas of their means.
+        interval: its 95 % bootstrap interval.
+    """
+
+    n: int
+    mean: float | None
+    interval: tuple[float, float] | None
+
+
+def summarise(
+    verdicts: Sequence[judge_scoring.Verdict], personas: Sequence[str]
+) -> Summary:
+    """The figures of n answers.
+
+    Args:
+        verdicts: [n].
+        personas: [n], whose answer each is.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    judged = [verdict for verdict in verdicts if not verdict.failure]
+    scores = [verdict.score for verdict in judged if verdict.score is not None]
+    groups = _grouped(
+        (persona, verdict.score)
+        for verdict, persona in zip(verdicts, personas, strict=True)
+    )
+    means = {persona: float(np.mean(values)) for persona, values in groups.items()}
+    over = list(means.values())
+    return Summary(
+        n=len(verdicts),
+        n_failed=len(verdicts) - len(judged),
+        n_scored=len(scores),
+        n_refused=sum(verdict.refusal >= REFUSED for verdict in judged),
+        mean=float(np.mean(scores)) if scores else None,
+        mean_with_zeros=math.fsum(scores) / len(judged) if judged else None,
+        persona_means=means,
+        mean_over_personas=float(np.mean(over)) if over else None,
+        std_over_personas=float(np.std(over, ddof=1)) if len(over) > 1 else None,
+        interval=bootstrap.grouped_interval(groups) if groups else None,
+    )
+
+
+def paired_difference(
+    dense: Sequence[judge_scoring.Verdict],
+    other: Sequence[judge_scoring.Verdict],
+    personas: Sequence[str],
+) -> Difference:
+    """Scores of one model less the dense model's, question by question.
+
+    Args:
+        dense: [n].
+        other: [n], on the same questions in the same order.
+        personas: [n].
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    groups = _grouped(
+        (
+            persona,
+            None
+            if ours.score is None or base.score is None
+            else ours.score - base.score,
+        )
+        for base, ours, persona in zip(dense, other, personas, strict=True)
+    )
+    if not groups:
+        return Difference(0, None, None)
+    return Difference(
+        n=sum(map(len, groups.values())),
+        mean=float(np.mean([np.mean(values) for values in groups.values()])),
+        interval=bootstrap.grouped_interval(groups),
+    )
+
+
+def _grouped(values: Iterable[tuple[str, float | None]]) -> dict[str, list[float]]:
+    """The values of each persona that are there, personas as they first come."""
+    groups: dict[str, list[float]] = {}
+    for persona, value in values:
+        if value is not None:
+            groups.setdefault(persona, []).append(value)
+    return groups

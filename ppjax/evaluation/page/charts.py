@@ -1,0 +1,199 @@
+"""Charts of evaluation results: bars with whiskers, stacked bars, turns."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from matplotlib import ticker
+import numpy as np
+
+from ppjax.evaluation.page import plots
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One bar of `bar_groups_plot`.
+
+    Attributes:
+        paint: a colour of the page.
+        value: its length.
+        interval: the ends of its whisker, or None.
+        text: beside it.
+    """
+
+    paint: str
+    value: float
+    interval: tuple[float, float] | None
+    text: str
+
+    @property
+    def end(self) -> float:
+        """How far it reaches, whisker included."""
+        return max(self.value, self.interval[1] if self.interval else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class BarGroup:
+    """Bars under one name.
+
+    Attributes:
+        label: at the axis.
+        bars: from top to bottom.
+        reference: a dotted line across them, or None.
+    """
+
+    label: str
+    bars: Sequence[Bar]
+    reference: float | None = None
+
+
+def bar_groups_plot(
+    title: str, groups: Sequence[BarGroup], legend: Sequence[tuple[str, str, str]] = ()
+) -> dict[str, Any] | None:
+    """Bars from zero with whiskers; None if there is no bar."""
+    groups = [group for group in groups if group.bars]
+    if not groups:
+        return None
+    end = max(bar.end for group in groups for bar in group.bars)
+    end = max(end, *(group.reference or 0.0 for group in groups)) or 1.0
+    count = sum(len(group.bars) for group in groups)
+
+    def paint(axes: Any) -> None:
+        place, middles = 0.0, []
+        for group in groups:
+            first = place
+            for bar in group.bars:
+                axes.barh(place, bar.value, height=0.74, color=plots.PAINTS[bar.paint])
+                if bar.interval:
+                    _whisker(axes, place, bar)
+                axes.text(bar.end + 0.025 * end, place, bar.text, va='center')
+                place += 1
+            if group.reference is not None:
+                # The wider one lets it be seen on bars of any colour.
+                for colour, width in (('card', 3.0), ('ink', 1.3)):
+                    axes.vlines(
+                        group.reference,
+                        first - 0.5,
+                        place - 0.5,
+                        color=plots.PAINTS[colour],
+                        linestyle='solid' if colour == 'card' else (0, (1.5, 1.2)),
+                        linewidth=width,
+                    )
+            middles.append((first + place - 1) / 2)
+            place += 0.5
+        axes.set_yticks(middles, [group.label for group in groups])
+        axes.tick_params(axis='y', labelcolor=plots.PAINTS['ink'])
+        axes.set_ylim(place - 0.9, -0.6)
+        axes.set_xlim(0, 1.28 * end)
+        axes.set_xticks([])
+        axes.grid(False)
+        axes.spines[['top', 'right', 'bottom']].set_visible(False)
+
+    height = 0.2 + 0.27 * count + 0.14 * len(groups)
+    return plots.drawing(title, paint, height=height, legend=legend)
+
+
+def _whisker(axes: Any, place: float, bar: Bar) -> None:
+    assert bar.interval
+    # Twice: it has to be seen on its own bar and beside it, light or dark.
+    for colour, width in (('card', 3.2), ('ink', 1.2)):
+        axes.plot(
+            bar.interval,
+            [place, place],
+            color=plots.PAINTS[colour],
+            linewidth=width,
+            marker='|',
+            markersize=7 if colour == 'ink' else 9,
+            markeredgewidth=width,
+            solid_capstyle='butt',
+        )
+
+
+def stacked_plot(
+    title: str,
+    rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]],
+    legend: Sequence[tuple[str, str, str]],
+) -> dict[str, Any] | None:
+    """Stacked bars; None if there are none.
+
+    Args:
+        title: above the chart.
+        rows: (label, (colour, length) of each part, text beside the bar).
+        legend: of the colours.
+    """
+    if not rows:
+        return None
+    end = max(sum(length for _, length in parts) for _, parts, _ in rows) or 1.0
+
+    def paint(axes: Any) -> None:
+        for place, (_, parts, text) in enumerate(rows):
+            left = 0.0
+            for colour, length in parts:
+                axes.barh(
+                    place, length, left=left, height=0.6, color=plots.PAINTS[colour]
+                )
+                left += length
+            axes.text(left + 0.025 * end, place, text, va='center')
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+        axes.tick_params(axis='y', labelcolor=plots.PAINTS['ink'])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 1.45 * end)
+        axes.set_xticks([])
+        axes.grid(False)
+        axes.spines[['top', 'right', 'bottom']].set_visible(False)
+
+    return plots.drawing(title, paint, height=0.3 + 0.36 * len(rows), legend=legend)
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """A model's line over the turns of a dialogue.
+
+    Attributes:
+        paint: a colour of the page.
+        style: of the line; a name of the page's legend.
+        turns: [n].
+        means: [n].
+        stds: [n], NaN where there is none.
+    """
+
+    paint: str
+    style: str
+    turns: np.ndarray
+    means: np.ndarray
+    stds: np.ndarray
+
+
+def turns_plot(
+    title: str, courses: Sequence[Course], legend: Sequence[tuple[str, str, str]]
+) -> dict[str, Any] | None:
+    """Mean scores of 1 to 5 over turns, with a band of one standard deviation."""
+    if not courses:
+        return None
+
+    def paint(axes: Any) -> None:
+        for course in courses:
+            colour = plots.PAINTS[course.paint]
+            axes.fill_between(
+                course.turns,
+                np.maximum(course.means - course.stds, 1),
+                np.minimum(course.means + course.stds, 5),
+                color=colour,
+                alpha=0.16,
+                linewidth=0,
+            )
+            axes.plot(
+                course.turns,
+                course.means,
+                color=colour,
+                linestyle=course.style,
+                marker='o',
+                markersize=3.5,
+                linewidth=1.7,
+            )
+        axes.set_ylim(0.9, 5.1)
+        axes.set_yticks([1, 2, 3, 4, 5])
+        axes.set_xlabel('turn')
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(10, integer=True))
+
+    return plots.drawing(title, paint, height=2.7, legend=legend)

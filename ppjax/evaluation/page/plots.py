@@ -1,0 +1,411 @@
+"""The report's plots, as inline SVG in the page's colours."""
+
+from collections.abc import Callable, Iterable, Sequence
+import io
+import re
+from typing import Any
+
+import markupsafe
+import matplotlib
+from matplotlib import colors, ticker
+from matplotlib import figure as figure_lib
+import numpy as np
+
+from ppjax.evaluation import efficiency
+from ppjax.evaluation.page import run_results
+
+_HEAT_BINS = 96
+
+# Drawn in these colours, then replaced by the page's CSS variables, so that one
+# drawing serves the light and the dark theme.
+PAINTS = {
+    name: f'#0000{number:02x}'
+    for number, name in enumerate(
+        (
+            'ink',
+            'muted',
+            'line',
+            'learned',
+            'heldout',
+            'dense',
+            'one_shot',
+            'random',
+            'card',
+        ),
+        start=1,  # Matplotlib leaves out black, SVG's own default.
+    )
+}
+# Read at that strength on white and on black alike; weaker is more transparent.
+_HEAT_COLOUR = '#3b7ddd'
+_STYLE = {
+    'axes.axisbelow': True,
+    'axes.edgecolor': PAINTS['line'],
+    'axes.formatter.use_mathtext': False,
+    'axes.grid': True,
+    'axes.grid.axis': 'y',
+    'axes.labelcolor': PAINTS['muted'],
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'font.size': 9.5,
+    'grid.color': PAINTS['line'],
+    'grid.linewidth': 0.6,
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'ppjax',
+    'text.color': PAINTS['ink'],
+    'text.parse_math': False,
+    'xtick.color': PAINTS['line'],
+    'xtick.labelcolor': PAINTS['muted'],
+    'ytick.color': PAINTS['line'],
+    'ytick.labelcolor': PAINTS['muted'],
+    'ytick.left': False,
+}
+
+
+def _svg(
+    paint: Callable[[Any], None], label: str, *, height: float = 2.5
+) -> markupsafe.Markup:
+    """Draws on fresh axes and gives inline SVG in the page's own colours and font."""
+    with matplotlib.rc_context(_STYLE):
+        # 4 inches: on a phone's 340 pixels the letters shrink by an eighth only.
+        figure = figure_lib.Figure(figsize=(4.0, height), layout='constrained')
+        paint(figure.add_subplot())
+        text = io.StringIO()
+        nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
+        figure.savefig(text, format='svg', transparent=True, metadata=nothing)
+    svg = text.getvalue()
+    svg = svg[svg.index('<svg') :]
+    for name, paint_code in PAINTS.items():
+        svg = re.sub(rf'{paint_code}\b', f'var(--{name})', svg)
+    svg = re.sub(r'<style.*?</style>', '', svg, flags=re.DOTALL)
+    svg = re.sub(r'font-family: [^;"]*;?', '', svg)
+    # Ids are unique within a drawing only, and only marks and clips are referred to.
+    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', svg))
+    prefix = re.sub(r'\W+', '-', label.lower())
+
+    def rename(match: re.Match[str]) -> str:
+        return f' id="{prefix}-{match[1]}"' if match[1] in used else ''
+
+    svg = re.sub(r'\sid="([^"]*)"', rename, svg)
+    svg = re.sub(r'(href="|url\()#', rf'\1#{prefix}-', svg)
+    size = re.compile(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"')
+    svg = size.sub(rf'\1 role="img" aria-label="{label}"', svg, count=1)
+    return markupsafe.Markup(svg)
+
+
+def drawing(
+    title: str,
+    paint: Callable[[Any], None],
+    *,
+    height: float,
+    legend: Sequence[tuple[str, str, str]] = (),
+) -> dict[str, Any]:
+    """A plot as the page shows it.
+
+    Args:
+        title: above it; no two plots of a page have the same.
+        paint: draws on Matplotlib axes, in `PAINTS`.
+        height: in inches; all are 4 wide.
+        legend: (colour, kind of line, text).
+    """
+    svg = _svg(paint, title, height=height)
+    return {'title': title, 'svg': svg, 'legend': list(legend), 'note': ''}
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of a 12th of the run, cut short at its ends.
+
+    Symmetric at the start, where curves fall steeply; towards the end it loses its
+    right side only, so that the last values are not single ones.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    left = np.minimum(len(values) // 24, index)
+    right = np.minimum(left, index[::-1])
+    return (sums[index + right + 1] - sums[index - left]) / (left + right + 1)
+
+
+def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, paint: str) -> None:
+    """Each step's value pale, their running mean over it."""
+    if len(values) < 50:
+        axes.plot(steps, values, color=PAINTS[paint], marker='.', linewidth=1.4)
+        return
+    axes.plot(steps, values, color=PAINTS[paint], alpha=0.4, linewidth=0.7)
+    axes.plot(steps, _smooth(values), color=PAINTS[paint], linewidth=1.7)
+
+
+def _label_steps(axes: Any) -> None:
+    axes.set_xlabel('optimizer step')
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    axes.margins(x=0.02)
+
+
+def readable_limits(
+    curves: np.ndarray, references: Iterable[float]
+) -> tuple[float, float]:
+    """y-limits that show the curves, and of the reference lines those near by.
+
+    Args:
+        curves: values to show; outliers may be cut.
+        references: horizontal lines. These, and the curves' extremes, are left
+            outside if they are farther off than three quarters of the range that
+            94 % of the curves' values take.
+    """
+    low, high = np.quantile(curves, [0.03, 0.97])
+    reach = 0.75 * max(high - low, 0.05 * abs(high), 1e-3)
+    wanted = [curves.min(), curves.max(), *references]
+    near = [x for x in wanted if low - reach <= x <= high + reach]
+    low, high = min([low, *near]), max([high, *near])
+    margin = 0.07 * max(high - low, 0.02 * abs(high), 1e-3)
+    return float(low - margin), float(high + margin)
+
+
+def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
+    steps, loss = run.series('train', 'loss')
+    held_steps, held = run.series('heldout', 'heldout_nll')
+    if not len(loss) and not len(held):
+        return None
+    lines = {row.name: row.nll for row in run_results.likelihood_rows(run)}
+    lines.pop('learned', None)
+    # A held-out figure weighs like a tenth of the run: there are few of them.
+    weight = max(1, len(loss) // 10)
+    core = np.concatenate([loss, np.repeat(held, weight)])
+    low, high = readable_limits(core, lines.values())
+    dashes = {'dense': 'dashed', 'one_shot': 'dashdot', 'random': 'dotted'}
+
+    def paint(axes: Any) -> None:
+        if len(loss):
+            _curve(axes, steps, loss, 'learned')
+        if len(held):
+            axes.plot(
+                held_steps,
+                held,
+                color=PAINTS['heldout'],
+                marker='o',
+                markersize=3.5,
+                linewidth=1.7,
+            )
+        for name, value in lines.items():
+            if low <= value <= high:
+                axes.axhline(
+                    value, color=PAINTS[name], linestyle=dashes[name], linewidth=1.3
+                )
+        axes.set_ylim(low, high)
+        axes.set_ylabel('nats per answer token')
+        _label_steps(axes)
+
+    def beyond(value: float) -> str:
+        if low <= value <= high:
+            return ''
+        return ', above the plot' if value > high else ', below the plot'
+
+    legend = []
+    if len(loss):
+        note = f'; up to {loss.max():.3f}, above the plot' if loss.max() > high else ''
+        legend.append(('learned', 'solid', f'Loss on the calibration set{note}'))
+    if len(held):
+        legend.append(('heldout', 'solid', f'Held-out NLL, now {held[-1]:.4f}'))
+    legend += [
+        (name, dashes[name], f'{run_results.MODELS[name]} {value:.4f}{beyond(value)}')
+        for name, value in lines.items()
+    ]
+    return {
+        'title': 'Loss',
+        'svg': _svg(paint, 'Loss over steps', height=2.9),
+        'legend': legend,
+        'note': 'Thin: each step. Thick: running mean.' if len(loss) >= 50 else '',
+    }
+
+
+def _log_ticks(axes: Any, form: str) -> None:
+    axes.set_yscale('log')
+    low, high = axes.get_ylim()
+    # Over many decades, labels between the powers of ten would overlap.
+    between = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=between, numticks=8))
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: form.format(y)))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def step_plots(run: run_results.Run) -> list[dict[str, Any]]:
+    """Flips, gradient norm and learning rate."""
+    plots = []
+    for name, title, unit, form, note in (
+        (
+            'flip_fraction',
+            'Mask bits flipped by each step',
+            100.0,
+            '{:g} %',
+            'Share of all L x F bits; logarithmic.',
+        ),
+        ('grad_norm', 'Gradient norm', 1.0, '{:g}', 'Over all scores; logarithmic.'),
+        ('learning_rate', 'Learning rate', 1.0, '', ''),
+    ):
+        steps, values = run.series('train', name)
+        if not len(values):
+            continue
+        shown = values > 0 if form else np.full(len(values), True)
+        if not shown.all():
+            note += f' Not shown: {(~shown).sum()} at 0.'
+        if not shown.any():
+            plots.append({'title': title, 'svg': '', 'legend': [], 'note': note})
+            continue
+
+        def paint(
+            axes: Any,
+            steps: np.ndarray = steps[shown],
+            values: np.ndarray = values[shown] * unit,
+            form: str = form,
+        ) -> None:
+            if form:
+                _curve(axes, steps, values, 'learned')
+                _log_ticks(axes, form)
+            else:
+                axes.plot(steps, values, color=PAINTS['learned'], linewidth=1.7)
+                axes.set_ylim(bottom=0)
+            _label_steps(axes)
+
+        plots.append(
+            {'title': title, 'svg': _svg(paint, title), 'legend': [], 'note': note}
+        )
+    return plots
+
+
+def kept_share(mask: np.ndarray, bins: int) -> np.ndarray:
+    """Share of channels kept in runs of neighbours, bool [L, F] -> [L, bins]."""
+    edges = np.linspace(0, mask.shape[1], min(bins, mask.shape[1]) + 1).round()
+    starts = edges[:-1].astype(int)
+    sums = np.add.reduceat(mask.astype(float), starts, axis=1)
+    return sums / np.diff(edges)[None, :]
+
+
+def _heat_plot(mask: np.ndarray) -> dict[str, Any]:
+    share = kept_share(mask, _HEAT_BINS)
+    low, high = float(share.min()), float(share.max())
+    fades = [(*colors.to_rgb(_HEAT_COLOUR), alpha) for alpha in np.linspace(0, 1, 256)]
+    layers = len(mask)
+
+    def paint(axes: Any) -> None:
+        axes.imshow(
+            share,
+            aspect='auto',
+            cmap=colors.ListedColormap(fades),
+            extent=(0, mask.shape[1], layers + 0.5, 0.5),
+            interpolation='none',
+            vmin=low,
+            vmax=max(high, low + 1e-6),
+        )
+        axes.grid(False)
+        axes.set_xlabel('FFN channel')
+        axes.set_ylabel('layer')
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
+
+    width = mask.shape[1] / share.shape[1]
+    return {
+        'title': 'Where channels are kept',
+        'svg': _svg(paint, 'Kept channels', height=min(4.0, 1.6 + 0.05 * layers)),
+        'legend': [],
+        'note': f'Share kept among {width:.3g} neighbouring channels: pale '
+        f'{100 * low:.0f} %, full colour {100 * high:.0f} %; on average '
+        f'{100 * mask.mean():.1f} %.',
+    }
+
+
+def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+    overlap = 100 * (mask & start).sum(axis=1) / mask.sum(axis=1)
+    chance = 100 * float(start.mean())
+    layers = np.arange(1, len(mask) + 1)
+
+    def paint(axes: Any) -> None:
+        axes.axhline(chance, color=PAINTS['random'], linestyle=':', linewidth=1.3)
+        axes.plot(layers, overlap, color=PAINTS['learned'], marker='o', markersize=3.5)
+        bottom = min(chance, overlap.min())
+        axes.set_ylim(bottom - 0.06 * (100 - bottom) - 0.5, 100.5)
+        axes.set_xlabel('layer')
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g} %'))
+
+    return {
+        'title': 'Kept channels that the starting mask kept too',
+        'svg': _svg(paint, 'Overlap with the start'),
+        'legend': [
+            ('learned', 'solid', f'Overlap, {overlap.mean():.1f} % on average'),
+            ('random', 'dotted', f'Two unrelated masks, {chance:.1f} %'),
+        ],
+        'note': '',
+    }
+
+
+def mask_plots(run: run_results.Run) -> list[dict[str, Any]]:
+    if run.mask is None:
+        return []
+    plots = [_heat_plot(run.mask.mask)]
+    if run.start_mask is not None and run.start_mask.mask.shape == run.mask.mask.shape:
+        plots.append(_overlap_plot(run.mask.mask, run.start_mask.mask))
+    return plots
+
+
+def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """How sensitive all queries are, and which of them were kept."""
+    histogram = run_results.mapping(figures.get('histogram'))
+    try:
+        counts = np.asarray(histogram.get('counts'), float)
+        edges = np.asarray(histogram.get('edges'), float)
+    except (TypeError, ValueError):
+        return None
+    threshold = efficiency.number(figures.get('threshold'))
+    whole = counts.ndim == 1 and counts.size and edges.shape == (counts.size + 1,)
+    if not whole or threshold is None or not np.isfinite([*counts, *edges]).all():
+        return None
+
+    def paint(axes: Any) -> None:
+        middle = (edges[:-1] + edges[1:]) / 2
+        for part, colour in (
+            (middle < threshold, 'muted'),
+            (middle >= threshold, 'learned'),
+        ):
+            axes.bar(
+                middle[part],
+                counts[part],
+                width=np.diff(edges)[part],
+                color=PAINTS[colour],
+            )
+        axes.set_xlabel('sensitivity score (Eq. 2)')
+        axes.set_ylabel('queries')
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+
+    return {
+        'title': 'Sensitivity of the queries',
+        'svg': _svg(paint, 'Sensitivity of the queries'),
+        'legend': [
+            ('learned', 'block', f'kept, from {threshold:.4g} up'),
+            ('muted', 'block', 'left out'),
+        ],
+        'note': '',
+    }
+
+
+def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
+    drawn = [row for row in rows if row.drawn][::-1]
+    if not drawn:
+        return None
+
+    def paint(axes: Any) -> None:
+        places = np.arange(len(drawn))
+        ratios = [100 * row.ratio for row in drawn]
+        axes.barh(places, 100, height=0.56, color=PAINTS['line'])
+        axes.barh(places, ratios, height=0.56, color=PAINTS['learned'])
+        for place, ratio in zip(places, ratios, strict=True):
+            axes.text(103, place, f'{ratio:.1f} %', va='center')
+        axes.set_yticks(places, [row.label for row in drawn])
+        axes.tick_params(axis='y', labelcolor=PAINTS['ink'])
+        axes.set_xlim(0, 128)
+        axes.set_xticks([])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+
+    return {
+        'title': 'The pruned model as a share of the dense one',
+        'svg': _svg(paint, 'Pruned as a share of dense', height=2.2),
+        'legend': [('learned', 'block', 'Pruned'), ('line', 'block', 'Dense, 100 %')],
+        'note': '',
+    }

@@ -1,0 +1,298 @@
+"""`report.html`: what a run directory holds, for a person to look at.
+
+One file that loads nothing from elsewhere. Every part is optional, so that a run
+can be looked at while it is still learning.
+"""
+
+from collections.abc import Sequence
+import datetime
+import functools
+import importlib.resources
+import json
+import pathlib
+import re
+import shlex
+import textwrap
+from typing import Any
+
+import jinja2
+import numpy as np
+
+import ppjax
+from ppjax import atomic, flags
+from ppjax.evaluation import bootstrap, efficiency
+from ppjax.evaluation.page import plots, report_evaluation, report_views, run_results
+from ppjax.personas import prompts
+
+# Longer texts are cut: a page with megabytes of them opens on no phone.
+_LONGEST_TEXT = 20_000
+
+
+def _clip(text: Any, limit: int = _LONGEST_TEXT) -> str:
+    text = str(text)
+    if len(text) <= limit:
+        return text
+    return f'{text[:limit]} … ({len(text) - limit} more characters)'
+
+
+def persona_of(system_prompt: str) -> str:
+    """The persona text within a persona prompt, or the prompt if it is another."""
+    return prompts.persona_in(system_prompt) or system_prompt
+
+
+# Capitalised words at the start, up to a verb or comma: 'Old Bram Tidewater has ...'.
+_NAME_WORD = r"""['"“‘]?[^\W\d_a-z][\w.'’”"-]*"""
+_NAME = re.compile(
+    r'((?!(?:An?|The|You|I|He|She|They|It|This|My|Your)\b)'
+    rf'{_NAME_WORD}(?: {_NAME_WORD}){{0,4}})(?=,| (?:is|was|has)\b)'
+)
+
+
+def name_of(persona: str) -> str:
+    """The name that a persona text starts with, or ''."""
+    found = _NAME.match(persona[:200])
+    return found[1] if found else ''
+
+
+def _headline(run: run_results.Run) -> dict[str, str]:
+    """The persona's name, if it has one, and its first sentence."""
+    mask, settings = run.any_mask, run.settings
+    persona = persona_of(mask.system_prompt).strip() if mask else ''
+    sentence = re.split(r'(?<=[.!?])\s', persona, maxsplit=1)[0]
+    source = settings.calibration if settings else ''
+    slug = source.removeprefix('demo:') if source.startswith('demo:') else ''
+    short = textwrap.shorten(sentence, 80, placeholder=' …')
+    title = name_of(persona) or slug or short or run.path.resolve().name
+    return {
+        'title': title,
+        'sentence': _clip(sentence, 400) if title != sentence else '',
+        'prompt': _clip(mask.system_prompt) if mask else '',
+    }
+
+
+def _facts(run: run_results.Run) -> dict[str, Any]:
+    """Base model, sparsity and status, as far as known."""
+    mask, settings = run.any_mask, run.settings
+    facts: dict[str, Any] = {
+        'base_model': settings.base_model if settings else None,
+        'asked': settings.sparsity if settings else None,
+        'keep': None,
+    }
+    if mask is not None:
+        layers, d_ff = mask.mask.shape
+        facts |= {'keep': mask.keep, 'd_ff': d_ff, 'layers': layers}
+        facts['base_model'] = facts['base_model'] or mask.base_model
+    elif run.efficiency:
+        keep = efficiency.number(
+            run_results.mapping(run.efficiency.get('pruned')).get('keep')
+        )
+        d_ff, layers = (
+            efficiency.number(run.efficiency.get(x)) for x in ('d_ff', 'num_layers')
+        )
+        if keep and d_ff and layers:
+            facts |= {'keep': int(keep), 'd_ff': int(d_ff), 'layers': int(layers)}
+    return facts
+
+
+def _flat(value: Any, name: str = '') -> list[tuple[str, str]]:
+    """Nested JSON as (dotted name, value) pairs."""
+    if isinstance(value, dict):
+        return [
+            pair
+            for key, part in value.items()
+            for pair in _flat(part, f'{name}.{key}' if name else str(key))
+        ]
+    return [(name, _clip(json.dumps(value) if not isinstance(value, str) else value))]
+
+
+def _commands(run: run_results.Run) -> dict[str, str]:
+    folder = run.settings.output_dir if run.settings else str(run.path)
+    place = pathlib.PurePosixPath(folder)
+    facts = _facts(run)
+    base = shlex.quote(facts['base_model'] or 'BASE_MODEL')
+
+    def at(name: str) -> str:
+        return shlex.quote(str(place / name))
+
+    verb = 'run' if run.is_staged else 'train'
+    return {
+        'train': f'python -m ppjax.{verb} --flagfile={at("config.flags")}',
+        'chat_mask': f'python -m ppjax.chat --base_model={base} '
+        f'--mask={at("mask.pmask")}',
+        'chat_model': f'python -m ppjax.chat --model={at("hf")}',
+        'hf_literal': repr(str(place / 'hf')),
+    }
+
+
+def _speed(run: run_results.Run) -> str:
+    parts = []
+    for name, unit in (
+        ('examples_per_s', 'examples'),
+        ('answer_tokens_per_s', 'answer tokens'),
+    ):
+        _, values = run.series('train', name)
+        if len(values):
+            parts.append(
+                f'{efficiency.quantity(float(np.median(values)))} {unit} a second'
+            )
+    return ', '.join(parts)
+
+
+def perplexity_text(value: float) -> str:
+    """Three decimals, fewer where they mean nothing."""
+    if value < 1000:
+        return f'{value:.3f}'
+    return f'{value:.0f}' if value < 1e7 else f'{value:.3g}'
+
+
+def _time(value: Any) -> str:
+    try:
+        moment = datetime.datetime.fromisoformat(str(value))
+        return f'{moment.astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC'
+    except (ValueError, OverflowError):
+        return _clip(value, 40)
+
+
+def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
+    """The learned mask against the dense model, in a sentence."""
+    by_name = {row.name: row for row in rows}
+    learned = by_name.get('learned')
+    if learned is None or learned.difference is None or learned.interval is None:
+        return ''
+    low, high = learned.interval
+    figures = (
+        f'{report_views.signed(learned.difference)} nats per answer token, 95 % interval '
+        f'{report_views.signed(low)} to {report_views.signed(high)}'
+    )
+    if low <= 0 <= high:
+        return (
+            'No clear difference: how well the pruned and the dense model expect the '
+            f"persona's held-out answers differs by {figures}, which includes 0."
+        )
+    side = 'better' if high < 0 else 'less well'
+    return (
+        f"The pruned model expects the persona's held-out answers {side} than the "
+        f'dense model does ({figures}).'
+    )
+
+
+def _selection(run: run_results.Run) -> dict[str, Any] | None:
+    """The choice of queries, if there was one and all of its figures are there."""
+    figures = run_results.mapping(run.synthesis.get('selection'))
+    means = [efficiency.number(figures.get(x)) for x in ('mean_kept', 'mean_all')]
+    counts = [efficiency.number(figures.get(x)) for x in ('kept', 'queries')]
+    if None in means or None in counts:
+        return None
+    return {
+        'kept': int(counts[0] or 0),
+        'queries': int(counts[1] or 0),
+        'mean_kept': means[0],
+        'mean_all': means[1],
+        'plot': plots.sensitivity_plot(figures),
+        'ends': [
+            (title, _queries(figures.get(name)))
+            for title, name in (('Most sensitive', 'highest'), ('Least', 'lowest'))
+        ],
+        'rewriting': run_results.mapping(run.synthesis.get('rewriting')),
+    }
+
+
+def _queries(listed: Any) -> list[tuple[str, float]]:
+    found = []
+    for entry in listed if isinstance(listed, list) else []:
+        score = efficiency.number(run_results.mapping(entry).get('score'))
+        if score is not None:
+            found.append((str(entry.get('query', '')), score))
+    return found
+
+
+def _missing(run: run_results.Run) -> list[str]:
+    parts = {
+        'learned mask': run.mask,
+        'held-out likelihood': run.likelihood,
+        'sizes and FLOPs': run.efficiency,
+        'answers side by side': run.samples,
+        'exported model': run.exported,
+    }
+    if run.settings is not None and not run.settings.heldout:
+        # Without --heldout these two will never be there.
+        del parts['held-out likelihood'], parts['answers side by side']
+    return [name for name, value in parts.items() if not value]
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        'quantity': efficiency.quantity,
+        'signed': report_views.signed,
+        'clip': _clip,
+        'perplexity': perplexity_text,
+        'time': _time,
+    }
+    source = importlib.resources.files('ppjax.evaluation.page') / 'report.html.jinja'
+    return environment.from_string(source.read_text('utf-8'))
+
+
+def render(run: run_results.Run) -> str:
+    """The page as HTML text."""
+    rows = run_results.likelihood_rows(run)
+    sizes = efficiency.table(run.efficiency)
+    page = _template().render(
+        run=run,
+        headline=_headline(run),
+        facts=_facts(run),
+        rows=rows,
+        learned=next((row for row in rows if row.name == 'learned'), None),
+        heldout=run_results.mapping(run.likelihood.get('heldout')),
+        resamples=bootstrap.RESAMPLES,
+        curves=[
+            plot for plot in (plots.loss_plot(run), *plots.step_plots(run)) if plot
+        ],
+        masks=plots.mask_plots(run),
+        evaluation=report_evaluation.sections(run.evaluation),
+        score=report_evaluation.headline(run.evaluation),
+        selection=_selection(run),
+        sizes=sizes,
+        bars=plots.bars_plot(sizes),
+        speed=_speed(run),
+        settings=flags.to_flagfile(run.settings) if run.settings else '',
+        versions=_flat(run_results.mapping(run.likelihood.get('versions'))),
+        inputs=_flat(run.inputs),
+        export=[
+            pair
+            for name in ('parameters', 'bytes', 'verify')
+            if name in run.export
+            for pair in _flat(run.export[name], name)
+        ],
+        commands=_commands(run),
+        verdict=_verdict(rows),
+        missing=_missing(run),
+        tool_version=ppjax.__version__,
+    )
+    # Neither lone surrogates nor control characters may stand in HTML.
+    page = page.encode('utf-8', 'replace').decode('utf-8')
+    return re.sub(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]', '\ufffd', page)
+
+
+def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:
+    """Writes `report.html` of what a run directory holds, atomically.
+
+    Args:
+        run_dir: may be of a run that is still going on.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: if the folder does not exist or cannot be written to.
+    """
+    run = run_results.read_run(run_dir)
+    path = run.path / 'report.html'
+    atomic.write_text(path, render(run))
+    return path

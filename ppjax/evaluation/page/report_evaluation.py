@@ -1,0 +1,351 @@
+"""Evaluation results as sections of the report."""
+
+from collections.abc import Mapping
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from ppjax.evaluation import candidates, efficiency
+from ppjax.evaluation.efficiency import number
+from ppjax.evaluation.page import charts, report_judged, run_results
+from ppjax.evaluation.page import report_views as views
+from ppjax.evaluation.page.run_results import mapping
+
+# Title, and the share that guessing gets right.
+_BENCHMARKS = {
+    'piqa': ('PIQA', 0.5),
+    'openbookqa': ('OpenBookQA', 0.25),
+    'mmlu': ('MMLU', 0.25),
+}
+
+
+def _per_token(result: Mapping[str, Any]) -> views.Section | None:
+    models = views.models(result)
+
+    def part(name: str, key: str) -> dict[str, Any]:
+        return mapping(models[name].get(key))
+
+    rows = views.filled(
+        (
+            label,
+            [
+                # Of a model to itself these say nothing.
+                views.NOTHING
+                if name == 'dense' and key != 'nll'
+                else views.cell(
+                    part(name, key).get('mean'), show, part(name, key).get('interval')
+                )
+                for name in models
+            ],
+        )
+        for key, label, show in (
+            ('nll', 'NLL, nats per token', views.decimals(4)),
+            ('nll_difference', 'NLL less that of dense', views.signed),
+            ('kl_to_dense', 'KL from dense, nats per token', views.decimals(4)),
+            ('agreement', 'Same likeliest token as dense', views.percent),
+        )
+    )
+    if not rows:
+        return None
+    bars = {
+        name: views.bar(
+            name,
+            part(name, 'nll').get('mean'),
+            views.decimals(3),
+            views.interval(part(name, 'nll').get('interval')),
+        )
+        for name in models
+    }
+    plot = charts.bar_groups_plot(
+        'NLL of held-out answers',
+        [
+            charts.BarGroup(candidates.LABELS[name], [bar])
+            for name, bar in bars.items()
+            if bar
+        ],
+    )
+    heldout = mapping(result.get('heldout'))
+    counts = [number(heldout.get(key)) for key in ('rows', 'answer_tokens')]
+    size = '' if None in counts else ': {:.0f} conversations, {:.0f} answer tokens'
+    return views.Section(
+        'Persona likelihood, model by model',
+        "How well each model, as it is used, expects the persona's held-out answers"
+        f'{size.format(*counts)}. Lower is better.',
+        [plot] if plot else [],
+        [views.Table('persona-likelihood', views.labels(models), rows)],
+        'Whiskers and small figures: 95 % bootstrap intervals over conversations. '
+        'They may overlap where the difference is clear, which is taken conversation '
+        'by conversation.',
+        settings=views.settings(result),
+    )
+
+
+def _hits(model: Mapping[str, Any], key: str) -> list[tuple[Any, bool]] | None:
+    listed = model.get('questions')
+    if not isinstance(listed, list) or not listed:
+        return None
+    rows = [mapping(row) for row in listed]
+    if any(number(row.get(name)) is None for row in rows for name in ('gold', key)):
+        return None
+    return [(row.get('where'), row['gold'] == row[key]) for row in rows]
+
+
+def _paired(dense: Mapping[str, Any], other: Mapping[str, Any], key: str) -> views.Cell:
+    """Mean of the differences, question by question, and its standard error."""
+    before, after = _hits(dense, key), _hits(other, key)
+    if not before or not after or [x for x, _ in before] != [x for x, _ in after]:
+        return views.NOTHING
+    right = np.array([(b, a) for (_, b), (_, a) in zip(before, after, strict=True)])
+    gains = right[:, 1].astype(float) - right[:, 0]
+    error = np.std(gains, ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else None
+    return views.Cell(
+        views.signed(gains.mean()), '' if error is None else views.plus_minus(error)
+    )
+
+
+def _accuracy(figure: Any) -> views.Cell:
+    value, error = (number(mapping(figure).get(key)) for key in ('value', 'stderr'))
+    if value is None:
+        return views.NOTHING
+    return views.Cell(f'{value:.4f}', '' if error is None else views.plus_minus(error))
+
+
+def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
+    found = {task: views.models(results.get(task, {})) for task in _BENCHMARKS}
+    names = [
+        name for name in candidates.LABELS if any(name in x for x in found.values())
+    ]
+    compared = len(names) > 1 and names[0] == 'dense'
+    rows, groups, tables = [], [], []
+    for task, (title, chance) in _BENCHMARKS.items():
+        models = found[task]
+        shots = number(mapping(results.get(task, {}).get('settings')).get('shots'))
+        for key in ('acc', 'acc_norm'):
+            label = f'{title}, {key}'
+            if task == 'mmlu' and shots is not None:
+                label += f', {shots:.0f}-shot'
+            figures = [mapping(models.get(name, {}).get(key)) for name in names]
+            cells = [_accuracy(figure) for figure in figures]
+            if not views.filled([(label, cells)]):
+                continue
+            if compared:
+                dense, last = (models.get(name, {}) for name in (names[0], names[-1]))
+                cells.append(_paired(dense, last, key))
+            counts = [number(figure.get('count')) for figure in figures]
+            count = next((x for x in counts if x is not None), None)
+            cells += [
+                views.cell(chance, views.decimals(2)),
+                views.cell(count, views.decimals(0)),
+            ]
+            rows.append((label, cells))
+        bars = [
+            _accuracy_bar(name, mapping(models[name].get('acc'))) for name in models
+        ]
+        groups.append(charts.BarGroup(title, [bar for bar in bars if bar], chance))
+        if subjects := _subjects(task, title, models):
+            tables.append(subjects)
+    if not rows:
+        return None
+    change = [f'{candidates.LABELS[names[-1]]} less dense'] if compared else []
+    plot = charts.bar_groups_plot(
+        'Benchmark accuracy',
+        groups,
+        [*views.legend(names), ('ink', 'dotted', 'Guessing')],
+    )
+    columns = [*views.labels(names), *change, 'Guessing', 'Questions']
+    return views.Section(
+        'Benchmarks',
+        'General ability, without the persona: shares of right answers.',
+        [plot] if plot else [],
+        [views.Table('benchmarks', columns, rows), *tables],
+        'Whiskers and ±: one standard error. acc takes the likeliest choice, '
+        'acc_norm the likeliest by character; the chart shows acc. The difference '
+        'is taken question by question.',
+        settings=[
+            (f'{task}.{name}', value)
+            for task in _BENCHMARKS
+            for name, value in views.settings(results.get(task, {}))
+        ],
+    )
+
+
+def _accuracy_bar(name: str, figure: Mapping[str, Any]) -> charts.Bar | None:
+    value, error = (number(figure.get(key)) for key in ('value', 'stderr'))
+    ends = None if value is None or error is None else (value - error, value + error)
+    return views.bar(name, value, views.decimals(3), ends)
+
+
+def _subjects(
+    task: str, title: str, models: Mapping[str, dict[str, Any]]
+) -> views.Table | None:
+    groups = {name: mapping(model.get('groups')) for name, model in models.items()}
+    subjects = sorted({subject for group in groups.values() for subject in group})
+    rows = []
+    for subject in subjects[: views.MOST_ROWS]:
+        figures = [mapping(group.get(subject)) for group in groups.values()]
+        count = next((x for f in figures if (x := number(f.get('count')))), None)
+        cells = [*map(_accuracy, figures), views.cell(count, views.decimals(0))]
+        rows.append((subject.replace('_', ' '), cells))
+    rows = views.filled(rows)
+    if not rows:
+        return None
+    columns = [*views.labels(models), 'Questions']
+    return views.Table(
+        f'{task}-subjects', columns, rows, f'{title} by subject', folded=True
+    )
+
+
+# Measured: key, label, unit; and the counts that it goes with.
+_TIMES = (
+    ('prefill_seconds', 'Prefill', 's', 1, 'prompt_length', 'prefill_flops', ''),
+    (
+        'decode_seconds_per_token',
+        'Decoding',
+        'ms a token',
+        1000,
+        'answer_length',
+        'decode_flops',
+        'decode_weight_bytes',
+    ),
+)
+
+
+def _speed(result: Mapping[str, Any]) -> views.Section | None:
+    models = views.models(result)
+    closed = mapping(result.get('closed_form'))
+    names = list(models)
+    compared = len(names) > 1 and names[0] == 'dense'
+
+    def by_shape(key: str) -> float | None:
+        dense, pruned = mapping(closed.get('dense')), mapping(closed.get('pruned'))
+        ratio = _ratio(dense.get(key), pruned.get(key))
+        # A masked model runs all channels.
+        return ratio if ratio is None or names[-1] == 'pruned' else 1.0
+
+    rows, groups = [], []
+    for key, label, unit, scale, length_key, flops_key, read_key in _TIMES:
+        spreads = [mapping(own.get(key)) for own in models.values()]
+        cells = [_spread(spread, scale) for spread in spreads]
+        length = number(closed.get(length_key))
+        size = '' if length is None else f' of {length:g} tokens'
+        title = f'{label}{size}, {unit}'
+        if not views.filled([(title, cells)]):
+            continue
+        flops, read = by_shape(flops_key), by_shape(read_key)
+        if compared:
+            ratio = _ratio(spreads[0].get('median'), spreads[-1].get('median'))
+            cells += [_three(ratio), _shape_cell(flops, read)]
+        rows.append((title, cells))
+        if compared and (first := number(spreads[0].get('median'))):
+            drawn = zip(names, spreads, strict=True)
+            bars = [_relative(name, spread, first) for name, spread in drawn]
+            reference = None if flops is None else 100 * flops
+            drawn_bars = [bar for bar in bars if bar]
+            groups.append(charts.BarGroup(label, drawn_bars, reference))
+    for key, label, unit, flops_key in (
+        ('xla_prefill_flops', "XLA's count for the prefill", 'FLOP', 'prefill_flops'),
+        ('stored_bytes', 'Files of the weights, as stored', 'B', ''),
+    ):
+        show = functools.partial(efficiency.quantity, unit=unit)
+        values = [own.get(key) for own in models.values()]
+        cells = [views.cell(value, show) for value in values]
+        if not views.filled([(label, cells)]):
+            continue
+        if compared:
+            # Files may be of another precision than the weights in memory.
+            ratio = _ratio(values[0], values[-1]) if flops_key else None
+            cells += [_three(ratio), _shape_cell(by_shape(flops_key), None)]
+        rows.append((label, cells))
+    if not rows:
+        return None
+    columns = views.labels(names)
+    if compared:
+        columns += [f'{columns[-1]} / dense', 'By the shape']
+    legend = [*views.legend(names), ('ink', 'dotted', 'FLOPs, by the shape')]
+    plot = charts.bar_groups_plot('Time against the dense model', groups, legend)
+    dtype = mapping(result.get('settings')).get('dtype')
+    device = mapping(result.get('versions')).get('device')
+    where = f', in {dtype} on {device}' if dtype and device else ''
+    return views.Section(
+        'Measured speed',
+        'One prompt and its answer at a time, the models in turn'
+        f'{where}. Lower is better.',
+        [plot] if plot else [],
+        [views.Table('speed', columns, rows)],
+        'Medians of the rounds; whiskers and small figures from the least to the '
+        'most. By the shape: the ratio of the work, counted and not timed.',
+        settings=views.settings(result),
+    )
+
+
+def _three(ratio: float | None) -> views.Cell:
+    return views.cell(ratio, views.decimals(3))
+
+
+def _ratio(before: Any, after: Any) -> float | None:
+    first, last = number(before), number(after)
+    return None if not first or last is None else last / first
+
+
+def _shape_cell(flops: float | None, read: float | None) -> views.Cell:
+    if flops is None:
+        return views.NOTHING
+    more = '' if read is None else f'; weights read {read:.3f}'
+    return views.Cell(f'{flops:.3f}', f'FLOPs{more}')
+
+
+def _spread(spread: Mapping[str, Any], scale: float) -> views.Cell:
+    ends = [spread.get('min'), spread.get('max')]
+
+    def show(value: float) -> str:
+        return f'{scale * value:.4g}'
+
+    return views.cell(spread.get('median'), show, ends)
+
+
+def _relative(name: str, spread: Mapping[str, Any], of: float) -> charts.Bar | None:
+    low, median, high = (number(spread.get(x)) for x in ('min', 'median', 'max'))
+    if median is None:
+        return None
+    ends = None if low is None or high is None else (100 * low / of, 100 * high / of)
+    return views.bar(
+        name, 100 * median / of, lambda x: f'{x:.1f}\N{NO-BREAK SPACE}%', ends
+    )
+
+
+def sections(results: Mapping[str, dict[str, Any]]) -> list[views.Section]:
+    """What there is to see of `run_results.EVALUATIONS`, in the page's order.
+
+    Args:
+        results: by name; any may be missing.
+    """
+    found = {name: results.get(name, {}) for name in run_results.EVALUATIONS}
+    parts = [
+        _per_token(found['persona_likelihood']),
+        report_judged.judge(found['judge'], found['failures']),
+        report_judged.failure_types(found['failures']),
+        report_judged.multi_turn(found['multiturn']),
+        _benchmarks(found),
+        _speed(found['measured_efficiency']),
+    ]
+    return [part for part in parts if part]
+
+
+def headline(results: Mapping[str, dict[str, Any]]) -> tuple[str, str, str] | None:
+    """The last model's persona score: (label, figure, detail); None without one."""
+    models = views.models(results.get('judge', {}))
+    if not models:
+        return None
+    name, own = list(models.items())[-1]
+    found = mapping(own.get('roleplay'))
+    score = number(found.get('mean_over_personas'))
+    if score is None:
+        return None
+    change = number(mapping(found.get('to_dense')).get('mean'))
+    detail = '0 to 100, by a judge'
+    if change is not None:
+        detail += f'; {views.points(change)} to the dense model'
+    label = f'Persona score, {candidates.LABELS[name].lower()} model'
+    return label, f'{score:.2f}', detail
