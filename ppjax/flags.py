@@ -154,8 +154,9 @@ def run(
     def main(argv: Sequence[str]) -> int:
         words = argv[1:]
         if what and (len(words) != 1 or words[0] not in what):
+            listed = f'{", ".join(what[:-1])} or {what[-1]}'
             return wrong_usage(
-                f'Say which: {" or ".join(what)}; got {" ".join(words) or "nothing"}.'
+                f'Say which: {listed}; got {" ".join(words) or "nothing"}.'
             )
         if words and not what:
             return wrong_usage(f'Unexpected arguments: {" ".join(words)}.')

@@ -176,4 +176,6 @@ def test_a_missing_persona_file_is_one_clear_line(tmp_path):
 def test_bench_wants_to_know_what():
     result = _call('ppjax.bench', 'everything')
     assert result.returncode == 2
-    assert 'Say which: scoring or rewriting; got everything.' in result.stderr
+    assert (
+        'Say which: scoring, rewriting or benchmarks; got everything.' in result.stderr
+    )

@@ -35,7 +35,7 @@ class HelperModels:
             return judge_openai.OpenAIJudge(
                 self._client(cfg.judge_url, cfg.judge_model)
             )
-        base, renderer, decoder = self._local(cfg.judge_model)
+        base, renderer, decoder = self._local(cfg.judge_model, 'judge')
         return judge_local.LocalJudge(
             base, renderer, decoder, batch_size=cfg.batch_size
         )
@@ -56,7 +56,7 @@ class HelperModels:
                 max_new_tokens=PARTNER_TOKENS,
                 seed=cfg.seed,
             )
-        base, renderer, decoder = self._local(cfg.partner_model)
+        base, renderer, decoder = self._local(cfg.partner_model, 'partner')
         return speakers.LocalSpeaker(
             decoder,
             None,
@@ -73,12 +73,12 @@ class HelperModels:
             url, model, concurrency=self._cfg.judge_concurrency
         )
 
-    def _local(self, name: str) -> _Local:
+    def _local(self, name: str, role: str) -> _Local:
         if name in self._loaded:
             return self._loaded[name]
         base = base_model.open_base_model(name)
         renderer = chat.ChatRenderer(base.tokenizer(), date=self._cfg.date)
-        progress_lib.say(f'Loading {name} ...')
+        progress_lib.say(f'Loading the {role} {name} ...')
         decoder = loading.load_decoder(
             base.reader, base.config, dtype=jnp.dtype(self._cfg.dtype)
         )
