@@ -127,6 +127,9 @@ class EvaluateConfig:
     timing: bool = flags.setting(
         True, 'For efficiency: also measure prefill and decoding on this machine.'
     )
+    rounds: int = flags.setting(
+        7, 'For efficiency: rounds of timing, each of every model; the median counts.'
+    )
     dtype: str = flags.setting(
         'float32',
         'Precision of weights and activations; bfloat16 suits accelerators.',
@@ -194,6 +197,7 @@ class EvaluateConfig:
             'dialogues',
             'prompt_length',
             'answer_length',
+            'rounds',
         )
         settings.require(
             self,

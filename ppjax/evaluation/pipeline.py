@@ -186,6 +186,7 @@ class Evaluation:
                     {model.name: model.load() for model in models},
                     prompt_length=cfg.prompt_length,
                     answer_length=max(cfg.answer_length, 2),
+                    rounds=cfg.rounds,
                     seed=cfg.seed,
                     progress=progress.counter('Timing'),
                 )
@@ -199,6 +200,7 @@ class Evaluation:
                 'prompt_length': cfg.prompt_length,
                 'answer_length': cfg.answer_length,
                 'timing': cfg.timing,
+                'rounds': cfg.rounds,
             },
             measure,
         )

@@ -19,8 +19,6 @@ from ppjax.masking import apply
 from ppjax.models import attention, generation
 from ppjax.models import rope as rope_lib
 
-ROUNDS = 7
-
 
 @dataclasses.dataclass(frozen=True)
 class Times:
@@ -69,7 +67,7 @@ def measure(
     *,
     prompt_length: int,
     answer_length: int,
-    rounds: int = ROUNDS,
+    rounds: int,
     seed: int = 0,
     progress: Callable[[int, int], None],
 ) -> dict[str, Times]:

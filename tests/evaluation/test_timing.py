@@ -143,6 +143,7 @@ def test_what_does_not_fit_the_model_is_refused(clock, decoders, prompt, answer)
             {'dense': _loaded(decoders[0])},
             prompt_length=prompt,
             answer_length=answer,
+            rounds=1,
             progress=lambda done, total: None,
         )
     assert not clock.calls
