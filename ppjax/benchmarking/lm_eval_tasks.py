@@ -39,7 +39,13 @@ def _reshaped(task: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: pathlib.Path, task: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    lines = [json.dumps(_reshaped(task, row)) + '\n' for row in rows]
+    try:
+        lines = [json.dumps(_reshaped(task, row)) + '\n' for row in rows]
+    except (KeyError, TypeError, IndexError):
+        raise errors.InputError(
+            f'{task}: the comparison wants rows with "label" and, but for PIQA, '
+            '"question" and "choices", as local files have them.'
+        ) from None
     path.write_text(''.join(lines), 'utf-8')
     return str(path)
 

@@ -25,22 +25,16 @@ class Candidate:
     Attributes:
         name: 'dense', 'masked' (a mask on the dense model) or 'pruned' (exported).
         base: the files of its weights.
-        mask_path: of the mask that is applied; '' for none.
         mask: bool [L, F], or None.
         system_prompt: that it was made for; '' if it does not say.
     """
 
     name: str
     base: base_model.BaseModel
-    mask_path: str = ''
     mask: np.ndarray | None = None
     system_prompt: str = ''
     _load: Callable[[], apply.LoadedModel] | None = None
     _loaded: apply.LoadedModel | None = None
-
-    @property
-    def label(self) -> str:
-        return LABELS[self.name]
 
     @property
     def keep(self) -> int:
@@ -181,4 +175,4 @@ def _masked(path: str, base: base_model.BaseModel, dense: Candidate) -> Candidat
             system_prompt=file.system_prompt,
         )
 
-    return Candidate('masked', base, path, file.mask, file.system_prompt, load)
+    return Candidate('masked', base, file.mask, file.system_prompt, load)

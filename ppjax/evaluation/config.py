@@ -135,7 +135,9 @@ class EvaluateConfig:
         'Precision of weights and activations; bfloat16 suits accelerators.',
         choices=settings.DTYPES,
     )
-    seed: int = flags.setting(0, 'Fixes resamples and sampling.')
+    seed: int = flags.setting(
+        0, 'Fixes the timed prompt, and what a dialogue partner is asked with.'
+    )
     date: str = flags.setting(
         '2026-01-01', 'The date that chat templates which print one are told.'
     )

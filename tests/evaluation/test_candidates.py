@@ -53,7 +53,6 @@ def test_a_run_with_an_export_is_dense_and_pruned(make_run):
     run = make_run()
     found = _find(run.path)
     assert found.names == ['dense', 'pruned']
-    assert [model.label for model in found.models] == ['Dense', 'Pruned']
     assert [model.keep for model in found.models] == [40, 17]
     assert found['pruned'].base.reader.path == run.path / 'hf'
     assert found['dense'].load().ffn_mask is found['pruned'].load().ffn_mask is None
