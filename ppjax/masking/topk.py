@@ -37,6 +37,12 @@ def keep_size(d_ff: int, sparsity: float, align: int) -> int:
     return keep
 
 
+def check_keep(keep: int | jax.Array, num_channels: int) -> None:
+    """Raises ValueError for a k outside [1, F]; a traced one has no value yet."""
+    if not isinstance(keep, jax.Array) and not 1 <= keep <= num_channels:
+        raise ValueError(f'keep must be in [1, {num_channels}], got {keep}.')
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def topk_mask(scores: jax.Array, keep: int) -> jax.Array:
     """Binary mask of the `keep` largest scores, with a straight-through gradient.
@@ -61,9 +67,7 @@ def topk_mask(scores: jax.Array, keep: int) -> jax.Array:
     Source: Persona-Pruner, arXiv:2606.14695, Eq. 5; the straight-through
         estimator of Bengio et al., arXiv:1308.3432.
     """
-    num_channels = scores.shape[-1]
-    if not 1 <= keep <= num_channels:
-        raise ValueError(f'keep must be in [1, {num_channels}], got {keep}.')
+    check_keep(keep, scores.shape[-1])
     off = jnp.zeros_like(scores)
     # `top_k` puts -0.0 below 0.0, where they are equal to everyone else.
     _, kept = jax.lax.top_k(jnp.where(scores == 0, off, scores), keep)  # [..., keep]
@@ -80,3 +84,58 @@ def _backward(keep: int, residuals: None, grad: jax.Array) -> tuple[jax.Array]:
 
 
 topk_mask.defvjp(_forward, _backward)
+
+
+def kth_largest(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
+    """The `keep`-th largest of z [..., F], as [..., 1]; `keep` may be traced."""
+    index = scores.shape[-1] - keep
+    return jax.lax.dynamic_index_in_dim(jnp.sort(scores, axis=-1), index, axis=-1)
+
+
+def ranked_mask(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
+    """`topk_mask` for a k that is known only when the step runs.
+
+    The same mask and the same gradient. The k-th largest score is a threshold: all
+    above it stay, and of those equal to it the first ones, until k are kept.
+
+    Args:
+        scores: z [..., F], finite.
+        keep: k in [1, F], an integer or an integer scalar; no gradient reaches it.
+
+    Returns:
+        m [..., F] of zeros and ones, in the dtype of `scores`.
+
+    Raises:
+        ValueError: if `keep` is a Python integer outside [1, F].
+    """
+    check_keep(keep, scores.shape[-1])
+    return _ranked(scores, keep)
+
+
+@jax.custom_vjp
+def _ranked(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
+    threshold = kth_largest(scores, keep)
+    above = scores > threshold
+    equal = scores == threshold
+    room = keep - jnp.sum(above, axis=-1, keepdims=True)
+    stays = above | (equal & (jnp.cumsum(equal, axis=-1) <= room))
+    return stays.astype(scores.dtype)
+
+
+def _ranked_forward(scores: jax.Array, keep: int | jax.Array) -> tuple[jax.Array, None]:
+    return _ranked(scores, keep), None
+
+
+def _ranked_backward(residuals: None, grad: jax.Array) -> tuple[jax.Array, None]:
+    del residuals
+    return grad, None
+
+
+_ranked.defvjp(_ranked_forward, _ranked_backward)
+
+
+def hard_mask(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
+    """`topk_mask` of a Python integer k, `ranked_mask` of a JAX array."""
+    if isinstance(keep, jax.Array):
+        return ranked_mask(scores, keep)
+    return topk_mask(scores, keep)

@@ -82,10 +82,54 @@ def test_backward_is_the_identity_for_kept_and_dropped_alike():
     np.testing.assert_array_equal(mapped(scores, cotangent), cotangent)
 
 
+@hypothesis.given(scores=_scores, keep=st.integers(1, 6))
+def test_ranked_mask_of_a_traced_keep_is_the_stable_sorts(scores, keep):
+    mask = np.asarray(jax.jit(topk.ranked_mask)(scores, keep))
+    np.testing.assert_array_equal(mask, _reference(scores, keep))
+
+
+def test_ranked_mask_equals_topk_mask_for_every_keep():
+    # Rounded, so that there are many ties, also at the threshold.
+    normal = jax.random.normal(jax.random.key(4), (2, 3, 33))
+    scores = jnp.round(normal * 4) / 4
+    every = jnp.arange(1, 34)
+    masks = jax.vmap(topk.ranked_mask, in_axes=(None, 0))(scores, every)
+    assert masks.dtype == scores.dtype
+    for keep, mask in zip(range(1, 34), masks, strict=True):
+        want = topk.topk_mask(scores, keep)
+        np.testing.assert_array_equal(mask, want)
+        np.testing.assert_array_equal(topk.ranked_mask(scores, keep), want)
+        np.testing.assert_array_equal(topk.hard_mask(scores, keep), want)
+        np.testing.assert_array_equal(
+            topk.kth_largest(scores, keep)[..., 0],
+            np.sort(scores, axis=-1)[..., 33 - keep],
+        )
+
+
+def test_ranked_masks_backward_is_the_identity_and_spares_keep():
+    scores = jax.random.normal(jax.random.key(1), (3, 8))
+    cotangent = jax.random.normal(jax.random.key(2), (3, 8))
+
+    def loss(z: jax.Array, share: jax.Array) -> jax.Array:
+        keep = jnp.round(8 * share).astype(jnp.int32)
+        return jnp.sum(topk.ranked_mask(z, keep) * cotangent)
+
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1)))(scores, 0.4)
+    np.testing.assert_array_equal(grads[0], cotangent)
+    assert grads[1] == 0
+    # Another k, the same program.
+    mask = jax.jit(lambda z, keep: topk.ranked_mask(z, keep))
+    np.testing.assert_array_equal(mask(scores, 2).sum(axis=-1), 2)
+    np.testing.assert_array_equal(mask(scores, 5).sum(axis=-1), 5)
+    assert mask._cache_size() == 1
+
+
 @pytest.mark.parametrize('keep', [0, -1, 9])
 def test_keep_outside_the_channels_is_refused(keep):
     with pytest.raises(ValueError, match=rf'\[1, 8\], got {keep}'):
         topk.topk_mask(jnp.zeros((2, 8)), keep)
+    with pytest.raises(ValueError, match=rf'\[1, 8\], got {keep}'):
+        topk.ranked_mask(jnp.zeros((2, 8)), keep)
 
 
 @pytest.mark.parametrize(
