@@ -4,18 +4,19 @@ python -m ppjax.bench scoring --base_model=smollm2-135m --instructions=alpaca.js
 python -m ppjax.bench rewriting --base_model=smollm2-135m --instructions=demo:16
 python -m ppjax.bench benchmarks --piqa=piqa.jsonl:200 --mmlu=mmlu.jsonl:100 \\
     --mmlu_dev=mmlu_dev.jsonl --mmlu_shots=0,5
+python -m ppjax.bench personas --names=jack,walt --calibration='{persona}.jsonl'
 
-Both sides do the same work in one process, and their results are compared. Needs
-PyTorch. Machines are noisy: believe the ratio, and rather that of a longer run.
+Both sides do the same work, and their results are compared. All but `personas`, whose
+other side is one run after the other, need PyTorch. Machines are noisy: believe the ratio, and rather that of a longer run.
 """
 
 import dataclasses
 import json
 from typing import Any
 
-from ppjax import atomic, compile_cache, errors, flags, versions
+from ppjax import atomic, compile_cache, demo, errors, flags, versions
 from ppjax import progress as progress_lib
-from ppjax.benchmarking import multiple_choice
+from ppjax.benchmarking import many_personas, multiple_choice
 from ppjax.benchmarking import rewriting as rewriting_bench
 from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
@@ -25,7 +26,7 @@ from ppjax.personas import persona as persona_lib
 from ppjax.personas import sources as persona_sources
 from ppjax.synthesis import rewriting
 
-WHAT = ('scoring', 'rewriting', 'benchmarks')
+WHAT = ('scoring', 'rewriting', 'benchmarks', 'personas')
 _PERSONA = (
     'Hannes Quist is a lighthouse keeper who counts everything, sleeps by day, writes '
     'long letters to the harbour office and never says a word too many.'
@@ -54,6 +55,17 @@ class BenchConfig:
     mmlu_shots: str = flags.setting(
         '0', 'For benchmarks: worked examples; several numbers are run in turn.'
     )
+    names: str = flags.setting(
+        ','.join(demo.personas()), 'For personas: whose masks are learned.'
+    )
+    calibration: str = flags.setting(
+        'demo:{persona}', 'For personas: calibration data, {persona} for the name.'
+    )
+    steps: int = flags.setting(24, 'For personas: optimizer steps of each.')
+    batch_size: int = flags.setting(8, 'For personas: examples a step of each.')
+    output_dir: str = flags.setting(
+        'runs/bench-personas', 'For personas: a new folder that the runs go to.'
+    )
     max_length: int = flags.setting(1024, 'Longer prompts, in tokens, are left out.')
     max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.')
     date: str = flags.setting(
@@ -63,8 +75,6 @@ class BenchConfig:
 
 
 def _queries(cfg: BenchConfig) -> list[instructions.Instruction]:
-    from ppjax import demo
-
     name, _, count = cfg.instructions.partition(':')
     if name == 'demo':
         rows = [
@@ -115,6 +125,19 @@ def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:
 def main(cfg: BenchConfig, what: str) -> int:
     """Compares and prints."""
     compile_cache.enable()
+    if what == 'personas':
+        names = [name.strip() for name in cfg.names.split(',')]
+        return _write(
+            cfg,
+            many_personas.compare(
+                names,
+                base_model=cfg.base_model,
+                calibration=cfg.calibration,
+                steps=cfg.steps,
+                batch_size=cfg.batch_size,
+                output_dir=cfg.output_dir,
+            ),
+        )
     base = base_model.open_base_model(cfg.base_model)
     if what == 'benchmarks':
         return _write(cfg, _benchmarks(cfg, base))

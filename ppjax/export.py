@@ -27,8 +27,15 @@ from ppjax import (
     versions,
 )
 from ppjax.data import chat
+from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, hf_export, model_card, safetensors_reader
+from ppjax.models import (
+    base_model,
+    hf_export,
+    loading,
+    model_card,
+    safetensors_reader,
+)
 from ppjax.models import verify as verify_lib
 from ppjax.training import config as train_config
 
@@ -114,13 +121,14 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """What is exported: a base model, bool [L, F], and what is known of the mask."""
+    """What is exported: a base model, bool [R, U], and what is known of the mask."""
 
     base: base_model.BaseModel
     fingerprint: str
     mask: np.ndarray
     system_prompt: str
     files: tuple[pathlib.Path, ...]
+    kind: granularity_lib.Granularity = granularity_lib.CHANNELS
     trained: train_config.TrainConfig | None = None
     calibration_rows: int | None = None
     likelihood: dict[str, Any] | None = None
@@ -128,6 +136,11 @@ class _Source:
     @property
     def keep(self) -> int:
         return int(self.mask[0].sum())
+
+    @property
+    def pruned(self) -> base_model.BaseModel:
+        """What is left of the base model, still unread."""
+        return self.kind.pruned(self.base, self.mask)
 
     def identity(self, dtype: str) -> dict[str, str]:
         """What decides every exported weight."""
@@ -148,6 +161,11 @@ def main(cfg: ExportConfig, *, again: bool = True) -> int:
     """
     compile_cache.enable()
     source = _from_run(cfg) if cfg.from_run else _from_files(cfg)
+    if cfg.keep_indices and source.kind is not granularity_lib.CHANNELS:
+        raise errors.InputError(
+            '--keep_indices lists FFN channels, and this mask removes whole blocks; '
+            'its .pmask file is the list of them.'
+        )
     dtype = cfg.export_dtype or hf_export.default_dtype(source.base.reader)
     output = pathlib.Path(cfg.output_dir).expanduser()
     target = output / 'hf' if cfg.from_run else output
@@ -171,9 +189,10 @@ def main(cfg: ExportConfig, *, again: bool = True) -> int:
         progress.say(f'{target} is there already, and verified.')
     else:
         progress.say(f'Writing {target} ...')
-        hf_export.export_pruned(
-            source.base,
-            source.mask,
+        # What is missing is looked for before anything is sliced.
+        loading.check_tensors(source.base.reader, source.base.config)
+        hf_export.export_model(
+            source.pruned,
             target,
             dtype=dtype,
             tokenizer=tokenizer,
@@ -191,9 +210,11 @@ def main(cfg: ExportConfig, *, again: bool = True) -> int:
                 'settings': dataclasses.asdict(cfg),
                 'versions': versions.versions(),
                 'identity': source.identity(dtype),
+                'granularity': source.kind.name,
                 'keep': facts.keep,
+                'num_layers': facts.num_layers,
                 'd_ff': facts.d_ff,
-                'sparsity': 1 - facts.keep / facts.d_ff,
+                'sparsity': facts.removed,
                 'parameters': dict(zip(sides, facts.parameters, strict=True)),
                 'bytes': dict(zip(sides, facts.weight_bytes, strict=True)),
                 'verify': verified,
@@ -207,7 +228,8 @@ def _facts(
     cfg: ExportConfig, source: _Source, dtype: str, *, has_template: bool
 ) -> model_card.Facts:
     trained = source.trained
-    dense, pruned = hf_export.parameter_counts(source.base, source.keep)
+    dense = hf_export.parameter_count(source.base)
+    pruned = hf_export.parameter_count(source.pruned)
     width = hf_export.DTYPES[dtype][0].itemsize
     return model_card.Facts(
         base_name=source.base.name,
@@ -215,8 +237,8 @@ def _facts(
         license=model_card.inherited_license(source.base.reader),
         system_prompt=source.system_prompt,
         chat_template=has_template,
-        num_layers=source.mask.shape[0],
-        d_ff=source.mask.shape[1],
+        num_layers=source.base.config.num_layers,
+        d_ff=source.base.config.d_ff,
         keep=source.keep,
         dtype=dtype,
         parameters=(dense, pruned),
@@ -227,6 +249,9 @@ def _facts(
         calibration=trained.calibration if trained else None,
         calibration_rows=source.calibration_rows,
         settings=flags.to_flagfile(_publishable(trained)) if trained else '',
+        kept_blocks=tuple(np.nonzero(source.mask[0])[0].tolist())
+        if source.kind is granularity_lib.BLOCKS
+        else None,
     )
 
 
@@ -240,8 +265,14 @@ def _verify(
     """What `results/export.json` says of it; differences beyond tolerance raise."""
     prompts, length = tokens.shape
     progress.say(f'Verifying on {prompts} prompts of {length} tokens ...')
+    ffn_mask, block_mask = source.kind.decoder_masks(source.mask)
     result = verify_lib.verify(
-        source.base, source.mask, folder, dtype=dtype, tokens=tokens
+        source.base,
+        ffn_mask,
+        folder,
+        dtype=dtype,
+        tokens=tokens,
+        block_mask=block_mask,
     )
     result.require(cfg.verify_tolerance)
     return {
@@ -298,6 +329,7 @@ def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> _Source:
         persona_mask.mask,
         persona_mask.system_prompt,
         (base.reader.path, file),
+        persona_mask.kind,
     )
 
 
@@ -417,8 +449,10 @@ def _table(
         line('', 'dense', 'pruned'),
         line('parameters', *(f'{count:,}' for count in facts.parameters)),
         line(f'bytes ({facts.dtype})', *(f'{size:,}' for size in facts.weight_bytes)),
-        line('channels a layer', f'{facts.d_ff:,}', f'{facts.keep:,}'),
-        line('sparsity', '', f'{1 - facts.keep / facts.d_ff:.2%}'),
+        line('channels a layer', f'{facts.d_ff:,}', f'{facts.keep:,}')
+        if facts.kept_blocks is None
+        else line('blocks', str(facts.num_layers), str(facts.keep)),
+        line('sparsity', '', f'{facts.removed:.2%}'),
     ]
     if verified is None:
         lines.append('Not verified; --verify compares it with the masked dense model.')

@@ -31,7 +31,8 @@ from ppjax import (
 from ppjax.data import calibration, chat
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import report, run_results
-from ppjax.masking import apply, topk
+from ppjax.masking import apply
+from ppjax.masking import granularity as granularity_lib
 from ppjax.models import base_model, generation
 from ppjax.training import config as train_config
 
@@ -103,6 +104,7 @@ def _write_efficiency(
     path = run_dir / 'results' / 'efficiency.json'
     settings = {
         'base_model': trained.base_model,
+        'granularity': trained.granularity,
         'sparsity': trained.sparsity,
         'align': trained.align,
         'dtype': trained.dtype,
@@ -112,12 +114,17 @@ def _write_efficiency(
     if not cfg.overwrite and _is_current(path, settings):
         return
     model = base_model.open_base_model(trained.base_model).config
+    granularity = granularity_lib.KINDS[trained.granularity]
+    size = model.num_layers, model.d_ff
+    keep = granularity.keep_size(*size, sparsity=trained.sparsity, align=trained.align)
+    layers, channels = granularity.pruned_size(*size, keep)
     found = efficiency.measure(
         model,
-        topk.keep_size(model.d_ff, trained.sparsity, trained.align),
+        channels,
         dtype=trained.dtype,
         prompt_length=cfg.prompt_length,
         answer_length=cfg.answer_length,
+        layers=layers,
     )
     atomic.write_json(
         path,
@@ -181,6 +188,11 @@ def _answer(
     loaded = apply.load_masked(
         base_model=trained.base_model, mask_path=str(mask), dtype=trained.dtype
     )
+    dense_decoder = loaded.decoder
+    if loaded.ffn_mask is None:  # Whole blocks are gone from it.
+        dense_decoder = apply.load_masked(
+            base_model=trained.base_model, dtype=trained.dtype
+        ).decoder
     renderer = chat.ChatRenderer(loaded.tokenizer, date=trained.date)
     prompts = [renderer.prompt(row.messages[:-1]) for row in rows]
     # As in mask learning, where longer examples are dropped.
@@ -193,13 +205,16 @@ def _answer(
     stops = generation.stop_ids(loaded.base.generation_config(), loaded.tokenizer)
     dense, pruned = (
         generation.generate(
-            loaded.decoder,
+            decoder,
             ffn_mask,
             [prompts[i] for i in chosen],
             max_new_tokens=cfg.max_new_tokens,
             stop_ids=stops,
         )
-        for ffn_mask in (None, loaded.ffn_mask)
+        for decoder, ffn_mask in (
+            (dense_decoder, None),
+            (loaded.decoder, loaded.ffn_mask),
+        )
     )
 
     def text(tokens: list[int]) -> str:

@@ -1,19 +1,31 @@
-"""`python -m ppjax.train`: learn a persona mask."""
+"""`python -m ppjax.train`: learn a persona mask, or many over one base model."""
 
-from ppjax import compile_cache, demo, flags, progress
+from ppjax import compile_cache, flags, progress
 from ppjax.evaluation.page import report
-from ppjax.training import config, loop
+from ppjax.training import config, data, loop
+
+
+def _rows(cfg: config.TrainConfig) -> loop.Rows:
+    return (
+        data.read_rows(cfg.calibration, split='train'),
+        data.read_rows(cfg.heldout, split='test') if cfg.heldout else [],
+    )
 
 
 def main(cfg: config.TrainConfig) -> int:
-    """Learns the mask that the settings ask for."""
+    """Learns the masks that the settings ask for."""
     compile_cache.enable()
-    train_rows = demo.read_rows(cfg.calibration, split='train')
-    heldout_rows = demo.read_rows(cfg.heldout, split='test') if cfg.heldout else []
-    mask = loop.learn_mask(cfg, train_rows, heldout_rows)
-    if mask is not None:
-        progress.say(f'Persona mask: {mask}')
-        progress.say(f'Report: {report.write_report(cfg.output_dir)}')
+    if not cfg.personas:
+        mask = loop.learn_mask(cfg, *_rows(cfg))
+        if mask is not None:
+            progress.say(f'Persona mask: {mask}')
+            progress.say(f'Report: {report.write_report(cfg.output_dir)}')
+        return 0
+    own = {name: cfg.of_persona(name) for name in cfg.persona_names}
+    masks = loop.learn_masks(cfg, {name: _rows(own[name]) for name in own})
+    for name, mask in (masks or {}).items():
+        page = report.write_report(own[name].output_dir)
+        progress.say(f'{name}: persona mask {mask}, report {page}')
     return 0
 
 

@@ -19,7 +19,7 @@ import transformers
 
 from ppjax import errors, export, flags
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, checkpoint, hf_export, verify
+from ppjax.models import base_model, checkpoint, hf_export, sliced, verify
 from ppjax.training import config as train_config
 
 _PERSONA = 'You are bram, a ferryman.\n---\n```'
@@ -121,7 +121,9 @@ def test_a_run_is_exported_with_its_numbers(
     assert _names(run) == {'config.flags', 'mask.pmask', 'results', 'hf', 'kept.json'}
 
     record = json.loads((run / 'results' / 'export.json').read_text())
-    dense, pruned = hf_export.parameter_counts(base, 39)
+    dense = hf_export.parameter_count(base)
+    left = sliced.sliced_model(base, pmask.load(run / 'mask.pmask').mask)
+    pruned = hf_export.parameter_count(left)
     assert record['parameters'] == {'dense': dense, 'pruned': pruned}
     assert record['bytes'] == {'dense': 4 * dense, 'pruned': 4 * pruned}
     assert record['sparsity'] == 0.25

@@ -86,7 +86,7 @@ def test_the_same_command_again_does_no_stage_twice(finished, monkeypatch):
 
     before = _mask(finished)
     monkeypatch.setattr(scoring.loading, 'load_decoder', fail)
-    monkeypatch.setattr(loop.Run, 'load_model', fail)
+    monkeypatch.setattr(loop.Joint, '_load_model', fail)
     # The report compares answers, which it has as well.
     assert run.main(finished) == 0
     np.testing.assert_array_equal(_mask(finished), before)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import json
 from typing import Any
 
@@ -21,11 +22,13 @@ class Example:
         answer_start: index of the answer's first token; the loss is over
             `tokens[answer_start:]`, end of turn included.
         query_id: of the row.
+        persona: names its system prompt, 8 hexadecimal digits of its sha256.
     """
 
     tokens: np.ndarray
     answer_start: int
     query_id: str
+    persona: str = ''
 
     @property
     def num_answer_tokens(self) -> int:
@@ -150,7 +153,8 @@ class ChatRenderer:
         tokens = self._encode(prompt)
         start = len(tokens)
         tokens += answer[: ends[0] + 1]
-        return Example(np.asarray(tokens, np.int32), start, row.query_id)
+        persona = hashlib.sha256(row.system_prompt.encode()).hexdigest()[:8]
+        return Example(np.asarray(tokens, np.int32), start, row.query_id, persona)
 
 
 def render_rows(

@@ -182,6 +182,34 @@ def plan_layout(
     return layout(best.chunk, batches)
 
 
+def plan_layouts(
+    sets: Sequence[tuple[Sequence[chat.Example], Sequence[np.ndarray]]],
+    prefixes: Sequence[tuple[int, ...]],
+    *,
+    micro_batches: int = 1,
+) -> list[Layout]:
+    """Layouts of one shape for several personas' batches.
+
+    The prefixes are cut to the length of the shortest: what is cut off another
+    persona's belongs to each of its examples, which changes no value.
+
+    Args:
+        sets: (examples, batches) of each persona, as for `plan_layout`.
+        prefixes: of each persona.
+        micro_batches: see `plan_layout`.
+    """
+    shared = min(len(prefix) for prefix in prefixes)
+    together: list[chat.Example] = []
+    batches: list[np.ndarray] = []
+    for examples, own in sets:
+        batches.extend(np.asarray(batch) + len(together) for batch in own)
+        together.extend(examples)
+    layout = plan_layout(
+        together, batches, prefix=prefixes[0][:shared], micro_batches=micro_batches
+    )
+    return [dataclasses.replace(layout, prefix=prefix[:shared]) for prefix in prefixes]
+
+
 def pack(
     examples: Sequence[chat.Example], batch: Sequence[int] | np.ndarray, layout: Layout
 ) -> PackedBatch:

@@ -24,7 +24,7 @@ class Candidate:
 
     Attributes:
         name: 'dense', 'masked' (a mask on the dense model) or 'pruned' (exported).
-        base: the files of its weights.
+        base: the files of its weights, without blocks that a mask drops.
         mask: bool [L, F], or None.
         system_prompt: that it was made for; '' if it does not say.
     """
@@ -150,7 +150,7 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
             )
     if mask_path:
         assert base is not None
-        found.append(_masked(mask_path, base, found[0]))
+        found.append(_masked(mask_path, base, found[0], cfg.dtype))
     if exported:
         pruned = _exported(exported, cfg.dtype)
         if base is not None and pruned.base.config.vocab_size != base.config.vocab_size:
@@ -163,9 +163,20 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
     return Candidates(tuple(found), trained)
 
 
-def _masked(path: str, base: base_model.BaseModel, dense: Candidate) -> Candidate:
+def _masked(
+    path: str, base: base_model.BaseModel, dense: Candidate, dtype: str
+) -> Candidate:
     file = pmask.load(pathlib.Path(path).expanduser())
     file.check_base(base.fingerprint(), base.config.num_layers, base.config.d_ff)
+    if file.granularity == pmask.BLOCKS:
+        return Candidate(
+            'masked',
+            file.kind.pruned(base, file.mask),
+            system_prompt=file.system_prompt,
+            _load=lambda: apply.load_masked(
+                base_model=base.name, mask_path=path, dtype=dtype
+            ),
+        )
 
     def load() -> apply.LoadedModel:
         # The dense weights serve both.

@@ -29,6 +29,7 @@ class Figures:
 
     Attributes:
         keep: k, the FFN channels of every layer.
+        layers: its blocks.
         parameters: every parameter once; tied embeddings count once.
         parameters_untied: with an unembedding of its own, even if it is tied.
         parameters_blocks: of the L blocks alone, norms and biases included.
@@ -45,6 +46,7 @@ class Figures:
     """
 
     keep: int
+    layers: int
     parameters: int
     parameters_untied: int
     parameters_blocks: int
@@ -68,7 +70,7 @@ class Efficiency:
         prompt_length: S, tokens of the prompt.
         answer_length: T, tokens of the answer.
         dense: with all F channels.
-        pruned: with k.
+        pruned: with k, or with fewer layers.
     """
 
     d_ff: int
@@ -140,6 +142,7 @@ def _figures(
     decoded = (answer - 1) * decode_flops(cfg, keep, prompt + answer / 2)
     return Figures(
         keep=keep,
+        layers=cfg.num_layers,
         parameters=unique,
         parameters_untied=untied,
         parameters_blocks=blocks,
@@ -164,8 +167,9 @@ def measure(
     dtype: str,
     prompt_length: float,
     answer_length: int,
+    layers: int | None = None,
 ) -> Efficiency:
-    """The dense model and the one with `keep` channels a layer.
+    """The dense model and the one with `keep` channels in each of `layers` layers.
 
     Args:
         cfg: of the dense model.
@@ -173,10 +177,16 @@ def measure(
         dtype: of weights and of the cache, a NumPy or `ml_dtypes` name.
         prompt_length: S, positive.
         answer_length: T, at least 1.
+        layers: of the pruned model, in [1, L]; by default all L.
 
     Raises:
-        InputError: if k or a length is out of range.
+        InputError: if k, `layers` or a length is out of range.
     """
+    layers = cfg.num_layers if layers is None else layers
+    if not 1 <= layers <= cfg.num_layers:
+        raise errors.InputError(
+            f'layers must be in [1, {cfg.num_layers}], got {layers}.'
+        )
     if not 1 <= keep <= cfg.d_ff:
         raise errors.InputError(f'keep must be in [1, {cfg.d_ff}], got {keep}.')
     if not prompt_length > 0:
@@ -186,9 +196,10 @@ def measure(
             f'answer_length must be at least 1, got {answer_length}.'
         )
     itemsize = jnp.dtype(dtype).itemsize
+    shorter = dataclasses.replace(cfg, num_layers=layers)
     dense, pruned = (
-        _figures(cfg, k, itemsize, prompt_length, answer_length)
-        for k in (cfg.d_ff, keep)
+        _figures(model, k, itemsize, prompt_length, answer_length)
+        for model, k in ((cfg, cfg.d_ff), (shorter, keep))
     )
     return Efficiency(
         d_ff=cfg.d_ff,
@@ -259,6 +270,7 @@ def table(stored: Mapping[str, Any]) -> list[TableRow]:
     prompt, answer = stored.get('prompt_length'), stored.get('answer_length')
     rows = []
     for name, label, unit, drawn in (
+        ('layers', 'Transformer blocks', None, True),
         ('keep', 'FFN channels of a layer', None, True),
         ('parameters', 'Parameters', '', True),
         ('parameters_blocks', 'Parameters of the blocks', '', True),
@@ -278,6 +290,8 @@ def table(stored: Mapping[str, Any]) -> list[TableRow]:
     ):
         before, after = number(dense.get(name)), number(pruned.get(name))
         if not before or after is None:
+            continue
+        if name == 'layers' and before == after:  # Only channels were removed.
             continue
 
         def show(value: float, unit: str | None = unit) -> str:

@@ -153,7 +153,9 @@ class Evaluation:
         cfg, models = self.cfg, self.candidates.models
 
         def measure() -> dict[str, Any]:
-            smallest = min(models, key=lambda model: model.keep)
+            smallest = min(
+                models, key=lambda model: (model.base.config.num_layers, model.keep)
+            )
             dense = models[0].base.config
             found: dict[str, Any] = {
                 'closed_form': dataclasses.asdict(
@@ -163,6 +165,7 @@ class Evaluation:
                         dtype=cfg.dtype,
                         prompt_length=cfg.prompt_length,
                         answer_length=cfg.answer_length,
+                        layers=smallest.base.config.num_layers,
                     )
                 ),
                 'convention': efficiency.CONVENTION,
@@ -171,7 +174,7 @@ class Evaluation:
             for model in models:
                 loaded = model.load()
                 counted = timing.xla_prefill_flops(loaded, cfg.prompt_length)
-                # A masked model runs all channels.
+                # A masked model runs all channels, but no block that its mask drops.
                 closed = efficiency.prefill_flops(
                     model.base.config, model.base.config.d_ff, cfg.prompt_length
                 )

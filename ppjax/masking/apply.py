@@ -26,8 +26,8 @@ class LoadedModel:
 
     Attributes:
         base: what it was read from.
-        decoder: its weights.
-        ffn_mask: bool [L, F], or None where no mask is applied.
+        decoder: its weights; where a mask drops blocks, without these.
+        ffn_mask: bool [L, F], or None where no mask of channels is applied.
         tokenizer: that comes with the weights.
         system_prompt: of the mask file or the exported model; '' if there is none.
     """
@@ -68,6 +68,7 @@ def load_masked(
             f'model={model!r}, base_model={base_model!r}, mask_path={mask_path!r}.'
         )
     ffn_mask = None
+    read: base_lib.BaseModel | None = None
     if model is not None:
         base, system_prompt = open_exported(model)
     elif mask_path is not None:
@@ -80,14 +81,19 @@ def load_masked(
         persona_mask.check_base(
             base.fingerprint(), base.config.num_layers, base.config.d_ff
         )
-        ffn_mask = jnp.asarray(persona_mask.mask)
+        if persona_mask.granularity == pmask.BLOCKS:
+            # Absent blocks cost nothing, and all that runs a decoder can run it.
+            read = persona_mask.kind.pruned(base, persona_mask.mask)
+        else:
+            ffn_mask = jnp.asarray(persona_mask.mask)
         system_prompt = persona_mask.system_prompt
     else:
         assert base_model is not None
         base, system_prompt = base_lib.open_base_model(base_model), ''
     tokenizer = base.tokenizer()  # Before the weights: it fails sooner.
+    read = read or base
     decoder = loading.load_decoder(
-        base.reader, base.config, dtype=dtype, progress=progress
+        read.reader, read.config, dtype=dtype, progress=progress
     )
     return LoadedModel(base, decoder, ffn_mask, tokenizer, system_prompt)
 

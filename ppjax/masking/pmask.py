@@ -9,13 +9,16 @@ from safetensors import numpy as safetensors_numpy
 
 import ppjax
 from ppjax import atomic, errors
+from ppjax.masking import granularity as granularity_lib
 
 FORMAT = 'ppjax.pmask.v1'
+CHANNELS, BLOCKS = granularity_lib.CHANNELS.name, granularity_lib.BLOCKS.name
+# A file of blocks has a format of its own: who knows channels only must refuse it.
+_FORMATS = {CHANNELS: FORMAT, BLOCKS: 'ppjax.pmask.blocks.v1'}
 _REQUIRED = (
     'base_model',
     'base_fingerprint',
     'num_layers',
-    'd_ff',
     'keep',
     'persona_sha256',
     'tool_version',
@@ -24,15 +27,16 @@ _REQUIRED = (
 
 @dataclasses.dataclass(frozen=True)
 class PersonaMask:
-    """One persona's mask over the FFN channels of one base model.
+    """One persona's mask over the FFN channels, or the blocks, of one base model.
 
     Attributes:
-        mask: bool [L, F] with exactly `keep` ones a layer.
+        mask: bool [L, F] with exactly `keep` ones a layer; [1, L] over blocks.
         base_model: what the user called the base model; for people, not checked.
         base_fingerprint: `loading.fingerprint` of the base model; checked.
         persona_sha256: of the system prompt's UTF-8 bytes.
         system_prompt: the persona prompt that the mask was learned under, so that
             a mask can be talked to without further files; may be empty.
+        granularity: what it masks, a key of `granularity.KINDS`.
     """
 
     mask: np.ndarray
@@ -40,6 +44,7 @@ class PersonaMask:
     base_fingerprint: str
     persona_sha256: str
     system_prompt: str = ''
+    granularity: str = CHANNELS
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != np.bool_:
@@ -51,14 +56,21 @@ class PersonaMask:
             raise ValueError(
                 f'every layer must keep the same number of channels, got {counts}.'
             )
+        if self.granularity == BLOCKS and len(self.mask) != 1:
+            raise ValueError(f'mask of blocks must be [1, L], got {self.mask.shape}.')
 
     @property
     def keep(self) -> int:
-        """k, the channels kept in every layer."""
+        """k, the channels kept in every layer, or the blocks kept."""
         return int(self.mask[0].sum())
 
+    @property
+    def kind(self) -> granularity_lib.Granularity:
+        """What it masks."""
+        return granularity_lib.KINDS[self.granularity]
+
     def indices(self) -> np.ndarray:
-        """The kept channels, int [L, k], ascending in each layer."""
+        """The kept channels, int [L, k], or blocks [1, k], ascending in each row."""
         return np.nonzero(self.mask)[1].reshape(len(self.mask), self.keep)
 
     def check_base(self, fingerprint: str, num_layers: int, d_ff: int) -> None:
@@ -67,7 +79,12 @@ class PersonaMask:
         Raises:
             InputError: if shapes or fingerprints differ.
         """
-        if self.mask.shape != (num_layers, d_ff):
+        if self.granularity == BLOCKS and self.mask.shape[1] != num_layers:
+            raise errors.InputError(
+                f'This mask is for {self.mask.shape[1]} blocks ({self.base_model}); '
+                f'the base model has {num_layers}.'
+            )
+        if self.granularity == CHANNELS and self.mask.shape != (num_layers, d_ff):
             raise errors.InputError(
                 f'This mask is for {self.mask.shape[0]} layers of '
                 f'{self.mask.shape[1]} channels ({self.base_model}); the base model '
@@ -84,12 +101,14 @@ class PersonaMask:
 def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
     """Writes a mask file atomically: bits packed little-endian within a byte."""
     packed = np.packbits(persona_mask.mask, axis=-1, bitorder='little')
-    metadata = {
-        'format': FORMAT,
+    rows, units = persona_mask.mask.shape
+    sizes = {'num_layers': str(rows), 'd_ff': str(units)}
+    if persona_mask.granularity == BLOCKS:
+        sizes = {'num_layers': str(units)}
+    metadata = sizes | {
+        'format': _FORMATS[persona_mask.granularity],
         'base_model': persona_mask.base_model,
         'base_fingerprint': persona_mask.base_fingerprint,
-        'num_layers': str(persona_mask.mask.shape[0]),
-        'd_ff': str(persona_mask.mask.shape[1]),
         'keep': str(persona_mask.keep),
         'persona_sha256': persona_mask.persona_sha256,
         'tool_version': ppjax.__version__,
@@ -118,27 +137,34 @@ def load(path: str | pathlib.Path) -> PersonaMask:
     # safetensors raises AttributeError for a dtype that NumPy lacks.
     except (safetensors.SafetensorError, OSError, AttributeError) as error:
         raise errors.InputError(f'{path} is no readable mask file ({error}).') from None
-    if metadata.get('format') != FORMAT:
+    kinds = {file_format: kind for kind, file_format in _FORMATS.items()}
+    granularity = kinds.get(metadata.get('format', ''))
+    if granularity is None:
         raise errors.InputError(
-            f'{path} has format {metadata.get("format")!r}, wanted {FORMAT!r}.'
+            f'{path} has format {metadata.get("format")!r}, wanted '
+            f'{" or ".join(map(repr, kinds))}.'
         )
-    if missing := [key for key in _REQUIRED if key not in metadata]:
+    sized = ('d_ff',) if granularity == CHANNELS else ()
+    if missing := [key for key in (*_REQUIRED, *sized) if key not in metadata]:
         raise errors.InputError(f'{path} lacks metadata {", ".join(missing)}.')
     try:
-        num_layers, d_ff, keep = (
-            int(metadata[key]) for key in ('num_layers', 'd_ff', 'keep')
+        num_layers, keep, *d_ff = (
+            int(metadata[key]) for key in ('num_layers', 'keep', *sized)
         )
     except ValueError as error:
         raise errors.InputError(f'{path} has damaged metadata ({error}).') from None
-    if packed.dtype != np.uint8 or packed.shape != (num_layers, -(-d_ff // 8)):
+    rows, units = (num_layers, *d_ff) if d_ff else (1, num_layers)
+    if packed.dtype != np.uint8 or packed.shape != (rows, -(-units // 8)):
         raise errors.InputError(
             f'{path}: mask is {packed.dtype} {packed.shape}, metadata says '
-            f'{num_layers} layers of {d_ff} channels.'
+            f'{num_layers} {f"layers of {units} channels" if d_ff else "blocks"}.'
         )
-    mask = np.unpackbits(packed, axis=-1, bitorder='little')[:, :d_ff].astype(bool)
+    mask = np.unpackbits(packed, axis=-1, bitorder='little')[:, :units].astype(bool)
     if not len(mask) or keep < 1 or (mask.sum(axis=1) != keep).any():
         raise errors.InputError(
             f'{path}: layers do not all keep {keep} channels; the file is damaged.'
+            if d_ff
+            else f'{path} does not keep {keep} blocks; the file is damaged.'
         )
     return PersonaMask(
         mask=mask,
@@ -146,4 +172,5 @@ def load(path: str | pathlib.Path) -> PersonaMask:
         base_fingerprint=metadata['base_fingerprint'],
         persona_sha256=metadata['persona_sha256'],
         system_prompt=metadata.get('system_prompt', ''),
+        granularity=granularity,
     )

@@ -4,7 +4,7 @@ Axis letters: B batch rows, T tokens, D model width, N query heads, K kv heads,
 H head dim, F FFN channels, L layers, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
@@ -15,10 +15,15 @@ import jax.numpy as jnp
 from ppjax.models import attention, products
 from ppjax.models import config as config_lib
 from ppjax.models import rope as rope_lib
+from ppjax.parallel import sharding
 
-# Given a block's output [B, T, D] and its FFN activations before the mask
+# Given a block's input and output [B, T, D] and its FFN activations before the mask
 # [B, T, F], returns what to keep of them; the results are stacked over layers.
-Tap = Callable[[jax.Array, jax.Array], Any]
+Tap = Callable[[jax.Array, jax.Array, jax.Array], Any]
+
+# Name of a block's weight [in, out] -> (a [in, r], b [r, out]) in float32, whose
+# product is added to it.
+Adapters = Mapping[str, tuple[jax.Array, jax.Array]]
 
 # What is recomputed in the backward pass: nothing; all but the products with
 # weights (attention and element-wise parts, cheap to redo and large to keep); or
@@ -82,14 +87,16 @@ class DecoderBlock(nnx.Module):
         rope: tuple[jax.Array, jax.Array],
         attend: attention.Attend,
         cache: Any,
+        adapters: Adapters | None = None,
     ) -> tuple[jax.Array, jax.Array, Any]:
         """x [B, T, D] -> (x [B, T, D], FFN activations [B, T, F], cache)."""
         eps = self.cfg.norm_eps
+        adapters = adapters or {}
         attended, cache = self.attention(
-            rms_norm(x, self.attn_norm[...], eps), rope, attend, cache
+            rms_norm(x, self.attn_norm[...], eps), rope, attend, cache, adapters
         )
         x = x + attended
-        y, hidden = self.ffn(rms_norm(x, self.ffn_norm[...], eps), ffn_mask)
+        y, hidden = self.ffn(rms_norm(x, self.ffn_norm[...], eps), ffn_mask, adapters)
         return x + y, hidden, cache
 
     def attention(
@@ -98,17 +105,18 @@ class DecoderBlock(nnx.Module):
         rope: tuple[jax.Array, jax.Array],
         attend: attention.Attend,
         cache: Any,
+        adapters: Adapters,
     ) -> tuple[jax.Array, Any]:
         """Grouped-query attention, x [B, T, D] -> ([B, T, D], cache)."""
         cfg = self.cfg
 
-        def heads(w: nnx.Param, b: nnx.Param | None, count: int) -> jax.Array:
-            y = _linear(x, w, b)
+        def heads(name: str, b: nnx.Param | None, count: int) -> jax.Array:
+            y = _linear(x, getattr(self, name), b, adapters.get(name))
             return y.reshape((*x.shape[:2], count, cfg.head_dim))
 
-        q = heads(self.w_q, self.b_q, cfg.num_heads)
-        k = heads(self.w_k, self.b_k, cfg.num_kv_heads)
-        v = heads(self.w_v, self.b_v, cfg.num_kv_heads)
+        q = heads('w_q', self.b_q, cfg.num_heads)
+        k = heads('w_k', self.b_k, cfg.num_kv_heads)
+        v = heads('w_v', self.b_v, cfg.num_kv_heads)
         # Qwen3: each head is normalised before the rotation.
         if self.q_norm is not None and self.k_norm is not None:
             q = rms_norm(q, self.q_norm[...], cfg.norm_eps)
@@ -116,10 +124,11 @@ class DecoderBlock(nnx.Module):
         out, cache = attend(
             rope_lib.rotate(q, rope), rope_lib.rotate(k, rope), v, cache
         )
-        return _linear(out.reshape((*x.shape[:2], -1)), self.w_o, self.b_o), cache
+        flat = out.reshape((*x.shape[:2], -1))
+        return _linear(flat, self.w_o, self.b_o, adapters.get('w_o')), cache
 
     def ffn(
-        self, x: jax.Array, ffn_mask: jax.Array | None
+        self, x: jax.Array, ffn_mask: jax.Array | None, adapters: Adapters
     ) -> tuple[jax.Array, jax.Array]:
         """SwiGLU with masked channels (paper, Eq. 4).
 
@@ -128,24 +137,44 @@ class DecoderBlock(nnx.Module):
         Args:
             x: [B, T, D].
             ffn_mask: [F], [B, F] for one mask a row, or None for the dense model.
+            adapters: of any of the three weights.
 
         Returns:
             (y [B, T, D], the activations before the mask [B, T, F]).
         """
-        hidden = jax.nn.silu(_linear(x, self.w_gate, self.b_gate))
-        hidden = hidden * _linear(x, self.w_up, self.b_up)
+        gate = _linear(x, self.w_gate, self.b_gate, adapters.get('w_gate'))
+        up = _linear(x, self.w_up, self.b_up, adapters.get('w_up'))
+        hidden = jax.nn.silu(gate) * up
         if ffn_mask is None:
             kept = hidden
         else:
             per_row = jnp.atleast_2d(ffn_mask)[:, None, :]  # [1 or B, 1, F]
             kept = hidden * per_row.astype(hidden.dtype)
-        return _linear(kept, self.w_down, self.b_down), hidden
+        return _linear(kept, self.w_down, self.b_down, adapters.get('w_down')), hidden
 
 
-def _linear(x: jax.Array, w: nnx.Param, b: nnx.Param | None) -> jax.Array:
+def _linear(
+    x: jax.Array,
+    w: nnx.Param,
+    b: nnx.Param | None,
+    adapter: tuple[jax.Array, jax.Array] | None,
+) -> jax.Array:
     y = products.product('btd,df->btf', x, w[...])
     y = checkpoint_name(y, _PRODUCT)
+    if adapter is not None:
+        down, up = adapter
+        narrow = jnp.einsum('btd,dr->btr', x.astype(down.dtype), down)
+        y = (y + jnp.einsum('btr,rf->btf', narrow, up)).astype(y.dtype)
     return y if b is None else y + b[...][None, None, :]
+
+
+def _blend(x: jax.Array, y: jax.Array, share: jax.Array) -> jax.Array:
+    """x + share (y - x), exactly x at 0 and y at 1; keeps x's dtype.
+
+    In float32: the gradient of `share` is a sum over all of x.
+    """
+    mixed = share * y.astype(jnp.float32) + (1 - share) * x.astype(jnp.float32)
+    return mixed.astype(x.dtype)
 
 
 def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
@@ -199,6 +228,8 @@ class Decoder(nnx.Module):
         cache: Any = None,
         remat: str = 'none',
         tap: Tap | None = None,
+        adapters: Adapters | None = None,
+        block_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Any, Any]:
         """Runs all blocks.
 
@@ -211,6 +242,8 @@ class Decoder(nnx.Module):
             cache: what the pattern keeps, with a leading [L] axis, or None.
             remat: what the backward pass recomputes; one of `REMAT`.
             tap: what to keep of every block; see `Tap`.
+            adapters: with a leading [L] axis, or None; see `Adapters`.
+            block_mask: [L]; a zero equals deleting the block, attention and FFN.
 
         Returns:
             (hidden states after the final norm [B, T, D], cache, what `tap` kept
@@ -223,20 +256,24 @@ class Decoder(nnx.Module):
                 cfg.head_dim, cfg.rope_theta, cfg.rope_scaling
             ),
         )
-        x = jnp.take(self.embedding[...], tokens, axis=0)
+        x = sharding.spread_rows(jnp.take(self.embedding[...], tokens, axis=0))
 
         def layer(x: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:
-            block, mask, layer_cache = scanned
-            x, hidden, layer_cache = block(x, mask, rope, attend, layer_cache)
-            return x, (layer_cache, None if tap is None else tap(x, hidden))
+            block, mask, share, layer_cache, low_rank = scanned
+            y, hidden, layer_cache = block(x, mask, rope, attend, layer_cache, low_rank)
+            if share is not None:
+                y = _blend(x, y, share)
+            y = sharding.spread_rows(y)
+            return y, (layer_cache, None if tap is None else tap(x, y, hidden))
 
         body = _rematerialised(layer, remat)
-        x, (cache, taps) = jax.lax.scan(body, x, (self.blocks, ffn_mask, cache))
+        scanned = (self.blocks, ffn_mask, block_mask, cache, adapters)
+        x, (cache, taps) = jax.lax.scan(body, x, scanned)
         return rms_norm(x, self.final_norm[...], cfg.norm_eps), cache, taps
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""
         table = self.embedding if self.head is None else self.head
-        flat = hidden.reshape(-1, hidden.shape[-1])
+        flat = sharding.spread_rows(hidden.reshape(-1, hidden.shape[-1]))
         logits = products.product('td,vd->tv', flat, table[...], jnp.float32)
         return logits.reshape(*hidden.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""Writing a pruned model as an ordinary Hugging Face directory.
+"""Writing a model, pruned or not, as an ordinary Hugging Face directory.
 
 Nothing in it is ours: `transformers`, vLLM and llama.cpp's converter load it as a
 Llama or Qwen with a smaller `intermediate_size`.
@@ -9,15 +9,20 @@ import json
 import math
 import pathlib
 import shutil
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import transformers
 
 from ppjax import atomic, errors
-from ppjax.models import base_model, checkpoint, loading, safetensors_reader
-from ppjax.models import config as config_lib
+from ppjax.models import (
+    base_model,
+    checkpoint,
+    loading,
+    safetensors_reader,
+    sliced,
+)
 
 # Name -> element type and its name in a safetensors header.
 DTYPES: dict[str, tuple[np.dtype, str]] = {
@@ -31,20 +36,10 @@ _ARCHITECTURES = {
     'qwen2': 'Qwen2ForCausalLM',
     'qwen3': 'Qwen3ForCausalLM',
 }
-# Which axis of a block's weight, as the file holds it, runs over FFN channels.
-_CHANNEL_AXES = {'w_gate': 0, 'w_up': 0, 'b_gate': 0, 'b_up': 0, 'w_down': 1}
 # Some licences oblige whoever passes weights on to pass these on with them.
 _LEGAL_FILES = ('LICENSE*', 'NOTICE*', 'USE_POLICY*')
 # What is read at a time: large enough for disks, small beside any model.
 _PIECE_BYTES = 2**26
-
-
-class _Tensor(NamedTuple):
-    """A tensor to write: its layer, and its channel axis if it has one."""
-
-    name: str
-    layer: int = 0
-    axis: int | None = None
 
 
 def default_dtype(reader: checkpoint.CheckpointReader) -> str:
@@ -65,17 +60,9 @@ def default_dtype(reader: checkpoint.CheckpointReader) -> str:
     return 'float32'
 
 
-def parameter_counts(base: base_model.BaseModel, keep: int) -> tuple[int, int]:
-    """(parameters of the dense model, of the model with k channels a layer).
-
-    A tied unembedding counts once.
-    """
-    dense = pruned = 0
-    for tensor in _tensors(base):
-        shape = base.reader.shape(tensor.name)
-        dense += math.prod(shape)
-        pruned += math.prod(_pruned_shape(shape, tensor.axis, keep))
-    return dense, pruned
+def parameter_count(model: base_model.BaseModel) -> int:
+    """Parameters that an export of a model holds; a tied unembedding counts once."""
+    return sum(math.prod(model.reader.shape(name)) for name in _names(model))
 
 
 def export_pruned(
@@ -92,13 +79,49 @@ def export_pruned(
 ) -> None:
     """Writes the channels that a mask keeps, and all else, as a directory.
 
+    Args:
+        base: the dense model, from safetensors or GGUF.
+        mask: bool [L, F] with the same number of ones k in every layer.
+        target_dir: and the other arguments: see `export_model`.
+
+    Raises:
+        InputError: see `export_model`.
+        ValueError: if the mask or the dtype is none.
+    """
+    model = sliced.sliced_model(base, mask)
+    # What is missing is looked for before anything is sliced.
+    loading.check_tensors(base.reader, base.config)
+    export_model(
+        model,
+        target_dir,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        model_card=model_card,
+        system_prompt=system_prompt,
+        shard_bytes=shard_bytes,
+        check=check,
+    )
+
+
+def export_model(
+    model: base_model.BaseModel,
+    target_dir: str | pathlib.Path,
+    *,
+    dtype: str,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    model_card: str,
+    system_prompt: str,
+    shard_bytes: float = 5e9,
+    check: Callable[[pathlib.Path], None] | None = None,
+) -> None:
+    """Writes what a model's reader gives as a directory.
+
     The directory is whole or absent; an older one of that name is replaced. The
     weights stream through in pieces of 64 MB, so memory does not grow with the
     model.
 
     Args:
-        base: the dense model, from safetensors or GGUF.
-        mask: bool [L, F] with the same number of ones k in every layer.
+        model: its weights, constants and where its other files are.
         target_dir: where to.
         dtype: of all weights; a key of `DTYPES`.
         tokenizer: saved with its chat template.
@@ -110,37 +133,23 @@ def export_pruned(
             raises leaves nothing behind.
 
     Raises:
-        InputError: if the base's tensors do not fit its config, a weight is not
-            finite in `dtype`, or the disk is full or cannot be written.
-        ValueError: if the mask or the dtype is none.
+        InputError: if the tensors do not fit the config, a weight is not finite in
+            `dtype`, or the disk is full or cannot be written.
+        ValueError: if the dtype is none.
     """
     if dtype not in DTYPES:
         raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got {dtype!r}.')
-    keep = _keep_of(mask, base.config)
-    loading.check_tensors(base.reader, base.config)
+    loading.check_tensors(model.reader, model.config)
     with atomic.directory(target_dir) as folder:
-        _write_json(folder / 'config.json', _config(base, keep, dtype))
-        _write_json(folder / 'generation_config.json', base.generation_config())
+        _write_json(folder / 'config.json', _config(model, dtype))
+        _write_json(folder / 'generation_config.json', model.generation_config())
         _write_json(folder / 'persona.json', {'system_prompt': system_prompt})
         (folder / 'README.md').write_text(model_card, encoding='utf-8')
-        _copy_legal_files(base.reader.path, folder)
+        _copy_legal_files(model.reader.path, folder)
         _save_tokenizer(tokenizer, folder)
-        _write_weights(base, mask, folder, dtype=dtype, shard_bytes=shard_bytes)
+        _write_weights(model, folder, dtype=dtype, shard_bytes=shard_bytes)
         if check is not None:
             check(folder)
-
-
-def _keep_of(mask: np.ndarray, cfg: config_lib.ModelConfig) -> int:
-    wanted = (cfg.num_layers, cfg.d_ff)
-    if mask.dtype != np.bool_ or mask.shape != wanted:
-        raise ValueError(f'mask must be bool {wanted}, got {mask.dtype} {mask.shape}.')
-    counts = set(mask.sum(axis=1).tolist())
-    if len(counts) != 1 or not min(counts):
-        raise ValueError(
-            'every layer must keep the same number of channels, 1 or more, got '
-            f'{sorted(counts)}.'
-        )
-    return int(counts.pop())
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
@@ -148,14 +157,14 @@ def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     path.write_text(text + '\n', encoding='utf-8')
 
 
-def _config(base: base_model.BaseModel, keep: int, dtype: str) -> dict[str, Any]:
-    """The base's config.json with what pruning changes.
+def _config(model: base_model.BaseModel, dtype: str) -> dict[str, Any]:
+    """The config.json that a model came with, and what has changed since.
 
     The rotary base and the dtype stand in it twice. transformers 5 reads one
     spelling and what was built on 4 (vLLM among it) the other, where a missing
     `rope_theta` silently becomes 10000.
     """
-    cfg = base.config
+    cfg = model.config
     rope: dict[str, Any] = {'rope_type': 'default'}
     if cfg.rope_scaling is not None:
         rope = {
@@ -165,9 +174,9 @@ def _config(base: base_model.BaseModel, keep: int, dtype: str) -> dict[str, Any]
             'high_freq_factor': cfg.rope_scaling.high_freq_factor,
             'original_max_position_embeddings': cfg.rope_scaling.original_max_position,
         }
-    config = base.reader.hf_config | {
+    config = model.reader.hf_config | {
         'architectures': [_ARCHITECTURES[cfg.family]],
-        'intermediate_size': keep,
+        'intermediate_size': cfg.d_ff,
         'dtype': dtype,
         'torch_dtype': dtype,
         'rope_theta': cfg.rope_theta,
@@ -212,45 +221,34 @@ def _save_tokenizer(
     _write_json(path, config)
 
 
-def _tensors(base: base_model.BaseModel) -> list[_Tensor]:
+def _names(model: base_model.BaseModel) -> list[str]:
     """All that an export holds, in the order of the forward pass but for the top."""
-    present = set(base.reader.names())
-    if base.config.tie_embeddings:
+    present = set(model.reader.names())
+    if model.config.tie_embeddings:
         present.discard(loading.TOP_WEIGHTS['head'].hf_name)
-    tensors = [_Tensor(weight.hf_name) for weight in loading.TOP_WEIGHTS.values()]
-    for layer in range(base.config.num_layers):
-        for attribute, weight in loading.BLOCK_WEIGHTS.items():
-            name = weight.hf_name.format(layer)
-            tensors.append(_Tensor(name, layer, _CHANNEL_AXES.get(attribute)))
-    return [tensor for tensor in tensors if tensor.name in present]
-
-
-def _pruned_shape(
-    shape: tuple[int, ...], axis: int | None, keep: int
-) -> tuple[int, ...]:
-    return tuple(keep if i == axis else size for i, size in enumerate(shape))
+    names = [weight.hf_name for weight in loading.TOP_WEIGHTS.values()]
+    for layer in range(model.config.num_layers):
+        names += [w.hf_name.format(layer) for w in loading.BLOCK_WEIGHTS.values()]
+    return [name for name in names if name in present]
 
 
 def _write_weights(
-    base: base_model.BaseModel,
-    mask: np.ndarray,
+    model: base_model.BaseModel,
     folder: pathlib.Path,
     *,
     dtype: str,
     shard_bytes: float,
 ) -> None:
-    keep = int(mask[0].sum())
     width = DTYPES[dtype][0].itemsize
-    shards: list[list[tuple[_Tensor, tuple[int, ...]]]] = []
+    shards: list[list[str]] = []
     filled = math.inf
     total = 0
-    for tensor in _tensors(base):
-        shape = _pruned_shape(base.reader.shape(tensor.name), tensor.axis, keep)
-        size = math.prod(shape) * width
+    for name in _names(model):
+        size = math.prod(model.reader.shape(name)) * width
         if filled + size > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append((tensor, shape))
+        shards[-1].append(name)
         filled += size
         total += size
 
@@ -259,8 +257,8 @@ def _write_weights(
         file = 'model.safetensors'
         if len(shards) > 1:
             file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
-        _write_shard(folder / file, shard, base.reader, mask, dtype=dtype)
-        weight_map |= {tensor.name: file for tensor, _ in shard}
+        _write_shard(folder / file, shard, model.reader, dtype=dtype)
+        weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         _write_json(
             folder / 'model.safetensors.index.json',
@@ -273,9 +271,8 @@ def _write_weights(
 
 def _write_shard(
     path: pathlib.Path,
-    shard: list[tuple[_Tensor, tuple[int, ...]]],
+    shard: list[str],
     reader: checkpoint.CheckpointReader,
-    mask: np.ndarray,
     *,
     dtype: str,
 ) -> None:
@@ -290,9 +287,10 @@ def _write_shard(
     # transformers refuses a file whose metadata do not name a framework.
     header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
     end = 0
-    for tensor, shape in shard:
+    for name in shard:
+        shape = reader.shape(name)
         start, end = end, end + math.prod(shape) * kind.itemsize
-        header[tensor.name] = {
+        header[name] = {
             'dtype': label,
             'shape': shape,
             'data_offsets': (start, end),
@@ -302,30 +300,22 @@ def _write_shard(
     with path.open('wb') as file:
         file.write(len(text).to_bytes(8, 'little'))
         file.write(text)
-        for tensor, _ in shard:
-            for piece in _pieces(reader, tensor, mask[tensor.layer]):
+        for name in shard:
+            for piece in _pieces(reader, name):
                 # Overflow is reported below, with the tensor's name.
                 with np.errstate(over='ignore'):
                     piece = np.ascontiguousarray(piece, kind)
                 if not np.isfinite(piece).all():
                     raise errors.InputError(
-                        f'{reader.path}: tensor {tensor.name!r} holds values that are '
+                        f'{reader.path}: tensor {name!r} holds values that are '
                         f'not finite as {dtype}; export another --export_dtype.'
                     )
                 file.write(piece.view(np.uint8).data)
 
 
-def _pieces(
-    reader: checkpoint.CheckpointReader, tensor: _Tensor, kept: np.ndarray
-) -> Iterator[np.ndarray]:
-    """The kept part of a tensor, some rows at a time; `kept` is bool [F]."""
-    shape = reader.shape(tensor.name)
+def _pieces(reader: checkpoint.CheckpointReader, name: str) -> Iterator[np.ndarray]:
+    """A tensor, some rows at a time."""
+    shape = reader.shape(name)
     step = max(1, _PIECE_BYTES // (4 * math.prod(shape[1:])))
     for start in range(0, shape[0], step):
-        rows = slice(start, start + step)
-        value = reader.read(tensor.name, rows)
-        if tensor.axis == 0:
-            value = value[kept[rows]]
-        elif tensor.axis == 1:
-            value = value[:, kept]
-        yield value
+        yield reader.read(name, slice(start, start + step))

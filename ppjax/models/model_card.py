@@ -1,6 +1,6 @@
 """The model card (README.md) of an exported model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import math
@@ -90,6 +90,8 @@ class Facts:
         calibration: the data that the mask was learned on, if known.
         calibration_rows: how many, if known.
         settings: flags that the mask was learned with, one a line, if known.
+        kept_blocks: numbers of the blocks kept, from 0 on, where whole blocks were
+            removed and no channels; then k is how many.
     """
 
     base_name: str
@@ -109,6 +111,32 @@ class Facts:
     calibration: str | None = None
     calibration_rows: int | None = None
     settings: str = ''
+    kept_blocks: tuple[int, ...] | None = None
+
+    @property
+    def removed(self) -> float:
+        """The share of channels, or of blocks, that is gone."""
+        whole = self.d_ff if self.kept_blocks is None else self.num_layers
+        return 1 - self.keep / whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Recovery:
+    """What a card tells of finetuning after pruning.
+
+    Attributes:
+        trained: what was, with its verb: the start of a sentence.
+        calibration: the data that it was finetuned on.
+        calibration_rows: how many.
+        likelihood: `models` and `heldout` as in `results/recovery.json`, if measured.
+        settings: flags that it was finetuned with, one a line.
+    """
+
+    trained: str
+    calibration: str
+    calibration_rows: int
+    likelihood: Mapping[str, Any]
+    settings: str
 
 
 def alignment(keep: int) -> int:
@@ -157,20 +185,11 @@ def render(facts: Facts) -> str:
     of backticks in them, so they cannot end the front matter, open a heading or
     turn into links.
     """
-    front_matter = huggingface_hub.ModelCardData(
-        base_model=hub_id(facts.base_name),
-        base_model_relation='finetune',
-        library_name='transformers',
-        pipeline_tag='text-generation',
-        tags=list(_TAGS),
-        **facts.license,
-    ).to_yaml()
     sections = [
-        f'---\n{front_matter}\n---',
+        _front_matter(facts.base_name, facts.license, _TAGS),
         f'# {_code(hub_id(facts.base_name))}, pruned for one persona',
         (
-            'A role-playing model cut out of a larger one: of every feed-forward layer '
-            'only the channels that this persona needs are left. It was made by '
+            f'A role-playing model cut out of a larger one: {_left(facts)} It was made by '
             f'[Persona-Pruner]({_PAPER}) as implemented in ppjax {ppjax.__version__}, '
             'and loads as any other checkpoint of its architecture.'
         ),
@@ -198,6 +217,50 @@ def render(facts: Facts) -> str:
     return text.encode('utf-8', 'replace').decode('utf-8')
 
 
+def bare(base_name: str, license: Mapping[str, Any]) -> str:
+    """A card of a model of which only its base and licence are known."""
+    return (
+        f'{_front_matter(base_name, license, _TAGS[1:])}\n\n'
+        f'# {_code(hub_id(base_name))}, finetuned for one persona\n'
+    )
+
+
+def with_recovery(card: str, facts: Recovery) -> str:
+    """A card with what was done to its model after it was written."""
+    sections = [
+        card.rstrip(),
+        '## Recovery finetuning',
+        (
+            f'{facts.trained} finetuned on {facts.calibration_rows:,} conversations of '
+            f'{_code(_last_part(facts.calibration))}. The weights here are those after '
+            'it; measurements above are of the model before.'
+        ),
+        _nll_table(
+            facts.likelihood,
+            '`recovered` is this model, `start` the one before, `dense` the unpruned '
+            'one.',
+        ),
+        'The settings were:',
+        _fenced(facts.settings, 'text'),
+    ]
+    text = '\n\n'.join(section for section in sections if section) + '\n'
+    return text.encode('utf-8', 'replace').decode('utf-8')
+
+
+def _front_matter(
+    base_name: str, license: Mapping[str, Any], tags: Sequence[str]
+) -> str:
+    data = huggingface_hub.ModelCardData(
+        base_model=hub_id(base_name),
+        base_model_relation='finetune',
+        library_name='transformers',
+        pipeline_tag='text-generation',
+        tags=list(tags),
+        **license,
+    ).to_yaml()
+    return f'---\n{data}\n---'
+
+
 def _snippet(facts: Facts) -> str:
     system = _SNIPPET_SYSTEM if facts.system_prompt else ''
     chat = _SNIPPET_CHAT.replace('{system}', system)
@@ -213,24 +276,45 @@ def _persona(system_prompt: str) -> str:
     )
 
 
+def _left(facts: Facts) -> str:
+    if facts.kept_blocks is None:
+        return (
+            'of every feed-forward layer only the channels that this persona needs are '
+            'left.'
+        )
+    return 'only the transformer blocks that this persona needs most are left.'
+
+
+def _kept(facts: Facts, asked: str) -> list[str]:
+    if facts.kept_blocks is not None:
+        numbers = ', '.join(str(block) for block in facts.kept_blocks)
+        return [
+            (
+                f'- Transformer blocks kept: {facts.keep} of {facts.num_layers}; their '
+                f'numbers in the base model, from 0 on: {numbers}'
+            ),
+            f'- Blocks removed: {facts.removed:.2%}{asked}',
+        ]
+    align = alignment(facts.keep)
+    aligned = f'a multiple of {align}' if align > 1 else 'no multiple of 64'
+    return [
+        (
+            f'- Channels kept: {facts.keep:,} of {facts.d_ff:,} in each of '
+            f'{facts.num_layers} layers, {aligned}'
+        ),
+        f'- Sparsity of the feed-forward layers: {facts.removed:.2%}{asked}',
+    ]
+
+
 def _pruning(facts: Facts) -> str:
     dense, pruned = facts.parameters
     dense_bytes, pruned_bytes = facts.weight_bytes
     asked = '' if facts.sparsity is None else f' (asked for: {facts.sparsity:.2%})'
-    align = alignment(facts.keep)
-    aligned = f'a multiple of {align}' if align > 1 else 'no multiple of 64'
     return '\n'.join(
         [
             f'- Base model: {_code(_last_part(facts.base_name))}',
             f'- Fingerprint of its weights: {_code(facts.base_fingerprint)}',
-            (
-                f'- Channels kept: {facts.keep:,} of {facts.d_ff:,} in each of '
-                f'{facts.num_layers} layers, {aligned}'
-            ),
-            (
-                f'- Sparsity of the feed-forward layers: '
-                f'{1 - facts.keep / facts.d_ff:.2%}{asked}'
-            ),
+            *_kept(facts, asked),
             (
                 f'- Parameters: {dense:,} before, {pruned:,} after '
                 f'({1 - pruned / dense:.1%} fewer)'
@@ -245,7 +329,22 @@ def _pruning(facts: Facts) -> str:
 
 def _likelihood(results: Mapping[str, Any] | None) -> str:
     """The held-out section, or '' where there are no numbers."""
-    models = results.get('models') if results else None
+    table = _nll_table(
+        results or {},
+        '`learned` is this model, `dense` the unpruned one, the others are pruned '
+        'equally far by other means.',
+    )
+    return f'## Held-out likelihood\n\n{table}' if table else ''
+
+
+def _nll_table(results: Mapping[str, Any], names: str) -> str:
+    """Nats per token of every model, or '' where there are no numbers.
+
+    Args:
+        results: with `models`, and perhaps `heldout`.
+        names: a sentence on what the models are.
+    """
+    models = results.get('models')
     rows = []
     for name, entry in models.items() if isinstance(models, Mapping) else ():
         nll = entry.get('nll') if isinstance(entry, Mapping) else entry
@@ -253,7 +352,7 @@ def _likelihood(results: Mapping[str, Any] | None) -> str:
             rows.append(f'| {_cell(name)} | {nll:.4f} |')
     if not rows:
         return ''
-    heldout = results.get('heldout') if results else None
+    heldout = results.get('heldout')
     heldout = heldout if isinstance(heldout, Mapping) else {}
     counts = [
         f'{heldout[key]:,} {unit}'
@@ -265,12 +364,9 @@ def _likelihood(results: Mapping[str, Any] | None) -> str:
     size = f' ({", ".join(counts)})' if counts else ''
     return '\n'.join(
         [
-            '## Held-out likelihood',
-            '',
             (
                 f'Mean negative log-likelihood of an answer token in the persona{where}'
-                f'{size}; lower is better. `learned` is this model, `dense` the unpruned '
-                'one, the others are pruned equally far by other means.'
+                f'{size}; lower is better. {names}'
             ),
             '',
             '| model | nats per token |',

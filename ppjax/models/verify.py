@@ -55,26 +55,28 @@ class Verification:
 
 def verify(
     base: base_model.BaseModel,
-    mask: np.ndarray,
+    mask: np.ndarray | None,
     directory: str | pathlib.Path,
     *,
     dtype: str,
     tokens: np.ndarray,
+    block_mask: np.ndarray | None = None,
 ) -> Verification:
     """Compares logits in float32 arithmetic.
 
     Args:
         base: the dense model.
-        mask: bool [L, F].
-        directory: what `hf_export.export_pruned` made of them.
+        mask: bool [L, F], or None for all channels.
+        directory: what was exported of them.
         dtype: what its weights were rounded to; a key of `hf_export.DTYPES`.
         tokens: [B, T] token ids, padded on the right if they are padded. Padding
             is compared like everything else: it sees the same tokens everywhere.
+        block_mask: bool [L], or None for all blocks.
 
     Raises:
         InputError: if the directory cannot be reloaded.
     """
-    want = masked_logits(base, mask, tokens, dtype=dtype)
+    want = masked_logits(base, mask, tokens, dtype=dtype, block_mask=block_mask)
 
     def difference(loader: str) -> float:
         got = reloaded_logits(directory, tokens, loader=loader)
@@ -97,7 +99,12 @@ def has_torch() -> bool:
 
 
 def masked_logits(
-    base: base_model.BaseModel, mask: np.ndarray, tokens: np.ndarray, *, dtype: str
+    base: base_model.BaseModel,
+    mask: np.ndarray | None,
+    tokens: np.ndarray,
+    *,
+    dtype: str,
+    block_mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """Logits [B, T, V] of the masked dense model.
 
@@ -106,7 +113,11 @@ def masked_logits(
     rounded = loading.load_decoder(
         base.reader, base.config, dtype=hf_export.DTYPES[dtype][0]
     )
-    return _logits(rounded, tokens, jnp.asarray(mask, jnp.float32))
+    masks = [
+        None if given is None else jnp.asarray(given, jnp.float32)
+        for given in (mask, block_mask)
+    ]
+    return _logits(rounded, tokens, *masks)
 
 
 def reloaded_logits(
@@ -155,28 +166,38 @@ def reloaded_logits(
 
 
 def _logits(
-    decoder: decoder_lib.Decoder, tokens: np.ndarray, ffn_mask: jax.Array | None
+    decoder: decoder_lib.Decoder,
+    tokens: np.ndarray,
+    ffn_mask: jax.Array | None = None,
+    block_mask: jax.Array | None = None,
 ) -> np.ndarray:
     @jax.jit
     def forward(
-        decoder: decoder_lib.Decoder, tokens: jax.Array, mask: jax.Array | None
+        decoder: decoder_lib.Decoder,
+        tokens: jax.Array,
+        ffn_mask: jax.Array | None,
+        block_mask: jax.Array | None,
     ) -> jax.Array:
         batch, length = tokens.shape
         positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
         attend = attention.causal(batch, length)
-        hidden, _, _ = decoder(tokens, positions, mask, attend)
+        hidden, _, _ = decoder(
+            tokens, positions, ffn_mask, attend, block_mask=block_mask
+        )
         return decoder.unembed(hidden)
 
     decoder = jax.tree.map(lambda weight: weight.astype(jnp.float32), decoder)
     with jax.default_matmul_precision('highest'):
-        return np.asarray(forward(decoder, jnp.asarray(tokens, jnp.int32), ffn_mask))
+        return np.asarray(
+            forward(decoder, jnp.asarray(tokens, jnp.int32), ffn_mask, block_mask)
+        )
 
 
 def _by_ppjax(directory: str, tokens: np.ndarray) -> np.ndarray:
     reader = checkpoint.open_checkpoint(directory)
     cfg = config_lib.from_hf_config(reader.hf_config)
     decoder = loading.load_decoder(reader, cfg, dtype=jnp.float32)
-    return _logits(decoder, tokens, None)
+    return _logits(decoder, tokens)
 
 
 def _by_transformers(directory: str, tokens: np.ndarray) -> np.ndarray:

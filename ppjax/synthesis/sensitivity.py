@@ -49,9 +49,9 @@ def _last_states(
 ) -> jax.Array:
     """The blocks' outputs at the last tokens, [L, B, M, D]."""
 
-    def tap(x: jax.Array, hidden: jax.Array) -> jax.Array:
-        del hidden
-        return jnp.take_along_axis(x, batch.ends[:, :, None], axis=1)
+    def tap(before: jax.Array, after: jax.Array, hidden: jax.Array) -> jax.Array:
+        del before, hidden
+        return jnp.take_along_axis(after, batch.ends[:, :, None], axis=1)
 
     _, _, states = model(
         jnp.asarray(batch.tokens),

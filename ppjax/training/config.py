@@ -1,32 +1,64 @@
 """The settings of mask learning."""
 
 import dataclasses
+import os
+import re
 
 from ppjax import errors, flags, settings
-from ppjax.masking import score_init
+from ppjax.masking import estimators, score_init
+from ppjax.masking import granularity as granularity_lib
 from ppjax.models import decoder
+from ppjax.training import loss
+
+# In --calibration and --heldout, replaced by each of --personas.
+PERSONA = '{persona}'
 
 
 @dataclasses.dataclass(frozen=True)
 class LearningSettings(settings.CommonSettings):
     """How a mask is learned; the defaults are the paper's (A.1)."""
 
+    granularity: str = flags.setting(
+        granularity_lib.CHANNELS.name,
+        'What is removed: FFN channels of every layer, or whole transformer blocks.',
+        choices=tuple(granularity_lib.KINDS),
+    )
     sparsity: float = flags.setting(
-        0.25, 'Share of FFN channels removed from every layer.'
+        0.25, 'Share of FFN channels removed from every layer, or of blocks.'
     )
     align: int = flags.setting(
-        64, 'The keep size is rounded to a multiple of this; 1 keeps it exact.'
+        64,
+        'The number of channels kept is rounded to a multiple of this; 1 keeps it '
+        'exact. Blocks are not aligned.',
     )
     score_init: str = flags.setting(
         'activation',
-        'How scores start: from channel activations on the calibration data, or '
-        'random.',
-        choices=score_init.KINDS,
+        'How scores start: from channel activations (or how much each block changes '
+        'its input) or from first-order gradients (taylor) on the calibration data, '
+        'random, or from learned masks of the same base: .pmask files with commas '
+        'between them.',
     )
     score_scale: float = flags.setting(
         0.1,
-        'Standard deviation of the starting scores in each layer; the smaller, the '
-        'more channels a step can exchange.',
+        'Standard deviation of the starting scores in each layer, or over blocks; the '
+        'smaller, the more of them a step can exchange.',
+    )
+    estimator: str = flags.setting(
+        'ste',
+        'How gradients pass the mask: straight through top-k, Gumbel-softmax, or '
+        'Soft-TopK. The mask that is measured and exported is top-k of the scores.',
+        choices=estimators.KINDS,
+    )
+    objective: str = flags.setting(
+        'ce',
+        'What is minimised on answer tokens: cross-entropy, the divergence from the '
+        "dense model's distribution (kl), or their sum.",
+        choices=loss.OBJECTIVES,
+    )
+    anneal: float = flags.setting(
+        0.0,
+        'Share of the steps over which the number of units kept falls from all '
+        'to the keep size; 0 keeps the keep size throughout.',
     )
     learning_rate: float = flags.setting(1e-2, 'Peak learning rate of AdamW.')
     weight_decay: float = flags.setting(0.01, 'Decoupled weight decay of AdamW.')
@@ -90,6 +122,8 @@ class LearningSettings(settings.CommonSettings):
         settings.require(
             self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity', 'warmup'
         )
+        settings.require(self, 'be in [0, 1]', lambda value: 0 <= value <= 1, 'anneal')
+        score_init.start_masks(self.score_init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +131,69 @@ class TrainConfig(LearningSettings):
     """Flags of `python -m ppjax.train`."""
 
     calibration: str = flags.setting(
-        None, 'JSONL of chats to learn from, or demo:NAME for a persona shipped here.'
+        None,
+        'JSONL of chats to learn from, or demo:NAME for a persona shipped here; '
+        'several, with commas between them, are learned from together.',
     )
     heldout: str | None = flags.setting(
         None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.'
     )
+    calibration_rows: int | None = flags.setting(
+        None,
+        'Learn from so many rows only, drawn with --seed; fewer are a part of more.',
+    )
+    personas: str | None = flags.setting(
+        None,
+        'Names with commas between them: a mask is learned for each, in one run over '
+        'one base model. {persona} in --calibration and --heldout stands for the name.',
+    )
+    personas_per_step: int = flags.setting(
+        4,
+        'Of --personas, how many take an optimizer step side by side; more want more '
+        'memory.',
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        settings.require(
+            self,
+            'be at least 1',
+            lambda value: value >= 1,
+            'calibration_rows',
+            'personas_per_step',
+        )
         if not self.calibration:
             raise errors.InputError('--calibration must be given.')
+        if not self.personas:
+            return
+        for name in self.persona_names:
+            if not re.fullmatch(r'[\w-]+', name):
+                raise errors.InputError(
+                    f'--personas: {name!r} is no name of letters, digits, _ and -.'
+                )
+        if len(set(self.persona_names)) < len(self.persona_names):
+            raise errors.InputError(f'--personas={self.personas} names one twice.')
+        for flag in ('calibration', 'heldout'):
+            if PERSONA not in (getattr(self, flag) or PERSONA):
+                raise errors.InputError(
+                    f'--{flag} must hold {PERSONA} where --personas are given, got '
+                    f'{getattr(self, flag)!r}.'
+                )
+
+    def of_persona(self, name: str) -> 'TrainConfig':
+        """The settings of one of `personas`' own run, in a directory of its own."""
+        return dataclasses.replace(
+            self,
+            personas=None,
+            calibration=self.calibration.replace(PERSONA, name),
+            heldout=self.heldout and self.heldout.replace(PERSONA, name),
+            output_dir=os.path.join(self.output_dir, 'personas', name),
+        )
+
+    @property
+    def persona_names(self) -> tuple[str, ...]:
+        """The names in `personas`."""
+        return tuple(name.strip() for name in (self.personas or '').split(','))
 
 
 # What may change between two calls on one run directory without making another run.

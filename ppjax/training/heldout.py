@@ -1,6 +1,6 @@
 """Persona likelihood: -log p of held-out answers under the persona prompt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 
 import jax
@@ -36,6 +36,21 @@ def even_batches(examples: Sequence[chat.Example], batch_size: int) -> list[np.n
     return [order[start::count] for start in range(count)]
 
 
+def packed_batches(
+    sets: Sequence[Sequence[chat.Example]],
+    prefixes: Sequence[tuple[int, ...]],
+    batch_size: int,
+) -> tuple[list[list[np.ndarray]], list[packing.Layout]]:
+    """Batches of several personas' examples, and layouts of one shape for them.
+
+    Returns:
+        (each persona's batches from `even_batches`, each persona's layout).
+    """
+    batches = [even_batches(examples, batch_size) for examples in sets]
+    layouts = packing.plan_layouts(list(zip(sets, batches, strict=True)), prefixes)
+    return batches, layouts
+
+
 class HeldOut:
     """Held-out examples, packed once and measured again and again."""
 
@@ -45,25 +60,55 @@ class HeldOut:
         prefix: tuple[int, ...],
         batch_size: int,
     ):
-        self._examples = examples
-        self._order = even_batches(examples, batch_size)
-        self._layout = packing.plan_layout(examples, self._order, prefix=prefix)
-        self._batches = [
-            packing.pack(examples, batch, self._layout) for batch in self._order
-        ]
-        self._measure = step_lib.make_measure(self._layout)
+        [order], [layout] = packed_batches([examples], [prefix], batch_size)
+        self._setup(examples, order, layout)
+
+    @classmethod
+    def of_personas(
+        cls,
+        sets: Sequence[Sequence[chat.Example]],
+        prefixes: Sequence[tuple[int, ...]],
+        batch_size: int,
+    ) -> list['HeldOut']:
+        """The same for several personas, in one shape: measuring compiles once."""
+        found = []
+        for examples, order, layout in zip(
+            sets, *packed_batches(sets, prefixes, batch_size), strict=True
+        ):
+            heldout = cls.__new__(cls)
+            heldout._setup(examples, order, layout)
+            found.append(heldout)
+        return found
+
+    def _setup(
+        self,
+        examples: Sequence[chat.Example],
+        order: list[np.ndarray],
+        layout: packing.Layout,
+    ) -> None:
+        self._order = order
+        self._batches = [packing.pack(examples, batch, layout) for batch in order]
+        self._measure = step_lib.make_measure(len(layout.prefix), layout.chunk)
         self.tokens = np.array([example.num_answer_tokens for example in examples])
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.tokens)
 
     def measure(
-        self, model: decoder_lib.Decoder, mask: jax.Array | np.ndarray | None
+        self,
+        model: decoder_lib.Decoder,
+        mask: jax.Array | np.ndarray | None,
+        block_mask: jax.Array | np.ndarray | None = None,
     ) -> Likelihood:
-        """Measures the model under a mask [L, F], or None for the dense one."""
-        mask = None if mask is None else jax.numpy.asarray(mask, np.float32)
-        nll = np.zeros(len(self._examples))
-        results = [self._measure(model, mask, batch) for batch in self._batches]
+        """Measures the model under a mask [L, F], or one of blocks [L], or neither."""
+        masks = [
+            None if given is None else jax.numpy.asarray(given, np.float32)
+            for given in (mask, block_mask)
+        ]
+        nll = np.zeros(len(self.tokens))
+        results = [
+            self._measure(model, masks[0], batch, masks[1]) for batch in self._batches
+        ]
         for order, batch, values in zip(
             self._order, self._batches, results, strict=True
         ):
@@ -71,22 +116,3 @@ class HeldOut:
             owners = order[batch.owners[0][real]]
             np.add.at(nll, owners, np.asarray(values, np.float64)[real])
         return Likelihood(nll, self.tokens)
-
-
-def activation_sums(
-    model: decoder_lib.Decoder,
-    examples: Sequence[chat.Example],
-    prefix: tuple[int, ...],
-    batch_size: int,
-) -> Iterator[tuple[np.ndarray, float]]:
-    """Sums of squared FFN activations, batch by batch.
-
-    Yields:
-        (sums [L, F], tokens summed over), each for one batch.
-    """
-    batches = even_batches(examples, batch_size)
-    layout = packing.plan_layout(examples, batches, prefix=prefix)
-    sums = step_lib.make_activation_sums(layout)
-    for batch in batches:
-        square_sums, tokens = sums(model, packing.pack(examples, batch, layout))
-        yield np.asarray(square_sums, np.float64), float(tokens)

@@ -1,4 +1,4 @@
-"""Cross-entropy of answer tokens (paper, Eq. 6), without [B, T, V] logits."""
+"""Losses of answer tokens (paper, Eq. 6), without [B, T, V] logits."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
+
+OBJECTIVES = ('ce', 'kl', 'ce+kl')
 
 # Answer tokens whose logits exist at a time. 256 x 49,152 x 4 bytes = 50 MB.
 _UNEMBED_CHUNK = 256
@@ -24,15 +26,25 @@ class Rows(NamedTuple):
     owners: jax.Array
 
 
-def token_nll(
-    model: decoder_lib.Decoder, hidden: jax.Array, targets: jax.Array
+def token_losses(
+    model: decoder_lib.Decoder,
+    hidden: jax.Array,
+    targets: jax.Array,
+    dense_hidden: jax.Array | None,
+    *,
+    objective: str,
 ) -> jax.Array:
-    """-log p(target) for each hidden state, computed a chunk of tokens at a time.
+    """The loss at each hidden state, computed a chunk of tokens at a time.
+
+    `ce` is -log p(target); `kl` the divergence of the dense model's distribution from
+    the model's, sum_v d_v (log d_v - log p_v); `ce+kl` their sum.
 
     Args:
         model: whose unembedding is used.
         hidden: [M, D] after the final norm.
         targets: [M].
+        dense_hidden: [M, D] of the dense model, or None for `ce`.
+        objective: one of `OBJECTIVES`.
 
     Returns:
         [M] float32, in nats.
@@ -43,15 +55,29 @@ def token_nll(
 
     # Logits are recomputed in the backward pass instead of kept.
     @jax.checkpoint
-    def nll(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-        states, wanted = part
+    def losses(part: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+        states, wanted, dense_states = part
         logits = model.unembed(states)  # [chunk, V]
-        chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
+        total = jax.nn.logsumexp(logits, axis=-1)
+        loss = jnp.zeros(chunk)
+        if 'ce' in objective:
+            chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+            loss += total - chosen
+        if dense_states is not None:
+            dense = jax.nn.log_softmax(model.unembed(dense_states), axis=-1)
+            dense = jax.lax.stop_gradient(dense)
+            ratio = dense - logits + total[:, None]
+            loss += jnp.sum(jnp.exp(dense) * ratio, axis=-1)
+        return loss
 
-    states = jnp.pad(hidden, ((0, padded), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
-    wanted = jnp.pad(targets, (0, padded)).reshape(-1, chunk)
-    return jax.lax.map(nll, (states, wanted)).reshape(-1)[:size]
+    def fold(x: jax.Array | None) -> jax.Array | None:
+        if x is None:
+            return None
+        x = jnp.pad(x, ((0, padded), *((0, 0),) * (x.ndim - 1)))
+        return x.reshape(-1, chunk, *x.shape[1:])
+
+    parts = (fold(hidden), fold(targets), fold(dense_hidden))
+    return jax.lax.map(losses, parts).reshape(-1)[:size]
 
 
 def answer_states(
@@ -62,17 +88,76 @@ def answer_states(
     prefix: int,
     chunk: int,
     remat: str,
+    block_mask: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states that predict the answer tokens of packed rows.
 
-    See `answer_nll` for the arguments.
+    See `answer_losses` for the arguments.
 
     Returns:
         [B, M, D] after the final norm.
     """
     attend = attention.Packed(prefix, chunk, rows.segments)
-    hidden, _, _ = model(rows.tokens, rows.positions, ffn_mask, attend, remat=remat)
+    hidden, _, _ = model(
+        rows.tokens,
+        rows.positions,
+        ffn_mask,
+        attend,
+        remat=remat,
+        block_mask=block_mask,
+    )
     return jnp.take_along_axis(hidden, rows.sources[:, :, None], axis=1)
+
+
+def answer_losses(
+    model: decoder_lib.Decoder,
+    ffn_mask: jax.Array | None,
+    rows: Rows,
+    *,
+    prefix: int,
+    chunk: int,
+    remat: str,
+    objective: str,
+    block_mask: jax.Array | None = None,
+) -> jax.Array:
+    """The loss at every answer token of packed rows.
+
+    Args:
+        model: the frozen decoder.
+        ffn_mask: [L, F], or None for all channels.
+        rows: one micro-batch; B rows of M answer tokens.
+        prefix: P, static.
+        chunk: C, static.
+        remat: see `Decoder.__call__`.
+        objective: see `token_losses`. With `kl`, the dense model runs too.
+        block_mask: [L], or None for all blocks.
+
+    Returns:
+        [B, M] float32, in nats; where `rows.weights` is 0, meaningless.
+    """
+
+    def states(
+        channels: jax.Array | None, blocks: jax.Array | None, remat: str
+    ) -> jax.Array:
+        found = answer_states(
+            model,
+            channels,
+            rows,
+            prefix=prefix,
+            chunk=chunk,
+            remat=remat,
+            block_mask=blocks,
+        )
+        return found.reshape(-1, found.shape[-1])
+
+    flat = token_losses(
+        model,
+        states(ffn_mask, block_mask, remat),
+        rows.targets.reshape(-1),
+        states(None, None, 'none') if 'kl' in objective else None,
+        objective=objective,
+    )
+    return flat.reshape(rows.targets.shape)
 
 
 def answer_nll(
@@ -83,24 +168,16 @@ def answer_nll(
     prefix: int,
     chunk: int,
     remat: str,
+    block_mask: jax.Array | None = None,
 ) -> jax.Array:
-    """-log p of every answer token of packed rows.
-
-    Args:
-        model: the frozen decoder.
-        ffn_mask: [L, F], or None for the dense model.
-        rows: one micro-batch; B rows of M answer tokens.
-        prefix: P, static.
-        chunk: C, static.
-        remat: see `Decoder.__call__`.
-
-    Returns:
-        [B, M] float32, in nats; where `rows.weights` is 0, meaningless.
-    """
-    states = answer_states(
-        model, ffn_mask, rows, prefix=prefix, chunk=chunk, remat=remat
+    """-log p of every answer token of packed rows; see `answer_losses`."""
+    return answer_losses(
+        model,
+        ffn_mask,
+        rows,
+        prefix=prefix,
+        chunk=chunk,
+        remat=remat,
+        objective='ce',
+        block_mask=block_mask,
     )
-    flat = token_nll(
-        model, states.reshape(-1, states.shape[-1]), rows.targets.reshape(-1)
-    )
-    return flat.reshape(rows.targets.shape)

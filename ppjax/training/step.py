@@ -1,6 +1,7 @@
 """One optimizer step of mask learning, and measuring a mask."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -9,30 +10,49 @@ import jax.numpy as jnp
 import optax
 
 from ppjax.data import packing
-from ppjax.masking import score_init, topk
+from ppjax.masking import estimators, topk
+from ppjax.masking import granularity as granularity_lib
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
 from ppjax.training import loss as loss_lib
 
 
 class TrainState(NamedTuple):
-    """All that mask learning changes; a few MB even for large models.
+    """All that mask learning changes; a few MB a persona even for large models.
 
     Attributes:
-        scores: z [L, F], float32.
-        optimizer: optax's state.
+        scores: z [P, R, U], float32; R and U are those of `masking.granularity`.
+        optimizer: optax's state; every leaf with a leading [P].
     """
 
     scores: jax.Array
     optimizer: Any
 
 
-class StepMetrics(NamedTuple):
-    """Figures of one step, scalars.
+class Turn(NamedTuple):
+    """Which personas take a step, and where each is in its own run. N slots.
 
     Attributes:
-        loss: mean -log p over the step's answer tokens, before the update, in nats.
-        grad_norm: of dL/dz over all layers.
+        persona: int32 [N], all different.
+        active: bool [N]; false for a slot that stays empty.
+        step: int32 [N], the persona's own steps before this one.
+        progress: float32 [N], their share of all its steps, in [0, 1).
+        learning_rate: float32 [N].
+    """
+
+    persona: Any
+    active: Any
+    step: Any
+    progress: Any
+    learning_rate: Any
+
+
+class StepMetrics(NamedTuple):
+    """Figures of one step, [N] each.
+
+    Attributes:
+        loss: mean over the step's answer tokens, before the update, in nats.
+        grad_norm: of dL/dz over all rows.
         flip_fraction: share of mask bits that the update changed.
     """
 
@@ -41,22 +61,43 @@ class StepMetrics(NamedTuple):
     flip_fraction: jax.Array
 
 
-def make_optimizer(
-    *, learning_rate: float, weight_decay: float, warmup: float, num_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW on a cosine schedule with linear warm-up (paper, A.1).
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """What a step minimises and how its mask is made.
+
+    Attributes:
+        keep: k.
+        estimator: one of `estimators.KINDS`.
+        objective: one of `loss.OBJECTIVES`.
+        anneal: share of the steps over which the number of kept units falls to k.
+        weight_decay: decoupled.
+        remat: see `Decoder.__call__`.
+        seed: of what an estimator draws.
+        granularity: what is masked; a key of `granularity.KINDS`.
+    """
+
+    keep: int
+    estimator: str
+    objective: str
+    anneal: float
+    weight_decay: float
+    remat: str
+    seed: int
+    granularity: str = granularity_lib.CHANNELS.name
+
+
+def make_schedule(
+    *, learning_rate: float, warmup: float, num_steps: int
+) -> optax.Schedule:
+    """A cosine schedule with linear warm-up (paper, A.1): learning rate by step.
 
     Args:
         learning_rate: the peak.
-        weight_decay: decoupled.
         warmup: share of the steps, rounded up to whole ones.
         num_steps: after which the rate is 0.
-
-    Returns:
-        (optimizer, learning rate by step).
     """
     rising = -int(-warmup * num_steps // 1)
-    schedule = optax.join_schedules(
+    return optax.join_schedules(
         [
             # Step 0 already learns: the first of n warm-up steps has 1/n of the peak.
             optax.linear_schedule(
@@ -66,125 +107,238 @@ def make_optimizer(
         ],
         [rising],
     )
+
+
+def make_optimizer(
+    *, learning_rate: float, weight_decay: float, warmup: float, num_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW on `make_schedule`'s learning rates.
+
+    Args:
+        weight_decay: decoupled.
+
+    Returns:
+        (optimizer, learning rate by step).
+    """
+    schedule = make_schedule(
+        learning_rate=learning_rate, warmup=warmup, num_steps=num_steps
+    )
     return optax.adamw(schedule, weight_decay=weight_decay), schedule
 
 
+def _adamw(weight_decay: float) -> optax.GradientTransformation:
+    """AdamW but for the learning rate, which differs from persona to persona."""
+    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
+
+
+def init_state(scores: jax.Array, learning: Learning) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        scores: the starts of all personas, [P, R, U].
+        learning: as for `make_train_step`.
+    """
+    return TrainState(scores, jax.vmap(_adamw(learning.weight_decay).init)(scores))
+
+
 def make_train_step(
-    optimizer: optax.GradientTransformation,
-    *,
-    keep: int,
-    layout: packing.Layout,
-    remat: str,
+    learning: Learning, *, prefix: int, chunk: int
 ) -> Callable[
-    [TrainState, decoder_lib.Decoder, packing.PackedBatch],
+    [TrainState, decoder_lib.Decoder, packing.PackedBatch, Turn],
     tuple[TrainState, StepMetrics],
 ]:
     """Builds the compiled step (paper, Eq. 4-6).
 
-    The loss is the mean over all answer tokens of the step, whatever the number of
-    micro-batches. Only scores are differentiated, so no weight gradient exists.
+    Every slot is a step of that persona's own run, side by side in the batch over one
+    frozen model: its loss is the mean over all answer tokens of its examples, whatever
+    the number of micro-batches, and a persona without a slot is neither moved nor
+    decayed. Only scores are differentiated, so no weight gradient exists.
 
     Args:
-        optimizer: from `make_optimizer`.
-        keep: k.
-        layout: the shape of every batch.
-        remat: see `Decoder.__call__`.
+        learning: what is minimised and how.
+        prefix: P of every persona's layout.
+        chunk: C of every persona's layout.
 
     Returns:
-        step(state, model, batch) -> (state, metrics).
+        step(state, model, batch, turn) -> (state, metrics); the batch is each slot's
+        `PackedBatch` with a leading [N].
     """
     measure = functools.partial(
-        loss_lib.answer_nll,
-        prefix=len(layout.prefix),
-        chunk=layout.chunk,
-        remat=remat,
+        loss_lib.answer_losses,
+        prefix=prefix,
+        chunk=chunk,
+        remat=learning.remat,
+        objective=learning.objective,
     )
+    estimate = estimators.make(learning.estimator)
+    transform = _adamw(learning.weight_decay)
+    granularity = granularity_lib.KINDS[learning.granularity]
+
+    def mask_of(scores: jax.Array, turn: Turn) -> jax.Array:
+        keep: Any = learning.keep
+        if learning.anneal:
+            keep = estimators.anneal_keep(
+                turn.progress, scores.shape[-1], keep, learning.anneal
+            )
+        key = jax.random.fold_in(jax.random.key(learning.seed), turn.step)
+        return estimate(scores, keep, progress=turn.progress, key=key)
 
     def micro_loss(
-        scores: jax.Array, model: decoder_lib.Decoder, rows: loss_lib.Rows
+        scores: jax.Array,
+        model: decoder_lib.Decoder,
+        rows: loss_lib.Rows,
+        turn: Turn,
     ) -> jax.Array:
-        mask = topk.topk_mask(scores, keep)
-        return jnp.sum(measure(model, mask, rows) * rows.weights)
+        ffn_mask, block_mask = granularity.decoder_masks(mask_of(scores, turn))
+        losses = measure(model, ffn_mask, rows, block_mask=block_mask)
+        return jnp.sum(losses * rows.weights)
 
-    def step(
-        state: TrainState, model: decoder_lib.Decoder, batch: packing.PackedBatch
+    def own_step(
+        state: TrainState,
+        model: decoder_lib.Decoder,
+        batch: packing.PackedBatch,
+        turn: Turn,
     ) -> tuple[TrainState, StepMetrics]:
-        total = jnp.sum(batch.weights)
-
         def accumulate(carry: Any, rows: Any) -> tuple[Any, None]:
-            value, grad = jax.value_and_grad(micro_loss)(
-                state.scores, model, loss_lib.Rows(*rows)
+            found = jax.value_and_grad(micro_loss)(
+                state.scores, model, loss_lib.Rows(*rows), turn
             )
-            return jax.tree.map(jnp.add, carry, (value, grad)), None
+            return jax.tree.map(jnp.add, carry, found), None
 
         zero = (jnp.zeros(()), jnp.zeros_like(state.scores))
         (value, grad), _ = jax.lax.scan(accumulate, zero, tuple(batch))
+        total = jnp.sum(batch.weights)
         value, grad = value / total, grad / total
-        updates, optimizer_state = optimizer.update(grad, state.optimizer, state.scores)
-        scores = optax.apply_updates(state.scores, updates)
+        updates, optimizer = transform.update(grad, state.optimizer, state.scores)
+        scores = state.scores - turn.learning_rate * updates
+        keep = learning.keep
         flipped = topk.topk_mask(scores, keep) != topk.topk_mask(state.scores, keep)
         metrics = StepMetrics(
             loss=value,
             grad_norm=jnp.sqrt(jnp.sum(jnp.square(grad))),
             flip_fraction=jnp.mean(flipped.astype(jnp.float32)),
         )
-        return TrainState(scores, optimizer_state), metrics
+
+        def if_active(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(turn.active, new, old)
+
+        return jax.tree.map(if_active, TrainState(scores, optimizer), state), metrics
+
+    def step(
+        state: TrainState,
+        model: decoder_lib.Decoder,
+        batch: packing.PackedBatch,
+        turn: Turn,
+    ) -> tuple[TrainState, StepMetrics]:
+        mine = jax.tree.map(lambda x: x[turn.persona], state)
+        new, metrics = jax.vmap(own_step, in_axes=(0, None, 0, 0))(
+            mine, model, batch, turn
+        )
+        state = jax.tree.map(lambda x, y: x.at[turn.persona].set(y), state, new)
+        return state, metrics
 
     # Not donated: a checkpoint may still be reading the old state, and it is small.
     return jax.jit(step)
 
 
-def make_measure(
-    layout: packing.Layout,
-) -> Callable[
-    [decoder_lib.Decoder, jax.Array | None, packing.PackedBatch],
-    jax.Array,
-]:
-    """Builds measure(model, mask or None, batch) -> -log p [B, M], in nats.
+@functools.cache
+def make_measure(prefix: int, chunk: int) -> Callable[..., jax.Array]:
+    """Builds measure(model, ffn_mask, batch, block_mask=None) -> -log p [B, M], in nats.
 
     For batches of one micro-batch; where `weights` is 0 the value is meaningless.
+
+    Args:
+        prefix: P of the batches' layout.
+        chunk: C of the batches' layout.
     """
 
     def measure(
         model: decoder_lib.Decoder,
-        mask: jax.Array | None,
+        ffn_mask: jax.Array | None,
         batch: packing.PackedBatch,
+        block_mask: jax.Array | None = None,
     ) -> jax.Array:
         rows = loss_lib.Rows(*(x[0] for x in batch))
         return loss_lib.answer_nll(
             model,
-            mask,
+            ffn_mask,
             rows,
-            prefix=len(layout.prefix),
-            chunk=layout.chunk,
+            prefix=prefix,
+            chunk=chunk,
             remat='none',
+            block_mask=block_mask,
         )
 
     return jax.jit(measure)
 
 
-def make_activation_sums(
-    layout: packing.Layout,
-) -> Callable[[decoder_lib.Decoder, packing.PackedBatch], tuple[jax.Array, jax.Array]]:
-    """Builds sums(model, batch) -> (sum of squared activations [L, F], tokens).
+@functools.cache
+def make_tap_sums(
+    prefix: int, chunk: int, make_tap: Callable[[jax.Array], decoder_lib.Tap]
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Builds sums(model, batch, common, share) -> (what the tap sums [L, ...], tokens).
 
-    Over the tokens of the examples, and over the shared prefix once a batch.
+    Sums over the tokens of the examples. The first `common` tokens, which all of the
+    persona's examples start with, count once a batch: whole where the layout's prefix
+    holds them, and `share` for each example elsewhere.
+
+    Args:
+        prefix: P of the batches' layout.
+        chunk: C of the batches' layout.
+        make_tap: how much each token counts [B, T] -> a tap that sums over tokens.
     """
 
     def sums(
-        model: decoder_lib.Decoder, batch: packing.PackedBatch
+        model: decoder_lib.Decoder,
+        batch: packing.PackedBatch,
+        common: int,
+        share: float,
     ) -> tuple[jax.Array, jax.Array]:
         rows = loss_lib.Rows(*(x[0] for x in batch))
-        shared = jnp.ones((rows.tokens.shape[0], len(layout.prefix)), jnp.float32)
-        counted = (rows.segments > 0).astype(jnp.float32)
-        weights = jnp.concatenate([shared, counted], axis=1)
-        _, _, square_sums = model(
+        shared = jnp.ones((rows.tokens.shape[0], prefix), jnp.float32)
+        own = jnp.where(rows.positions[:, prefix:] < common, share, 1.0)
+        own = jnp.where(rows.segments > 0, own, 0.0)
+        weights = jnp.concatenate([shared, own], axis=1)
+        _, _, found = model(
             rows.tokens,
             rows.positions,
             None,
-            attention.Packed(len(layout.prefix), layout.chunk, rows.segments),
-            tap=score_init.square_sum_tap(weights),
+            attention.Packed(prefix, chunk, rows.segments),
+            tap=make_tap(weights),
         )
-        return square_sums, jnp.sum(weights)
+        return found, jnp.sum(weights)
 
     return jax.jit(sums)
+
+
+@functools.cache
+def make_gradient_squares(
+    prefix: int, chunk: int, remat: str, granularity: granularity_lib.Granularity
+) -> Callable[[decoder_lib.Decoder, packing.PackedBatch], tuple[jax.Array, jax.Array]]:
+    """Builds squares(model, batch) -> (squared dL/dm at the dense model [R, U], 1).
+
+    L is the mean -log p of the batch's answer tokens.
+    """
+
+    def squares(
+        model: decoder_lib.Decoder, batch: packing.PackedBatch
+    ) -> tuple[jax.Array, jax.Array]:
+        rows = loss_lib.Rows(*(x[0] for x in batch))
+
+        def loss(mask: jax.Array) -> jax.Array:
+            ffn_mask, block_mask = granularity.decoder_masks(mask)
+            nll = loss_lib.answer_nll(
+                model,
+                ffn_mask,
+                rows,
+                prefix=prefix,
+                chunk=chunk,
+                remat=remat,
+                block_mask=block_mask,
+            )
+            return jnp.sum(nll * rows.weights) / jnp.sum(rows.weights)
+
+        ones = jnp.ones(granularity.shape(model.cfg.num_layers, model.cfg.d_ff))
+        return jnp.square(jax.grad(loss)(ones)), jnp.ones(())
+
+    return jax.jit(squares)

@@ -3,15 +3,14 @@
 import hypothesis
 import hypothesis.strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 
 from ppjax.data import chat, packing
 from ppjax.masking import topk
 from ppjax.training import step as step_lib
+from ppjax.training import turns
 
 # (tokens after the prefix before the answer, answer tokens) of an example.
 _sizes = st.tuples(st.integers(1, 70), st.integers(1, 70))
@@ -195,20 +194,26 @@ _COUNT = 16
 _PREFIX = 9
 
 
-def _recording() -> optax.GradientTransformation:
-    """An optimizer that changes nothing and whose state is the gradient."""
-    return optax.GradientTransformation(
-        jnp.zeros_like, lambda grad, state, params: (jnp.zeros_like(grad), grad)
-    )
-
-
 def _learn(tiny, scores, layout, batch) -> tuple[float, np.ndarray]:
     """(loss, dL/dz) of the real train step."""
-    optimizer = _recording()
-    step = step_lib.make_train_step(optimizer, keep=_KEEP, layout=layout, remat='none')
-    state = step_lib.TrainState(scores, optimizer.init(scores))
-    state, metrics = step(state, tiny.decoder, batch)
-    return float(metrics.loss), np.asarray(state.optimizer)
+    learning = step_lib.Learning(
+        keep=_KEEP,
+        estimator='ste',
+        objective='ce',
+        anneal=0.0,
+        weight_decay=0.0,
+        remat='none',
+        seed=0,
+    )
+    step = step_lib.make_train_step(
+        learning, prefix=len(layout.prefix), chunk=layout.chunk
+    )
+    state = step_lib.init_state(scores[None], learning)
+    turn = turns.make_turn([0], [0], [1], [lambda step: 0.1], 1)
+    slots = jax.tree.map(lambda x: x[None], batch)
+    state, metrics = step(state, tiny.decoder, slots, turn)
+    # After one step Adam's first moment is a tenth of the gradient.
+    return float(metrics.loss[0]), np.asarray(state.optimizer[0].mu[0]) * 10
 
 
 def _padded_batch(examples) -> tuple[packing.Layout, packing.PackedBatch]:
@@ -319,7 +324,11 @@ def test_owners_tell_examples_apart(exactness, hf_answer_nll):
     prefix = packing.common_prefix(examples)
     layout = packing.plan_layout(examples, [np.arange(_COUNT)], prefix=prefix, rows=2)
     batch = packing.pack(examples, range(_COUNT), layout)
-    nll = np.asarray(step_lib.make_measure(layout)(tiny.decoder, None, batch))
+    nll = np.asarray(
+        step_lib.make_measure(len(layout.prefix), layout.chunk)(
+            tiny.decoder, None, batch
+        )
+    )
     got = np.bincount(
         batch.owners.ravel(), (nll * batch.weights).ravel(), minlength=_COUNT
     )

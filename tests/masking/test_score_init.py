@@ -82,12 +82,12 @@ def test_padding_weights_nothing():
     hidden = jax.random.normal(jax.random.key(0), (2, 3, 5))
     weights = jnp.asarray([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     tap = score_init.square_sum_tap(weights)
-    got = tap(jnp.zeros((2, 3, 4)), hidden)
+    got = tap(jnp.zeros(()), jnp.zeros((2, 3, 4)), hidden)
     want = hidden[0, 0] ** 2 + hidden[0, 1] ** 2 + hidden[1, 0] ** 2
     np.testing.assert_allclose(got, want, rtol=1e-6)
     # Squares of bfloat16 values are rounded nowhere.
     half = hidden.astype(jnp.bfloat16)
-    got = tap(jnp.zeros(()), half)
+    got = tap(jnp.zeros(()), jnp.zeros(()), half)
     assert got.dtype == jnp.float32
     exact = np.asarray(half, np.float64) ** 2
     want = exact[0, 0] + exact[0, 1] + exact[1, 0]

@@ -223,11 +223,12 @@ def test_tap_sees_block_outputs_and_unmasked_channels(tiny_models, remat):
     def run(model, tokens, mask):
         positions = jnp.broadcast_to(jnp.arange(9)[None], (2, 9))
         attend = attention.causal(2, 9)
-        tap = lambda x, hidden: {'x': x, 'hidden': hidden}
+        tap = lambda before, x, hidden: {'x': x, 'hidden': hidden, 'before': before}
         return model(tokens, positions, mask, attend, tap=tap, remat=remat)[2]
 
     taps = run(tiny.decoder, tokens, jnp.asarray(mask, jnp.float32))
     np.testing.assert_allclose(taps['x'], np.stack(outputs), atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(taps['before'][1:], taps['x'][:-1])
     np.testing.assert_allclose(taps['hidden'], np.stack(channels), atol=1e-4, rtol=0)
     assert np.abs(np.stack(channels)).mean() > 0.1
 
@@ -431,7 +432,7 @@ def test_bfloat16_activations_stay_bfloat16(tiny_models):
 
     def run(tokens, mask):
         attend = attention.causal(1, 5)
-        return half(tokens, tokens, mask, attend, tap=lambda x, hidden: (x, hidden))
+        return half(tokens, tokens, mask, attend, tap=lambda *seen: seen)
 
     hidden, _, taps = jax.eval_shape(run, tokens, mask)
     for array in (hidden, *taps):

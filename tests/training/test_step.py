@@ -10,7 +10,7 @@ import pytest
 from ppjax import demo, errors
 from ppjax.data import chat, order, packing
 from ppjax.models import base_model, loading
-from ppjax.training import loop
+from ppjax.training import loop, turns
 from ppjax.training import step as step_lib
 
 _KEEP = 24
@@ -27,7 +27,28 @@ def setting(chatty_model):
     return model, examples, batches
 
 
-def _run(setting, *, micro_batches=1, steps=6, same=False):
+def _learning(**changes):
+    values = {
+        'keep': _KEEP,
+        'estimator': 'ste',
+        'objective': 'ce',
+        'anneal': 0.0,
+        'weight_decay': 0.01,
+        'remat': 'dots',
+        'seed': 0,
+    }
+    return step_lib.Learning(**(values | changes))
+
+
+def _turn(step, schedule, *, total=6):
+    return turns.make_turn([0], [step], [total], [schedule], 1)
+
+
+def _first_slot(batch):
+    return jax.tree.map(lambda x: x[None], batch)
+
+
+def _run(setting, *, micro_batches=1, steps=6, same=False, **changes):
     model, examples, batches = setting
     layout = packing.plan_layout(
         examples,
@@ -35,19 +56,20 @@ def _run(setting, *, micro_batches=1, steps=6, same=False):
         prefix=packing.common_prefix(examples),
         micro_batches=micro_batches,
     )
-    optimizer, _ = step_lib.make_optimizer(
-        learning_rate=1e-2, weight_decay=0.01, warmup=0.03, num_steps=6
-    )
+    schedule = step_lib.make_schedule(learning_rate=1e-2, warmup=0.03, num_steps=6)
+    learning = _learning(**changes)
     train_step = step_lib.make_train_step(
-        optimizer, keep=_KEEP, layout=layout, remat='dots'
+        learning, prefix=len(layout.prefix), chunk=layout.chunk
     )
-    scores = jax.random.normal(jax.random.key(0), (2, 40)) * 0.05
-    state = step_lib.TrainState(scores, optimizer.init(scores))
+    scores = jax.random.normal(jax.random.key(0), (1, 2, 40)) * 0.05
+    state = step_lib.init_state(scores, learning)
     history = []
     for index in range(steps):
         batch = packing.pack(examples, batches[0 if same else index], layout)
-        state, metrics = train_step(state, model, batch)
-        history.append(jax.device_get(metrics))
+        state, metrics = train_step(
+            state, model, _first_slot(batch), _turn(index, schedule)
+        )
+        history.append(jax.tree.map(lambda x: x[0], jax.device_get(metrics)))
     return train_step, state, history
 
 
@@ -82,16 +104,13 @@ def test_the_step_holds_no_weight_gradient(setting):
     layout = packing.plan_layout(
         examples, batches, prefix=packing.common_prefix(examples)
     )
-    optimizer, _ = step_lib.make_optimizer(
-        learning_rate=1e-2, weight_decay=0.01, warmup=0.03, num_steps=6
-    )
     train_step = step_lib.make_train_step(
-        optimizer, keep=_KEEP, layout=layout, remat='dots'
+        _learning(), prefix=len(layout.prefix), chunk=layout.chunk
     )
-    scores = jnp.zeros((2, 40))
-    state = step_lib.TrainState(scores, optimizer.init(scores))
-    batch = packing.pack(examples, batches[0], layout)
-    jaxpr = jax.make_jaxpr(train_step)(state, model, batch)
+    state = step_lib.init_state(jnp.zeros((1, 2, 40)), _learning())
+    batch = _first_slot(packing.pack(examples, batches[0], layout))
+    turn = _turn(0, lambda step: 1e-2)
+    jaxpr = jax.make_jaxpr(train_step)(state, model, batch, turn)
     width = model.embedding[...].shape
     made = [
         variable.aval.shape
@@ -115,9 +134,7 @@ def _equations(jaxpr):
 
 
 def test_schedule_warms_up_then_falls_to_zero():
-    _, schedule = step_lib.make_optimizer(
-        learning_rate=1e-2, weight_decay=0.01, warmup=0.03, num_steps=100
-    )
+    schedule = step_lib.make_schedule(learning_rate=1e-2, warmup=0.03, num_steps=100)
     rates = [float(schedule(step)) for step in range(101)]
     np.testing.assert_allclose(rates[:3], [1e-2 / 3, 2e-2 / 3, 1e-2], rtol=1e-6)
     assert rates[3] == pytest.approx(1e-2)

@@ -132,7 +132,8 @@ def _log_probabilities(
     )
     states = jnp.take_along_axis(hidden, batch.sources[:, :, None], axis=1)
     flat = states.reshape(-1, states.shape[-1])
-    nll = loss_lib.token_nll(model, flat, jnp.asarray(batch.targets).reshape(-1))
+    targets = jnp.asarray(batch.targets).reshape(-1)
+    nll = loss_lib.token_losses(model, flat, targets, None, objective='ce')
     return -nll.reshape(batch.targets.shape)
 
 

@@ -336,7 +336,8 @@ def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
 
 
 def mask_plots(run: run_results.Run) -> list[dict[str, Any]]:
-    if run.mask is None:
+    # A row of blocks says nothing that its numbers do not.
+    if run.mask is None or run.mask.granularity != 'channels':
         return []
     plots = [_heat_plot(run.mask.mask)]
     if run.start_mask is not None and run.start_mask.mask.shape == run.mask.mask.shape:

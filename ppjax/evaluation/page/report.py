@@ -6,8 +6,6 @@ can be looked at while it is still learning.
 
 from collections.abc import Sequence
 import datetime
-import functools
-import importlib.resources
 import json
 import pathlib
 import re
@@ -21,18 +19,14 @@ import numpy as np
 import ppjax
 from ppjax import atomic, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import plots, report_evaluation, report_views, run_results
+from ppjax.evaluation.page import (
+    plots,
+    report_evaluation,
+    report_views,
+    run_results,
+    templates,
+)
 from ppjax.personas import prompts
-
-# Longer texts are cut: a page with megabytes of them opens on no phone.
-_LONGEST_TEXT = 20_000
-
-
-def _clip(text: Any, limit: int = _LONGEST_TEXT) -> str:
-    text = str(text)
-    if len(text) <= limit:
-        return text
-    return f'{text[:limit]} … ({len(text) - limit} more characters)'
 
 
 def persona_of(system_prompt: str) -> str:
@@ -65,8 +59,8 @@ def _headline(run: run_results.Run) -> dict[str, str]:
     title = name_of(persona) or slug or short or run.path.resolve().name
     return {
         'title': title,
-        'sentence': _clip(sentence, 400) if title != sentence else '',
-        'prompt': _clip(mask.system_prompt) if mask else '',
+        'sentence': templates.clip(sentence, 400) if title != sentence else '',
+        'prompt': templates.clip(mask.system_prompt) if mask else '',
     }
 
 
@@ -77,20 +71,23 @@ def _facts(run: run_results.Run) -> dict[str, Any]:
         'base_model': settings.base_model if settings else None,
         'asked': settings.sparsity if settings else None,
         'keep': None,
+        'granularity': settings.granularity if settings else 'channels',
     }
     if mask is not None:
-        layers, d_ff = mask.mask.shape
-        facts |= {'keep': mask.keep, 'd_ff': d_ff, 'layers': layers}
+        rows, units = mask.mask.shape
+        facts |= {'keep': mask.keep, 'units': units, 'layers': rows}
+        facts['granularity'] = mask.granularity
         facts['base_model'] = facts['base_model'] or mask.base_model
     elif run.efficiency:
-        keep = efficiency.number(
-            run_results.mapping(run.efficiency.get('pruned')).get('keep')
-        )
+        pruned = run_results.mapping(run.efficiency.get('pruned'))
         d_ff, layers = (
             efficiency.number(run.efficiency.get(x)) for x in ('d_ff', 'num_layers')
         )
-        if keep and d_ff and layers:
-            facts |= {'keep': int(keep), 'd_ff': int(d_ff), 'layers': int(layers)}
+        of_blocks = facts['granularity'] == 'blocks'
+        keep = efficiency.number(pruned.get('layers' if of_blocks else 'keep'))
+        units = layers if of_blocks else d_ff
+        if keep and units and layers:
+            facts |= {'keep': int(keep), 'units': int(units), 'layers': int(layers)}
     return facts
 
 
@@ -102,7 +99,12 @@ def _flat(value: Any, name: str = '') -> list[tuple[str, str]]:
             for key, part in value.items()
             for pair in _flat(part, f'{name}.{key}' if name else str(key))
         ]
-    return [(name, _clip(json.dumps(value) if not isinstance(value, str) else value))]
+    return [
+        (
+            name,
+            templates.clip(json.dumps(value) if not isinstance(value, str) else value),
+        )
+    ]
 
 
 def _commands(run: run_results.Run) -> dict[str, str]:
@@ -150,7 +152,7 @@ def _time(value: Any) -> str:
         moment = datetime.datetime.fromisoformat(str(value))
         return f'{moment.astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC'
     except (ValueError, OverflowError):
-        return _clip(value, 40)
+        return templates.clip(value, 40)
 
 
 def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
@@ -220,23 +222,15 @@ def _missing(run: run_results.Run) -> list[str]:
     return [name for name, value in parts.items() if not value]
 
 
-@functools.cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True,
-        lstrip_blocks=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
+    return templates.load(
+        'ppjax.evaluation.page',
+        'report.html.jinja',
+        quantity=efficiency.quantity,
+        signed=report_views.signed,
+        perplexity=perplexity_text,
+        time=_time,
     )
-    environment.filters |= {
-        'quantity': efficiency.quantity,
-        'signed': report_views.signed,
-        'clip': _clip,
-        'perplexity': perplexity_text,
-        'time': _time,
-    }
-    source = importlib.resources.files('ppjax.evaluation.page') / 'report.html.jinja'
-    return environment.from_string(source.read_text('utf-8'))
 
 
 def render(run: run_results.Run) -> str:
@@ -255,6 +249,7 @@ def render(run: run_results.Run) -> str:
             plot for plot in (plots.loss_plot(run), *plots.step_plots(run)) if plot
         ],
         masks=plots.mask_plots(run),
+        kept_blocks=[] if run.mask is None else (run.mask.indices()[0] + 1).tolist(),
         evaluation=report_evaluation.sections(run.evaluation),
         score=report_evaluation.headline(run.evaluation),
         selection=_selection(run),

@@ -221,8 +221,9 @@ def _speed(result: Mapping[str, Any]) -> views.Section | None:
     def by_shape(key: str) -> float | None:
         dense, pruned = mapping(closed.get('dense')), mapping(closed.get('pruned'))
         ratio = _ratio(dense.get(key), pruned.get(key))
-        # A masked model runs all channels.
-        return ratio if ratio is None or names[-1] == 'pruned' else 1.0
+        # A masked model runs all channels, but no block that its mask drops.
+        shorter = dense.get('layers') != pruned.get('layers')
+        return ratio if ratio is None or shorter or names[-1] == 'pruned' else 1.0
 
     rows, groups = [], []
     for key, label, unit, scale, length_key, flops_key, read_key in _TIMES:

@@ -1,0 +1,60 @@
+"""A decoder's parameters as nested dicts of arrays, and back.
+
+Optimizers, checkpoints and sharding rules want plain arrays under names; the names
+are those of `Decoder` and `DecoderBlock`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ppjax.models import config as config_lib
+from ppjax.models import decoder as decoder_lib
+
+# {'embedding': [V, D], 'blocks': {'w_q': [L, D, N*H], ...}, ...}
+Weights = dict[str, Any]
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    # The last key is Param's own `.value`.
+    return [key.name for key in path[:-1]]
+
+
+def _abstract(cfg: config_lib.ModelConfig) -> decoder_lib.Decoder:
+    return jax.eval_shape(
+        lambda: decoder_lib.Decoder(cfg, dtype=jnp.float32, key=jax.random.key(0))
+    )
+
+
+def abstract(cfg: config_lib.ModelConfig) -> Weights:
+    """The shapes of all parameters, as float32."""
+    return weights_of(_abstract(cfg))
+
+
+def weights_of(decoder: decoder_lib.Decoder) -> Weights:
+    """The parameters under their names; the arrays are shared, not copied."""
+    found: Weights = {}
+    for path, value in jax.tree_util.tree_flatten_with_path(decoder)[0]:
+        *owners, name = _names(path)
+        place = found
+        for owner in owners:
+            place = place.setdefault(owner, {})
+        place[name] = value
+    return found
+
+
+def decoder_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.Decoder:
+    """The decoder of some parameters, of whatever dtype they are.
+
+    Raises:
+        KeyError: if one that the config asks for is not there.
+    """
+
+    def value(path: tuple[Any, ...], _: Any) -> Any:
+        found: Any = weights
+        for name in _names(path):
+            found = found[name]
+        return found
+
+    return jax.tree_util.tree_map_with_path(value, _abstract(cfg))

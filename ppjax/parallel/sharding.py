@@ -1,0 +1,217 @@
+"""One table that says how every parameter lies over the devices.
+
+A parameter's path gives its logical axes, a logical axis the mesh axis that it is
+split over. What matches no rule, or cannot be split evenly, is an error: nothing is
+replicated because it was forgotten.
+"""
+
+import contextlib
+import math
+import re
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import mesh_utils
+
+from ppjax import errors
+
+Tree = TypeVar('Tree')
+
+# Copies that take different rows; copies that also share out the weights; parts of
+# one layer's product.
+AXES = ('data', 'fsdp', 'tensor')
+
+_MESH_AXES: dict[str, str | None] = {
+    'layers': None,
+    'vocab': 'tensor',
+    'embed': 'fsdp',
+    'heads': 'tensor',
+    'kv_heads': 'tensor',
+    'head_dim': None,
+    'mlp': 'tensor',
+    # Vectors over the model width: too small to be worth a gather.
+    'norm': None,
+    'rank': None,
+}
+_PARAM_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r'embedding|head', ('vocab', 'embed')),
+    (r'final_norm', ('norm',)),
+    (r'blocks/(attn|ffn)_norm', ('layers', 'norm')),
+    (r'blocks/[qk]_norm', ('layers', 'head_dim')),
+    (r'blocks/w_q', ('layers', 'embed', 'heads')),
+    (r'blocks/w_[kv]', ('layers', 'embed', 'kv_heads')),
+    (r'blocks/w_o', ('layers', 'heads', 'embed')),
+    (r'blocks/w_(gate|up)', ('layers', 'embed', 'mlp')),
+    (r'blocks/w_down', ('layers', 'mlp', 'embed')),
+    (r'blocks/b_q', ('layers', 'heads')),
+    (r'blocks/b_[kv]', ('layers', 'kv_heads')),
+    (r'blocks/b_(gate|up)', ('layers', 'mlp')),
+    (r'blocks/b_(o|down)', ('layers', 'norm')),
+    (r'adapters/w_(q|k|v|gate|up)/a', ('layers', 'embed', 'rank')),
+    (r'adapters/w_o/a', ('layers', 'heads', 'rank')),
+    (r'adapters/w_down/a', ('layers', 'mlp', 'rank')),
+    (r'adapters/w_q/b', ('layers', 'rank', 'heads')),
+    (r'adapters/w_[kv]/b', ('layers', 'rank', 'kv_heads')),
+    (r'adapters/w_(gate|up)/b', ('layers', 'rank', 'mlp')),
+    (r'adapters/w_(o|down)/b', ('layers', 'rank', 'embed')),
+    (r'\d+/count', ()),
+)
+# The optimizer's moments lie as the weights that they belong to.
+_MOMENTS = r'(?:\d+/(?:mu|nu)/)?'
+
+
+def make_mesh(text: str | None, devices: list[jax.Device]) -> jax.sharding.Mesh:
+    """The mesh that `--mesh` asks for.
+
+    Args:
+        text: sizes of `AXES` such as 'data:2,fsdp:4'; axes not named have size 1,
+            and one size may be -1 for the devices that are left. None shares the
+            weights out over all devices.
+        devices: all of them are used.
+
+    Raises:
+        InputError: if the text is none, or its product is not their number.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in (text or 'fsdp:-1').split(','):
+        name, _, size = part.strip().partition(':')
+        if name not in AXES or not re.fullmatch(r'-1|[1-9]\d*', size):
+            raise errors.InputError(
+                f'--mesh={text!r}: {part!r} is not AXIS:SIZE with an axis of '
+                f'{", ".join(AXES)}.'
+            )
+        sizes[name] = int(size)
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) == 1 and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise errors.InputError(
+            f'--mesh={text!r} does not make use of the {len(devices)} devices here: '
+            'the product of its sizes must be their number; one size may be -1.'
+        )
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    return jax.sharding.Mesh(
+        grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
+    )
+
+
+def row_shards(mesh: jax.sharding.Mesh) -> int:
+    """How many parts the rows of a micro-batch are split into."""
+    return int(mesh.shape['data'] * mesh.shape['fsdp'])
+
+
+def rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """Where arrays [A, B, ...] of micro-batches lie: B over `data` and `fsdp`."""
+    spec = jax.sharding.PartitionSpec(None, ('data', 'fsdp'))
+    return jax.sharding.NamedSharding(mesh, spec)
+
+
+def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """Whole on every device."""
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def _axes_of(path: str) -> tuple[str, ...] | None:
+    for pattern, axes in _PARAM_AXES:
+        if re.fullmatch(f'{_MOMENTS}(?:{pattern})', path):
+            return axes
+    return None
+
+
+def spec_of(
+    path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh
+) -> jax.sharding.PartitionSpec:
+    """How the parameter at a path is split.
+
+    Args:
+        path: such as 'blocks/w_q', or '0/mu/blocks/w_q' in an optimizer's state.
+        shape: its shape.
+        mesh: with `AXES`.
+
+    Raises:
+        ValueError: if no rule matches the path, or its rank is not the rule's.
+        InputError: if an axis cannot be split evenly.
+    """
+    axes = _axes_of(path)
+    if axes is None:
+        raise ValueError(f'No sharding rule matches {path!r} of shape {shape}.')
+    if len(axes) != len(shape):
+        raise ValueError(f'{path!r} has shape {shape}, its rule is for {axes}.')
+    for axis, length in zip(axes, shape, strict=True):
+        name = _MESH_AXES[axis]
+        if name is not None and length % mesh.shape[name]:
+            raise errors.InputError(
+                f'--mesh: {path} cannot be split: its {axis} axis has length '
+                f'{length}, which {name}:{mesh.shape[name]} does not divide.'
+            )
+    return jax.sharding.PartitionSpec(*(_MESH_AXES[axis] for axis in axes))
+
+
+def shardings(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    """A tree of the same structure that says where each of its arrays lies.
+
+    Raises:
+        ValueError, InputError: see `spec_of`.
+    """
+
+    def sharding(path: tuple[Any, ...], value: Any) -> jax.sharding.NamedSharding:
+        spec = spec_of(_text(path), value.shape, mesh)
+        return jax.sharding.NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _text(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def place(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    """Puts every array of a tree of parameters where it belongs."""
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
+def spread_rows(x: jax.Array) -> jax.Array:
+    """Keeps activations [B, ...] spread by rows where `jax.set_mesh` is in force.
+
+    Left alone, the compiler follows the weights instead: every device would hold a
+    part of the width of all rows, and gather activations again and again. Rows that
+    cannot be spread evenly are left to it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
+        return x
+    return _constrain(x, ('data', 'fsdp'))
+
+
+def gather_tables(tree: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with the embedding and the unembedding of their whole width.
+
+    Rows spread over `fsdp` look up and multiply all of it. Gathered here it is done
+    once a step, and not for every chunk of logits.
+    """
+    return {
+        name: _constrain(value, _MESH_AXES['vocab'])
+        if name in ('embedding', 'head')
+        else value
+        for name, value in tree.items()
+    }
+
+
+def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
+
+
+def on_host() -> contextlib.AbstractContextManager[Any]:
+    """Where arrays are made that no single device may be large enough for.
+
+    Without a CPU backend, as when JAX_PLATFORMS names another alone, that is the
+    default device all the same.
+    """
+    try:
+        device = jax.local_devices(backend='cpu')[0]
+    except RuntimeError:
+        return contextlib.nullcontext()
+    return jax.default_device(device)

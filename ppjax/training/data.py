@@ -1,0 +1,110 @@
+"""What mask learning and recovery learn from: rows, rendered and split off."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+
+from ppjax import demo, errors
+from ppjax import progress as progress_lib
+from ppjax.data import calibration, chat, packing
+from ppjax.models import base_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run learns from and is measured on, as tokens.
+
+    Attributes:
+        train: calibration examples.
+        heldout: disjoint examples, or none.
+        prefix: token ids that all of them start with.
+        system_prompt: the persona prompt of the calibration rows.
+        hashes: name -> sha256 of what was read.
+    """
+
+    train: list[chat.Example]
+    heldout: list[chat.Example]
+    prefix: tuple[int, ...]
+    system_prompt: str
+    hashes: dict[str, str]
+
+
+def read_rows(source: str, *, split: str) -> list[calibration.Row]:
+    """Calibration rows from files and `demo:NAME`s, with commas between them.
+
+    Args:
+        source: what `--calibration` or `--heldout` names.
+        split: which split `demo:` means here.
+
+    Raises:
+        InputError: if one of them is absent or bad.
+    """
+    # A file's own name may have commas; a long list is too long for a name.
+    parts = [source] if os.path.isfile(source) else source.split(',')
+    return [row for part in parts for row in demo.read_rows(part.strip(), split=split)]
+
+
+def subset(rows: list[calibration.Row], size: int, seed: int) -> list[calibration.Row]:
+    """`size` of the rows, in their order; a smaller subset is part of a larger one.
+
+    Raises:
+        InputError: if there are fewer.
+    """
+    if size > len(rows):
+        raise errors.InputError(
+            f'--calibration_rows={size}, and --calibration holds {len(rows)} rows.'
+        )
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:size]
+    return [rows[i] for i in sorted(chosen)]
+
+
+def prepare_data(
+    base: base_model.BaseModel,
+    train_rows: list[calibration.Row],
+    heldout_rows: list[calibration.Row],
+    *,
+    max_length: int,
+    date: str,
+) -> Data:
+    """Renders rows and finds their common prefix.
+
+    Raises:
+        InputError: if a row cannot be rendered, none is left after the length
+            filter, or a held-out conversation is also a calibration row.
+    """
+    seen = {json.dumps(row.messages): row.where for row in train_rows}
+    for row in heldout_rows:
+        if json.dumps(row.messages) in seen:
+            raise errors.InputError(
+                f'{row.where}: this held-out row is also a calibration row '
+                f'({seen[json.dumps(row.messages)]}); it would not measure anything.'
+            )
+    renderer = chat.ChatRenderer(base.tokenizer(), date=date)
+    train, dropped = chat.render_rows(renderer, train_rows, max_length)
+    progress_lib.say(
+        f'Calibration: {len(train)} examples, {dropped} over {max_length} tokens '
+        'dropped.'
+    )
+    held: list[chat.Example] = []
+    if heldout_rows:
+        held, dropped = chat.render_rows(renderer, heldout_rows, max_length)
+        progress_lib.say(f'Held-out: {len(held)} examples, {dropped} dropped.')
+    prompts = {row.system_prompt for row in train_rows}
+    if len(prompts) > 1:
+        progress_lib.say(
+            f'Note: the calibration rows have {len(prompts)} different system '
+            'prompts; the mask file names the first.'
+        )
+    return Data(
+        train=train,
+        heldout=held,
+        prefix=packing.common_prefix(train + held),
+        system_prompt=train_rows[0].system_prompt,
+        hashes={
+            'base model': base.fingerprint(),
+            'calibration': calibration.content_hash(train_rows),
+            'heldout': calibration.content_hash(heldout_rows),
+        },
+    )

@@ -1,0 +1,108 @@
+"""Measuring where scores start, on a persona's calibration examples."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax import progress as progress_lib
+from ppjax.data import chat, packing
+from ppjax.masking import granularity as granularity_lib
+from ppjax.masking import score_init
+from ppjax.models import decoder as decoder_lib
+from ppjax.training import heldout as heldout_lib
+from ppjax.training import step as step_lib
+
+# Statistics of channels and blocks settle long before this many examples.
+_EXAMPLES = 128
+
+
+class Starts:
+    """Scores [R, U] of one persona, before `--score_scale`."""
+
+    def __init__(
+        self,
+        examples: Sequence[chat.Example],
+        common: int,
+        order: list[np.ndarray],
+        layout: packing.Layout,
+        granularity: granularity_lib.Granularity,
+    ):
+        """See `of_personas`; `common` is the length of the persona's whole prefix."""
+        self._examples, self._common = examples, common
+        self._order, self._layout = order, layout
+        self._granularity = granularity
+
+    @classmethod
+    def of_personas(
+        cls,
+        sets: Sequence[Sequence[chat.Example]],
+        prefixes: Sequence[tuple[int, ...]],
+        *,
+        batch_size: int,
+        seed: int,
+        granularity: granularity_lib.Granularity = granularity_lib.CHANNELS,
+    ) -> list['Starts']:
+        """For several personas, in one shape.
+
+        Args:
+            sets: each persona's calibration examples, of which some are drawn.
+            prefixes: that these start with.
+            batch_size: examples run at a time.
+            seed: of the draw.
+            granularity: what has scores.
+        """
+        drawn = []
+        for examples in sets:
+            chosen = np.random.default_rng(seed).permutation(len(examples))
+            drawn.append([examples[i] for i in chosen[:_EXAMPLES]])
+        batches, layouts = heldout_lib.packed_batches(drawn, prefixes, batch_size)
+        common = [len(prefix) for prefix in prefixes]
+        return [
+            cls(*own, granularity)
+            for own in zip(drawn, common, batches, layouts, strict=True)
+        ]
+
+    def _sums(
+        self,
+        label: str,
+        sums: Callable[[packing.PackedBatch, int], tuple[jax.Array, jax.Array]],
+    ) -> tuple[jax.Array, jax.Array]:
+        progress = progress_lib.Progress(label, len(self._examples))
+        total: np.ndarray | float = 0.0
+        count, done = 0.0, 0
+        for batch in self._order:
+            packed = packing.pack(self._examples, batch, self._layout)
+            part, weight = sums(packed, len(batch))
+            total, count = total + np.asarray(part, np.float64), count + float(weight)
+            done += len(batch)
+            progress.update(done)
+        progress.close()
+        return jnp.asarray(total, jnp.float32), jnp.float32(count)
+
+    def activation(self, model: decoder_lib.Decoder) -> jax.Array:
+        """From how much each channel adds to the residual stream, or a block turns it."""
+        of_blocks = self._granularity is granularity_lib.BLOCKS
+        sums = step_lib.make_tap_sums(
+            len(self._layout.prefix),
+            self._layout.chunk,
+            score_init.cosine_sum_tap if of_blocks else score_init.square_sum_tap,
+        )
+        found, tokens = self._sums(
+            'Block influence' if of_blocks else 'Channel activations',
+            lambda packed, size: sums(model, packed, self._common, 1 / size),
+        )
+        if of_blocks:
+            return score_init.influence_scores(found, tokens)
+        return score_init.activation_scores(found, tokens, model.blocks.w_down[...])
+
+    def taylor(self, model: decoder_lib.Decoder, remat: str) -> jax.Array:
+        """From the loss's gradient with respect to the mask of the dense model."""
+        squares = step_lib.make_gradient_squares(
+            len(self._layout.prefix), self._layout.chunk, remat, self._granularity
+        )
+        found, _ = self._sums(
+            'Mask gradients', lambda packed, size: squares(model, packed)
+        )
+        return score_init.taylor_scores(found)

@@ -1,0 +1,71 @@
+"""Which personas take each step of a run with many: a pure function of the settings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import optax
+
+from ppjax.training import step as step_lib
+
+
+def plan_turns(totals: Sequence[int], per_step: int) -> list[list[int]]:
+    """The personas of every joint step.
+
+    Those with the most steps left go first, which ends as early as any plan can.
+
+    Args:
+        totals: steps of each persona's own run.
+        per_step: at most so many personas at a time.
+
+    Returns:
+        Lists of different personas; each comes as often as it has steps.
+    """
+    left = list(totals)
+    turns = []
+    while any(left):
+        waiting = [persona for persona, steps in enumerate(left) if steps]
+        chosen = sorted(waiting, key=lambda persona: (-left[persona], persona))
+        turns.append(sorted(chosen[:per_step]))
+        for persona in turns[-1]:
+            left[persona] -= 1
+    return turns
+
+
+def steps_before(
+    turns: Sequence[Sequence[int]], joint: int, personas: int
+) -> list[int]:
+    """How many steps of its own each persona has taken before joint step `joint`."""
+    taken = [0] * personas
+    for turn in turns[:joint]:
+        for persona in turn:
+            taken[persona] += 1
+    return taken
+
+
+def make_turn(
+    chosen: Sequence[int],
+    taken: Sequence[int],
+    totals: Sequence[int],
+    schedules: Sequence[optax.Schedule],
+    slots: int,
+) -> step_lib.Turn:
+    """One joint step's turn; slots that stay empty hold personas that sit it out.
+
+    Args:
+        chosen: the personas that take the step.
+        taken: steps of its own that each persona has taken before.
+        totals: steps of each persona's run.
+        schedules: learning rate by step of each persona.
+        slots: N.
+    """
+    idle = [persona for persona in range(len(totals)) if persona not in chosen]
+    personas = [*chosen, *idle][:slots]
+    return step_lib.Turn(
+        persona=np.array(personas, np.int32),
+        active=np.arange(slots) < len(chosen),
+        step=np.array([taken[p] for p in personas], np.int32),
+        progress=np.array([taken[p] / totals[p] for p in personas], np.float32),
+        learning_rate=np.array(
+            [float(schedules[p](taken[p])) for p in personas], np.float32
+        ),
+    )
