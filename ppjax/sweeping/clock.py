@@ -1,0 +1,70 @@
+"""How long cells took, over every session that worked on them."""
+
+import datetime
+import json
+import pathlib
+import time
+
+from ppjax import atomic
+
+_DONE = 'done'
+
+
+def duration(seconds: float) -> str:
+    """Seconds as text: '40 s', '12 min' or '3.4 h'."""
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
+
+
+def _session(cell: pathlib.Path) -> tuple[str, float] | None:
+    """When the last session in a run directory began, and its seconds until now."""
+    try:
+        status = json.loads((cell / 'status.json').read_text('utf-8'))
+        first, last = (
+            datetime.datetime.fromisoformat(status[name])
+            for name in ('started', 'updated')
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    return status['started'], (last - first).total_seconds()
+
+
+class Clock:
+    """Seconds by cell and session, in a file beside the cells.
+
+    A killed session's seconds are those that its cell's status.json still tells.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._cells: dict[str, dict[str, float]] = {}
+        if path.exists():
+            self._cells = json.loads(path.read_text('utf-8'))
+
+    def start(self, cell: pathlib.Path) -> None:
+        """A session begins to work on a cell's run directory."""
+        self._began = time.monotonic()
+        sessions = self._cells.setdefault(cell.name, {})
+        session = _session(cell)
+        if _DONE not in sessions and session:
+            sessions[session[0]] = session[1]
+            atomic.write_json(self._path, self._cells)
+
+    def stop(self, cell: pathlib.Path) -> None:
+        """The cell is done; what comes later is no work on it."""
+        sessions = self._cells[cell.name]
+        session = _session(cell)
+        if _DONE not in sessions and session:
+            sessions[session[0]] = round(time.monotonic() - self._began, 1)
+            sessions[_DONE] = 0.0
+            atomic.write_json(self._path, self._cells)
+
+    def seconds(self, cell: str) -> float:
+        """What a cell took so far."""
+        return round(sum(self._cells.get(cell, {}).values()), 1)
+
+    def mean(self) -> float | None:
+        """Seconds that a cell took on average; None before one is done."""
+        done = [name for name, sessions in self._cells.items() if _DONE in sessions]
+        return sum(map(self.seconds, done)) / len(done) if done else None

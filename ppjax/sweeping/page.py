@@ -1,0 +1,143 @@
+"""`sweep.html`: a sweep's tables and plots, in the look of `report.html`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ppjax
+from ppjax import flags
+from ppjax.evaluation.page import report_views, templates
+from ppjax.sweeping import aggregate, charts, clock, grid, results, tables
+from ppjax.sweeping import config as config_lib
+
+_ROWS = 'calibration_rows'
+_NOTE = (
+    'All figures are the learned mask’s held-out NLL minus the dense model’s on the '
+    'same answers, in nats per answer token: lower is better, and below 0 the pruned '
+    'model expects the persona’s answers better than the dense one. ± is the standard '
+    'deviation over seeds of each seed’s mean; n counts cells, or pairs of cells that '
+    'differ on this axis alone.'
+)
+
+
+def _scaling(
+    found: Sequence[results.Result], axes: Sequence[grid.Axis]
+) -> list[dict[str, Any]]:
+    """A curve over calibration rows for each persona, a plot for each setting."""
+    if _ROWS not in aggregate.compared_axes(axes):
+        return []
+    rest = [axis for axis in axes if axis.name != _ROWS]
+    made = []
+    for number, (values, lines) in enumerate(aggregate.curves(found, _ROWS), start=1):
+        named = [
+            (persona or 'Learned mask', points) for persona, points in lines.items()
+        ]
+        plot = charts.curves_plot(
+            f'Calibration rows {number}', 'calibration rows', named
+        )
+        # What users named may stand in HTML, which escapes it, and not in SVG.
+        title = f'Calibration rows, {aggregate.label(values, rest)}'
+        made.append(plot | {'title': title})
+    return made
+
+
+def _versus_plot(found: Sequence[results.Result]) -> dict[str, Any]:
+    rows = [
+        (
+            row.persona or 'Mean',
+            [
+                charts.Dot('learned', row.own.mean, row.own.std),
+                charts.Dot('heldout', row.shared.mean, row.shared.std),
+            ],
+        )
+        for row in aggregate.versus_global(found)
+    ]
+    legend = [('learned', 'block', 'Own mask'), ('heldout', 'block', 'Global mask')]
+    return charts.dots_plot('Own and global masks', rows, legend)
+
+
+def _axis_plot(found: Sequence[results.Result], axis: str) -> dict[str, Any]:
+    rows = [
+        (
+            grid.text_of(row.value),
+            [charts.Dot('learned', row.gain.mean, row.gain.std)],
+        )
+        for row in aggregate.marginals(found, axis)
+    ]
+    return charts.dots_plot(f'{tables.TO_DENSE}, by {axis}', rows)
+
+
+def sections(
+    found: Sequence[results.Result], axes: Sequence[grid.Axis]
+) -> list[report_views.Section]:
+    """What the page shows, and sweep.md as far as it is tables."""
+    made = []
+    scaling = _scaling(found, axes)
+    if scaling:
+        made.append(
+            report_views.Section(
+                'Data scaling', 'What more calibration rows are worth.', plots=scaling
+            )
+        )
+    for axis in aggregate.compared_axes(axes):
+        table = tables.marginal_table(found, axis)
+        if table:
+            made.append(
+                report_views.Section(
+                    f'Comparison by {axis}',
+                    'Means over all that else varies, and paired differences to the '
+                    'first value.',
+                    plots=[_axis_plot(found, axis)],
+                    tables=[table],
+                )
+            )
+    versus = tables.versus_table(found)
+    if versus:
+        made.append(
+            report_views.Section(
+                'Persona-specific and global masks',
+                'A mask of its own for every persona, against one mask learned from '
+                'the rows of all of them; means over all that else varies.',
+                plots=[_versus_plot(found)],
+                tables=[versus],
+            )
+        )
+    whole = (tables.settings_table(found, axes), tables.personas_table(found, axes))
+    made.append(
+        report_views.Section(
+            'All settings',
+            'Means over personas and seeds.',
+            tables=[table for table in whole if table],
+        )
+    )
+    return made
+
+
+def render(
+    cfg: config_lib.SweepConfig,
+    parts: Sequence[report_views.Section],
+    seconds: dict[str, float],
+    versions: dict[str, str],
+) -> str:
+    """The page as HTML text.
+
+    Args:
+        cfg: of the sweep.
+        parts: see `sections`.
+        seconds: cell -> what it took.
+        versions: what the sweep ran with.
+    """
+    page = templates.load('ppjax.sweeping', 'sweep.html.jinja').render(
+        cfg=cfg,
+        axes=[
+            (axis.name, ', '.join(map(grid.text_of, axis.values))) for axis in cfg.axes
+        ],
+        cells=len(seconds),
+        time=clock.duration(sum(seconds.values())),
+        note=_NOTE,
+        sections=parts,
+        settings=flags.to_flagfile(cfg, omit=('overwrite',)),
+        versions=list(versions.items()),
+        tool_version=ppjax.__version__,
+    )
+    # Lone surrogates may not stand in HTML.
+    return page.encode('utf-8', 'replace').decode('utf-8')
