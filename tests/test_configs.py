@@ -8,6 +8,8 @@ import pytest
 from ppjax import flags, run
 from ppjax.evaluation import config as evaluation_config
 from ppjax.masking import topk
+from ppjax.recovery import config as recovery_config
+from ppjax.sweeping import config as sweep_config
 from ppjax.synthesis import config as synthesis_config
 from ppjax.training import config
 
@@ -31,11 +33,18 @@ _FILL = {
         'judge_model',
         'judge_url',
     ),
+    recovery_config.RecoverConfig: ('run', 'output_dir'),
+    sweep_config.SweepConfig: (),
 }
 _KINDS = {
     'evaluate-paper': evaluation_config.EvaluateConfig,
     'quickstart': run.RunConfig,
     'authors-scorer': synthesis_config.SynthesizeConfig,
+    'recover-paper': recovery_config.RecoverConfig,
+    'sweep-estimators': sweep_config.SweepConfig,
+    'sweep-objectives': sweep_config.SweepConfig,
+    'sweep-schedules': sweep_config.SweepConfig,
+    'sweep-starts': sweep_config.SweepConfig,
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppjax.data import chat, packing
 from ppjax.models import decoder as decoder_lib
-from ppjax.training import step as step_lib
+from ppjax.training import measure as measure_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class HeldOut:
     ) -> None:
         self._order = order
         self._batches = [packing.pack(examples, batch, layout) for batch in order]
-        self._measure = step_lib.make_measure(len(layout.prefix), layout.chunk)
+        self._measure = measure_lib.make_measure(len(layout.prefix), layout.chunk)
         self.tokens = np.array([example.num_answer_tokens for example in examples])
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import score_init
 from ppjax.models import decoder as decoder_lib
 from ppjax.training import heldout as heldout_lib
-from ppjax.training import step as step_lib
+from ppjax.training import measure as measure_lib
 
 # Statistics of channels and blocks settle long before this many examples.
 _EXAMPLES = 128
@@ -84,7 +84,7 @@ class Starts:
     def activation(self, model: decoder_lib.Decoder) -> jax.Array:
         """From how much each channel adds to the residual stream, or a block turns it."""
         of_blocks = self._granularity is granularity_lib.BLOCKS
-        sums = step_lib.make_tap_sums(
+        sums = measure_lib.make_tap_sums(
             len(self._layout.prefix),
             self._layout.chunk,
             score_init.cosine_sum_tap if of_blocks else score_init.square_sum_tap,
@@ -99,7 +99,7 @@ class Starts:
 
     def taylor(self, model: decoder_lib.Decoder, remat: str) -> jax.Array:
         """From the loss's gradient with respect to the mask of the dense model."""
-        squares = step_lib.make_gradient_squares(
+        squares = measure_lib.make_gradient_squares(
             len(self._layout.prefix), self._layout.chunk, remat, self._granularity
         )
         found, _ = self._sums(

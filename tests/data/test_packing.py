@@ -9,6 +9,7 @@ import torch
 
 from ppjax.data import chat, packing
 from ppjax.masking import topk
+from ppjax.training import measure as measure_lib
 from ppjax.training import step as step_lib
 from ppjax.training import turns
 
@@ -325,7 +326,7 @@ def test_owners_tell_examples_apart(exactness, hf_answer_nll):
     layout = packing.plan_layout(examples, [np.arange(_COUNT)], prefix=prefix, rows=2)
     batch = packing.pack(examples, range(_COUNT), layout)
     nll = np.asarray(
-        step_lib.make_measure(len(layout.prefix), layout.chunk)(
+        measure_lib.make_measure(len(layout.prefix), layout.chunk)(
             tiny.decoder, None, batch
         )
     )

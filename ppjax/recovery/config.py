@@ -1,0 +1,182 @@
+"""The settings of `python -m ppjax.recover`."""
+
+import dataclasses
+import pathlib
+
+from ppjax import errors, flags, run_directory, settings
+from ppjax.models import decoder, hf_export
+from ppjax.recovery import lora
+from ppjax.training import config as train_config
+
+# Of adapters larger: they start from nothing.
+_FULL_RATE, _LORA_RATE = 5e-5, 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class RecoverConfig(settings.CommonSettings):
+    """How a model is finetuned after pruning; the defaults are the paper's (A.1)."""
+
+    base_model: str = flags.setting(
+        None,
+        'The dense model, as for python -m ppjax.train; with --mask it is pruned first.',
+    )
+    mask: str | None = flags.setting(None, 'A .pmask to prune --base_model by.')
+    model: str | None = flags.setting(
+        None, 'Instead: directory of a model that is pruned already, as exported.'
+    )
+    run: str | None = flags.setting(
+        None,
+        'Instead: run directory of mask learning; its base model and mask are taken, '
+        'and its data where --calibration or --heldout are not given.',
+    )
+    calibration: str | None = flags.setting(
+        None, 'JSONL of chats to learn from, or demo:NAME for a persona shipped here.'
+    )
+    heldout: str | None = flags.setting(
+        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.'
+    )
+    lora_rank: int = flags.setting(
+        0, 'Rank of LoRA adapters to train beside frozen weights; 0 trains all weights.'
+    )
+    lora_alpha: int = flags.setting(
+        16, 'What adapters add is scaled by this, divided by the rank.'
+    )
+    lora_targets: str = flags.setting(
+        ','.join(lora.TARGETS), 'The modules that have adapters, separated by commas.'
+    )
+    learning_rate: float | None = flags.setting(
+        None,
+        f'Peak learning rate of AdamW; by default {_FULL_RATE:g}, and {_LORA_RATE:g} '
+        'with LoRA.',
+    )
+    weight_decay: float = flags.setting(0.01, 'Decoupled weight decay of AdamW.')
+    warmup: float = flags.setting(
+        0.03, 'Share of the steps in which the learning rate rises linearly.'
+    )
+    epochs: float = flags.setting(3.0, 'Passes over the calibration data.')
+    steps: int | None = flags.setting(
+        None, 'Optimizer steps, instead of --epochs; the schedule spans them.'
+    )
+    batch_size: int = flags.setting(16, 'Examples in every optimizer step.')
+    micro_batches: int = flags.setting(
+        4, 'Pieces a step is cut into to save memory; gradients are accumulated.'
+    )
+    remat: str = flags.setting(
+        'dots',
+        'What the backward pass recomputes: none, dots (all but the products with '
+        'weights) or full (least memory).',
+        choices=decoder.REMAT,
+    )
+    mesh: str | None = flags.setting(
+        None,
+        'Sizes of the mesh axes data, fsdp and tensor, as in data:2,fsdp:4; one may '
+        'be -1. By default fsdp has all devices.',
+    )
+    heldout_every: int = flags.setting(
+        0, 'Steps between held-out measurements; 0 measures 4 times a run.'
+    )
+    checkpoint_every: int = flags.setting(
+        50,
+        'Steps between checkpoints. With all weights trained each takes 12 bytes a '
+        'parameter; they are removed when the model is exported.',
+    )
+    log_every: int = flags.setting(1, 'Steps between lines of metrics.jsonl.')
+    stop_after: int | None = flags.setting(
+        None, 'Pause after this step, as if interrupted; for short trials.'
+    )
+    export_dtype: str | None = flags.setting(
+        None,
+        'Precision of the exported weights; by default the one that the model given '
+        'is stored in, or float32 if that is quantised.',
+        choices=tuple(hf_export.DTYPES),
+    )
+
+    def __post_init__(self) -> None:
+        # Not the shared check: there are other ways to name a model here.
+        if not self.output_dir:
+            raise errors.InputError('--output_dir must be given.')
+        given = [n for n in ('base_model', 'model', 'run') if getattr(self, n)]
+        if len(given) != 1:
+            raise errors.InputError(
+                'Name what to recover with one of --model, --base_model (and --mask) '
+                f'or --run; got {" and ".join(f"--{n}" for n in given) or "none"}.'
+            )
+        if self.mask and not self.base_model:
+            raise errors.InputError('--mask needs --base_model.')
+        if not self.calibration and not self.run:
+            raise errors.InputError('--calibration must be given.')
+        lora.parse_targets(self.lora_targets)
+        settings.require(
+            self,
+            'be at least 1',
+            lambda value: value >= 1,
+            'max_length',
+            'lora_alpha',
+            'batch_size',
+            'micro_batches',
+            'checkpoint_every',
+            'log_every',
+            'steps',
+            'stop_after',
+        )
+        settings.require(
+            self, 'be positive', lambda value: value > 0, 'learning_rate', 'epochs'
+        )
+        settings.require(
+            self,
+            'not be negative',
+            lambda value: value >= 0,
+            'lora_rank',
+            'weight_decay',
+            'heldout_every',
+        )
+        settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'warmup')
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate given, or the method's own."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _LORA_RATE if self.lora_rank else _FULL_RATE
+
+    def resolved(self) -> 'RecoverConfig':
+        """These settings with what `run` stands for in its place.
+
+        Raises:
+            InputError: if it is no run directory with a learned mask.
+        """
+        if not self.run:
+            return self
+        run = pathlib.Path(self.run).expanduser()
+        mask = run / 'mask.pmask'
+        if not mask.is_file():
+            raise errors.InputError(
+                f'--run={self.run} has no mask.pmask: it is another directory, or its '
+                'mask is not learned yet.'
+            )
+        trained = flags.from_flagfile(
+            train_config.TrainConfig, run_directory.settings_file(run, 'train')
+        )
+        return dataclasses.replace(
+            self,
+            run=None,
+            base_model=trained.base_model,
+            mask=str(mask),
+            calibration=self.calibration or trained.calibration,
+            heldout=self.heldout or trained.heldout,
+        )
+
+
+# What may change between two calls on one run directory without making another run.
+RESUMABLE = frozenset(
+    {
+        'output_dir',
+        'overwrite',
+        'heldout_every',
+        'checkpoint_every',
+        'log_every',
+        'stop_after',
+        # Sums in another order: the same run up to rounding, on other machines.
+        'mesh',
+    }
+)

@@ -1,0 +1,79 @@
+"""What recovery trains: all weights, or adapters beside frozen ones."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from ppjax.models import array_reader, checkpoint, weights
+from ppjax.models import config as config_lib
+from ppjax.recovery import lora
+
+# Nested dicts of float32 arrays, the optimizer's parameters.
+Trained = dict[str, Any]
+
+
+class Method(Protocol):
+    """Which arrays are trained, and what model they make."""
+
+    def cast(self, trained: Trained) -> Trained:
+        """The trained arrays in the precision that they are computed with."""
+
+    def model(self, trained: Trained, frozen: weights.Weights) -> Any:
+        """What is called like a `Decoder`, from cast arrays and the frozen ones."""
+
+    def merged(
+        self, trained: Trained, start: checkpoint.CheckpointReader
+    ) -> checkpoint.CheckpointReader:
+        """The finished weights, in place of those that were started from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FullFinetuning:
+    """All weights are trained, float32; nothing is frozen (paper, A.1).
+
+    Attributes:
+        cfg: of the model.
+        dtype: of products and activations.
+    """
+
+    cfg: config_lib.ModelConfig
+    dtype: str
+
+    def cast(self, trained: Trained) -> Trained:
+        return jax.tree.map(lambda x: x.astype(jnp.dtype(self.dtype)), trained)
+
+    def model(self, trained: Trained, frozen: weights.Weights) -> Any:
+        del frozen  # There is nothing in it.
+        return weights.decoder_of(self.cfg, trained)
+
+    def merged(
+        self, trained: Trained, start: checkpoint.CheckpointReader
+    ) -> checkpoint.CheckpointReader:
+        return array_reader.ArrayReader(trained, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraFinetuning:
+    """Adapters are trained, float32, beside frozen weights.
+
+    Attributes:
+        cfg: of the model.
+        scale: alpha / r.
+    """
+
+    cfg: config_lib.ModelConfig
+    scale: float
+
+    def cast(self, trained: Trained) -> Trained:
+        return trained
+
+    def model(self, trained: Trained, frozen: weights.Weights) -> Any:
+        decoder = weights.decoder_of(self.cfg, frozen)
+        return lora.adapt(decoder, trained['adapters'], self.scale)
+
+    def merged(
+        self, trained: Trained, start: checkpoint.CheckpointReader
+    ) -> checkpoint.CheckpointReader:
+        return lora.MergedReader(start, trained['adapters'], self.scale)

@@ -1,0 +1,146 @@
+"""What recovery leaves: a Hugging Face directory, adapters, and its figures."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import pathlib
+import shlex
+from typing import Any
+
+import jax
+
+from ppjax import atomic, flags, versions
+from ppjax import progress as progress_lib
+from ppjax.models import hf_export, model_card
+from ppjax.recovery import config as config_lib
+from ppjax.recovery import lora, methods, peft_files
+from ppjax.recovery import run as run_lib
+from ppjax.recovery import source as source_lib
+from ppjax.training import heldout as heldout_lib
+
+
+def model_dir(run: run_lib.Run) -> pathlib.Path:
+    """Where the recovered model goes."""
+    return run.directory.path / 'hf'
+
+
+def _results_file(run: run_lib.Run) -> pathlib.Path:
+    return run.directory.path / 'results' / 'recovery.json'
+
+
+def is_finished(run: run_lib.Run) -> bool:
+    """Whether `write` came to its end."""
+    return _results_file(run).exists() and model_dir(run).exists()
+
+
+def write(
+    run: run_lib.Run,
+    trained: methods.Trained,
+    likelihood: Mapping[str, heldout_lib.Likelihood],
+) -> None:
+    """Writes hf/, with LoRA adapter/, and last results/recovery.json.
+
+    Raises:
+        InputError: if the disk is full or cannot be written, or a weight is not
+            finite in the precision to export.
+    """
+    cfg, source = run.cfg, run.source
+    figures = _figures(run, trained, likelihood)
+    dtype = cfg.export_dtype or hf_export.default_dtype(source.model.reader)
+    tokenizer = source.files.tokenizer()
+    before = source_lib.card_before(
+        source, dtype, command(cfg), has_template=bool(tokenizer.chat_template)
+    )
+    progress_lib.say(f'Writing {model_dir(run)} ...')
+    hf_export.export_model(
+        dataclasses.replace(
+            source.model, reader=run.method.merged(trained, source.model.reader)
+        ),
+        model_dir(run),
+        dtype=dtype,
+        tokenizer=tokenizer,
+        model_card=model_card.with_recovery(before, _card_facts(run, figures)),
+        system_prompt=source.system_prompt or run.data.system_prompt,
+    )
+    if cfg.lora_rank:
+        peft_files.save(
+            run.directory.path / 'adapter',
+            trained['adapters'],
+            alpha=cfg.lora_alpha,
+            targets=lora.parse_targets(cfg.lora_targets),
+            base_name=model_card.hub_id(source.model.name),
+        )
+    atomic.write_json(_results_file(run), figures | {'export_dtype': dtype})
+
+
+def _figures(
+    run: run_lib.Run,
+    trained: methods.Trained,
+    likelihood: Mapping[str, heldout_lib.Likelihood],
+) -> dict[str, Any]:
+    """The content of results/recovery.json: means, and every example's figures."""
+    figures: dict[str, Any] = {
+        'method': 'lora' if run.cfg.lora_rank else 'full',
+        'trained_parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(trained)),
+        'steps': run.total,
+        'learning_rate': run.cfg.peak_rate,
+        'mesh': dict(run.mesh.shape),
+    }
+    if likelihood:
+        heldout = run.data.heldout
+        figures |= {
+            'heldout': {
+                'source': run.cfg.heldout,
+                'rows': len(heldout),
+                'answer_tokens': sum(e.num_answer_tokens for e in heldout),
+            },
+            'models': {name: {'nll': x.mean} for name, x in likelihood.items()},
+            'examples': [
+                {'query_id': example.query_id}
+                | {'answer_tokens': example.num_answer_tokens}
+                | {n: round(float(x.nll[i]), 6) for n, x in likelihood.items()}
+                for i, example in enumerate(heldout)
+            ],
+        }
+    return figures | {
+        'settings': dataclasses.asdict(run.cfg),
+        'versions': versions.versions(),
+    }
+
+
+def _card_facts(run: run_lib.Run, figures: Mapping[str, Any]) -> model_card.Recovery:
+    cfg = run.cfg
+    trained = 'All weights were'
+    if cfg.lora_rank:
+        trained = (
+            f'Adapters of rank {cfg.lora_rank} on {cfg.lora_targets.replace(",", ", ")}'
+            ', since merged into the weights, were'
+        )
+    return model_card.Recovery(
+        trained=trained,
+        calibration=str(cfg.calibration),
+        calibration_rows=len(run.data.train),
+        likelihood=figures,
+        settings=flags.to_flagfile(_publishable(cfg)),
+    )
+
+
+def _publishable(cfg: config_lib.RecoverConfig) -> config_lib.RecoverConfig:
+    """Settings without whose machine it was: cards are published."""
+    shorter: dict[str, Any] = {}
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if isinstance(value, str) and value.startswith(('/', '~')):
+            shorter[field.name] = pathlib.PurePath(value).name or value
+    return dataclasses.replace(cfg, **shorter)
+
+
+def command(cfg: config_lib.RecoverConfig) -> str:
+    """The call that these settings come from, for a card."""
+    shown = dataclasses.asdict(_publishable(cfg))
+    given = [
+        f'--{field.name}={shown[field.name]}'
+        for field in dataclasses.fields(cfg)
+        if shown[field.name] != field.default and field.name != 'overwrite'
+    ]
+    return shlex.join(['python', '-m', 'ppjax.recover', *given])

@@ -1,0 +1,224 @@
+"""One recovery run: its data, its devices, what it trains and starts from."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax import atomic, run_directory
+from ppjax import progress as progress_lib
+from ppjax.data import order, packing
+from ppjax.models import base_model, loading, weights
+from ppjax.parallel import sharding
+from ppjax.recovery import config as config_lib
+from ppjax.recovery import lora, methods
+from ppjax.recovery import source as source_lib
+from ppjax.recovery import step as step_lib
+from ppjax.training import data as data_lib
+from ppjax.training import heldout as heldout_lib
+from ppjax.training import step as mask_step_lib
+
+
+class Run:
+    """What stays the same from a run's first step to its last.
+
+    Attributes:
+        cfg: its settings, resolved.
+        source: what it starts from.
+        data: what it learns from and is measured on.
+        directory: where it keeps everything.
+        mesh: its devices.
+        method: what is trained.
+        total: optimizer steps.
+        batches: the examples of each.
+        layout: the shape of every batch.
+        optimizer, schedule: AdamW, and its learning rate by step.
+    """
+
+    def __init__(
+        self,
+        cfg: config_lib.RecoverConfig,
+        source: source_lib.Source,
+        data: data_lib.Data,
+        directory: run_directory.RunDirectory,
+        mesh: jax.sharding.Mesh,
+    ):
+        self.cfg, self.source, self.data = cfg, source, data
+        self.directory, self.mesh = directory, mesh
+        self.method = make_method(cfg, source)
+        lengths = np.array([len(example.tokens) for example in data.train])
+        self.total = cfg.steps or max(
+            1,
+            round(cfg.epochs * order.steps_per_epoch(cfg.batch_size, len(lengths))),
+        )
+        self.batches = order.all_steps(cfg.seed, self.total, cfg.batch_size, lengths)
+        self.layout = packing.plan_layout(
+            data.train,
+            self.batches,
+            prefix=data.prefix,
+            rows=sharding.row_shards(mesh),
+            micro_batches=cfg.micro_batches,
+        )
+        self.optimizer, self.schedule = mask_step_lib.make_optimizer(
+            learning_rate=cfg.peak_rate,
+            weight_decay=cfg.weight_decay,
+            warmup=cfg.warmup,
+            num_steps=self.total,
+        )
+        self._references = directory.path / 'results' / 'references.json'
+
+    def say_plan(self) -> None:
+        """Says what will be trained, on what, and how a step is cut up."""
+        cfg, layout = self.cfg, self.layout
+        trained = sum(
+            leaf.size for leaf in jax.tree.leaves(self.abstract_state().trained)
+        )
+        how = (
+            f'adapters of rank {cfg.lora_rank} on {cfg.lora_targets}'
+            if cfg.lora_rank
+            else 'all weights'
+        )
+        progress_lib.say(
+            f'Training {how}: {trained:,} parameters, learning rate {cfg.peak_rate:g}.'
+        )
+        rows = layout.rows * layout.micro_batches
+        progress_lib.say(
+            f'{self.total} steps of {cfg.batch_size} examples, each in {rows} rows of '
+            f'{layout.tokens_per_row} tokens ({layout.micro_batches} micro-batches), '
+            f'{len(layout.prefix)} of them the shared prefix.'
+        )
+        shape = {name: size for name, size in self.mesh.shape.items() if size > 1}
+        if shape:
+            progress_lib.say(
+                'Devices: '
+                + ', '.join(f'{name} {size}' for name, size in shape.items())
+                + '.'
+            )
+        if rows > cfg.batch_size:
+            progress_lib.say(
+                f'Note: {rows} rows are more than --batch_size={cfg.batch_size}; some '
+                'hold nothing. Lower --micro_batches.'
+            )
+
+    def load(self) -> tuple[methods.Trained, weights.Weights]:
+        """Reads the weights to start from, and puts them where they belong.
+
+        Returns:
+            (what is trained, before the first step; what is frozen).
+        """
+        cfg, model = self.cfg, self.source.model
+        if not cfg.lora_rank:
+            return self._read(model, 'float32'), {}
+        adapters = start_adapters(cfg, model)
+        return sharding.place(adapters, self.mesh), self._read(model, cfg.dtype)
+
+    def _read(self, model: base_model.BaseModel, dtype: str) -> weights.Weights:
+        with sharding.on_host():
+            decoder = loading.load_decoder(
+                model.reader,
+                model.config,
+                dtype=jnp.dtype(dtype),
+                progress=progress_lib.counter('Loading tensors'),
+            )
+        return sharding.place(weights.weights_of(decoder), self.mesh)
+
+    def abstract_state(self) -> step_lib.RecoveryState:
+        """Shapes and places of the state, without arrays."""
+        cfg, model = self.cfg, self.source.model
+        if cfg.lora_rank:
+            trained = jax.eval_shape(lambda: start_adapters(cfg, model))
+        else:
+            trained = weights.abstract(model.config)
+        state = step_lib.RecoveryState(
+            trained, jax.eval_shape(self.optimizer.init, trained)
+        )
+
+        def placed(value: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> object:
+            return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=where)
+
+        return step_lib.RecoveryState(
+            *(jax.tree.map(placed, x, sharding.shardings(x, self.mesh)) for x in state)
+        )
+
+    def first_state(self, trained: methods.Trained) -> step_lib.RecoveryState:
+        """The state before the first step."""
+        where = jax.tree.map(lambda x: x.sharding, self.abstract_state().optimizer)
+        moments = jax.jit(self.optimizer.init, out_shardings=where)(trained)
+        return step_lib.RecoveryState(trained, moments)
+
+    def measure(
+        self,
+        heldout: heldout_lib.HeldOut,
+        trained: methods.Trained,
+        frozen: weights.Weights,
+    ) -> heldout_lib.Likelihood:
+        """Held-out likelihood of the model as trained so far."""
+        return heldout.measure(
+            self.method.model(self.method.cast(trained), frozen), None
+        )
+
+    @property
+    def has_references(self) -> bool:
+        """Whether `references` need not measure any more."""
+        return self._references.exists()
+
+    def references(
+        self,
+        heldout: heldout_lib.HeldOut,
+        trained: methods.Trained,
+        frozen: weights.Weights,
+    ) -> dict[str, heldout_lib.Likelihood]:
+        """Held-out likelihood before recovery, and of the dense model if it is known.
+
+        Kept in results/references.json, so that a resumed run need not measure again.
+        """
+        if not self.has_references:
+            found = {}
+            source = self.source
+            if source.persona_mask is not None:
+                dense = weights.decoder_of(
+                    source.files.config, self._read(source.files, self.cfg.dtype)
+                )
+                found['dense'] = heldout.measure(dense, None)
+                del dense
+            found['start'] = self.measure(heldout, trained, frozen)
+            for name, likelihood in found.items():
+                progress_lib.say(f'Held-out, {name}: {likelihood.mean:.4f} nats/token')
+            atomic.write_json(
+                self._references, {name: x.nll.tolist() for name, x in found.items()}
+            )
+        stored = json.loads(self._references.read_text('utf-8'))
+        return {
+            name: heldout_lib.Likelihood(np.array(nll), heldout.tokens)
+            for name, nll in stored.items()
+        }
+
+
+def make_method(
+    cfg: config_lib.RecoverConfig, source: source_lib.Source
+) -> methods.Method:
+    """What the settings ask to train."""
+    if cfg.lora_rank:
+        return methods.LoraFinetuning(
+            source.model.config, cfg.lora_alpha / cfg.lora_rank
+        )
+    return methods.FullFinetuning(source.model.config, cfg.dtype)
+
+
+def start_adapters(
+    cfg: config_lib.RecoverConfig, model: base_model.BaseModel
+) -> methods.Trained:
+    """The adapters of a run's seed, before the first step.
+
+    Raises:
+        InputError: if the rank is more than a target has.
+    """
+    return {
+        'adapters': lora.init_adapters(
+            model.config,
+            lora.parse_targets(cfg.lora_targets),
+            cfg.lora_rank,
+            jax.random.key(cfg.seed),
+        )
+    }

@@ -1,0 +1,115 @@
+"""What recovery starts from: a model's files, perhaps sliced by a mask."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+
+from ppjax import errors
+from ppjax.masking import apply, pmask
+from ppjax.models import base_model, hf_export, loading, model_card
+from ppjax.recovery import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model to recover.
+
+    Attributes:
+        files: as it lies on disk: tokenizer, licence, dense weights under a mask.
+        model: the weights to start from; its reader slices where there is a mask.
+        persona_mask: or None.
+        system_prompt: the persona prompt that came with it; '' if none did.
+    """
+
+    files: base_model.BaseModel
+    model: base_model.BaseModel
+    persona_mask: pmask.PersonaMask | None
+    system_prompt: str
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Beside the base model's fingerprint, what decides the weights."""
+        if self.persona_mask is None:
+            return {}
+        bits = np.packbits(self.persona_mask.mask)
+        return {'mask': hashlib.sha256(bits.tobytes()).hexdigest()}
+
+
+def open_source(cfg: config_lib.RecoverConfig) -> Source:
+    """Opens what resolved settings name; no weights are read.
+
+    Raises:
+        InputError: if something is absent or unreadable, or the mask is another
+            base's.
+    """
+    if cfg.model:
+        files, system_prompt = apply.open_exported(cfg.model)
+        return Source(files, files, None, system_prompt)
+    files = base_model.open_base_model(cfg.base_model)
+    if not cfg.mask:
+        return Source(files, files, None, '')
+    persona_mask = pmask.load(cfg.mask)
+    persona_mask.check_base(
+        files.fingerprint(), files.config.num_layers, files.config.d_ff
+    )
+    loading.check_tensors(files.reader, files.config)
+    model = persona_mask.kind.pruned(files, persona_mask.mask)
+    return Source(files, model, persona_mask, persona_mask.system_prompt)
+
+
+def refuse_inside_output(cfg: config_lib.RecoverConfig, source: Source) -> None:
+    """Refuses to write over what is read: --overwrite would delete it.
+
+    Raises:
+        InputError: naming what lies in the run directory.
+    """
+    output = pathlib.Path(cfg.output_dir).expanduser().resolve()
+    for path in (source.files.reader.path, cfg.mask):
+        read = None if path is None else pathlib.Path(path).expanduser()
+        if read is not None and read.resolve().is_relative_to(output):
+            raise errors.InputError(
+                f'{read} lies in --output_dir={cfg.output_dir}; give recovery a folder '
+                'of its own.'
+            )
+
+
+def card_before(source: Source, dtype: str, command: str, *, has_template: bool) -> str:
+    """The model card of what recovery started from.
+
+    Args:
+        source: the model.
+        dtype: of the weights that the card comes with.
+        command: what was run.
+        has_template: whether the tokenizer has a chat template.
+    """
+    files = source.files
+    if source.persona_mask is None:
+        folder = files.reader.path
+        if folder.is_dir() and (folder / 'README.md').is_file():
+            return (folder / 'README.md').read_text('utf-8', errors='replace')
+        return model_card.bare(files.name, model_card.inherited_license(files.reader))
+    keep = source.persona_mask.keep
+    dense = hf_export.parameter_count(files)
+    pruned = hf_export.parameter_count(source.model)
+    width = hf_export.DTYPES[dtype][0].itemsize
+    return model_card.render(
+        model_card.Facts(
+            base_name=files.name,
+            base_fingerprint=source.persona_mask.base_fingerprint,
+            license=model_card.inherited_license(files.reader),
+            system_prompt=source.system_prompt,
+            chat_template=has_template,
+            num_layers=files.config.num_layers,
+            d_ff=files.config.d_ff,
+            keep=keep,
+            dtype=dtype,
+            parameters=(dense, pruned),
+            weight_bytes=(dense * width, pruned * width),
+            command=command,
+            kept_blocks=tuple(source.persona_mask.indices()[0].tolist())
+            if source.persona_mask.granularity == pmask.BLOCKS
+            else None,
+        )
+    )

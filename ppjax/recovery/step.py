@@ -1,0 +1,132 @@
+"""One optimizer step of recovery."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ppjax.data import packing
+from ppjax.models.weights import Weights
+from ppjax.parallel import sharding
+from ppjax.recovery import methods
+from ppjax.training import loss as loss_lib
+
+
+class RecoveryState(NamedTuple):
+    """All that recovery changes, float32.
+
+    Attributes:
+        trained: see `methods.Trained`.
+        optimizer: optax's state.
+    """
+
+    trained: methods.Trained
+    optimizer: Any
+
+
+class StepMetrics(NamedTuple):
+    """Figures of one step, scalars.
+
+    Attributes:
+        loss: mean -log p over the step's answer tokens, before the update, in nats.
+        grad_norm: of its gradient by all that is trained.
+    """
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+Step = Callable[
+    [RecoveryState, Weights, packing.PackedBatch], tuple[RecoveryState, StepMetrics]
+]
+
+
+def make_recovery_step(
+    optimizer: optax.GradientTransformation,
+    method: methods.Method,
+    state: RecoveryState,
+    mesh: jax.sharding.Mesh,
+    *,
+    layout: packing.Layout,
+    remat: str,
+) -> Step:
+    """Builds the compiled step.
+
+    The loss is the mean over all answer tokens of the step, whatever the number of
+    micro-batches; gradients are added up in float32. Rows are spread over the mesh
+    axes data and fsdp, weights and moments as `parallel.sharding` says.
+
+    Args:
+        optimizer: of `state`.
+        method: what is trained.
+        state: for its structure; arrays or their shapes.
+        mesh: the devices.
+        layout: the shape of every batch.
+        remat: see `Decoder.__call__`.
+
+    Returns:
+        step(state, frozen weights, batch) -> (state, metrics). The state given is
+        used up: its memory is the new one's.
+    """
+    placed = RecoveryState(*(sharding.shardings(part, mesh) for part in state))
+
+    def micro_loss(
+        trained: methods.Trained, frozen: Weights, rows: loss_lib.Rows
+    ) -> jax.Array:
+        losses = loss_lib.answer_nll(
+            method.model(trained, frozen),
+            None,
+            rows,
+            prefix=len(layout.prefix),
+            chunk=layout.chunk,
+            remat=remat,
+        )
+        return jnp.sum(losses * rows.weights)
+
+    def step(
+        state: RecoveryState, frozen: Weights, batch: packing.PackedBatch
+    ) -> tuple[RecoveryState, StepMetrics]:
+        total = jnp.sum(batch.weights)
+        # Once a step, not once a micro-batch; the gradient by what was cast is that
+        # by the float32 arrays.
+        cast = sharding.gather_tables(method.cast(state.trained))
+        frozen = sharding.gather_tables(frozen)
+
+        def accumulate(carry: Any, rows: Any) -> tuple[Any, None]:
+            value, grads = jax.value_and_grad(micro_loss)(
+                cast, frozen, loss_lib.Rows(*rows)
+            )
+            # Tables as they were looked up in; then each device adds up its own part.
+            found = (value, sharding.gather_tables(grads))
+            carry = jax.tree.map(lambda x, y: x + y.astype(x.dtype), carry, found)
+            grads = jax.lax.with_sharding_constraint(carry[1], placed.trained)
+            return (carry[0], grads), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
+        (value, grads), _ = jax.lax.scan(accumulate, zero, tuple(batch))
+        grads = jax.tree.map(lambda x: x / total, grads)
+        updates, moments = optimizer.update(grads, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        squares = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)]
+        metrics = StepMetrics(
+            loss=value / total, grad_norm=jnp.sqrt(jnp.sum(jnp.stack(squares)))
+        )
+        return RecoveryState(trained, moments), metrics
+
+    compiled = jax.jit(
+        step,
+        donate_argnums=0,
+        # Left open, the state might come back spread otherwise and compile again.
+        out_shardings=(placed, sharding.replicated(mesh)),
+    )
+
+    def run(
+        state: RecoveryState, frozen: Weights, batch: packing.PackedBatch
+    ) -> tuple[RecoveryState, StepMetrics]:
+        # Under a mesh the decoder keeps its activations spread by rows.
+        with jax.set_mesh(mesh):
+            return compiled(state, frozen, jax.device_put(batch, sharding.rows(mesh)))
+
+    return run

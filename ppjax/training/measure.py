@@ -1,0 +1,116 @@
+"""Compiled measurements of packed examples, without an update."""
+
+from collections.abc import Callable
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ppjax.data import packing
+from ppjax.masking import granularity as granularity_lib
+from ppjax.models import attention
+from ppjax.models import decoder as decoder_lib
+from ppjax.training import loss as loss_lib
+
+
+@functools.cache
+def make_measure(prefix: int, chunk: int) -> Callable[..., jax.Array]:
+    """Builds measure(model, ffn_mask, batch, block_mask=None) -> -log p [B, M], in nats.
+
+    For batches of one micro-batch; where `weights` is 0 the value is meaningless.
+
+    Args:
+        prefix: P of the batches' layout.
+        chunk: C of the batches' layout.
+    """
+
+    def measure(
+        model: decoder_lib.Decoder,
+        ffn_mask: jax.Array | None,
+        batch: packing.PackedBatch,
+        block_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        rows = loss_lib.Rows(*(x[0] for x in batch))
+        return loss_lib.answer_nll(
+            model,
+            ffn_mask,
+            rows,
+            prefix=prefix,
+            chunk=chunk,
+            remat='none',
+            block_mask=block_mask,
+        )
+
+    return jax.jit(measure)
+
+
+@functools.cache
+def make_tap_sums(
+    prefix: int, chunk: int, make_tap: Callable[[jax.Array], decoder_lib.Tap]
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Builds sums(model, batch, common, share) -> (what the tap sums [L, ...], tokens).
+
+    Sums over the tokens of the examples. The first `common` tokens, which all of the
+    persona's examples start with, count once a batch: whole where the layout's prefix
+    holds them, and `share` for each example elsewhere.
+
+    Args:
+        prefix: P of the batches' layout.
+        chunk: C of the batches' layout.
+        make_tap: how much each token counts [B, T] -> a tap that sums over tokens.
+    """
+
+    def sums(
+        model: decoder_lib.Decoder,
+        batch: packing.PackedBatch,
+        common: int,
+        share: float,
+    ) -> tuple[jax.Array, jax.Array]:
+        rows = loss_lib.Rows(*(x[0] for x in batch))
+        shared = jnp.ones((rows.tokens.shape[0], prefix), jnp.float32)
+        own = jnp.where(rows.positions[:, prefix:] < common, share, 1.0)
+        own = jnp.where(rows.segments > 0, own, 0.0)
+        weights = jnp.concatenate([shared, own], axis=1)
+        _, _, found = model(
+            rows.tokens,
+            rows.positions,
+            None,
+            attention.Packed(prefix, chunk, rows.segments),
+            tap=make_tap(weights),
+        )
+        return found, jnp.sum(weights)
+
+    return jax.jit(sums)
+
+
+@functools.cache
+def make_gradient_squares(
+    prefix: int, chunk: int, remat: str, granularity: granularity_lib.Granularity
+) -> Callable[[decoder_lib.Decoder, packing.PackedBatch], tuple[jax.Array, jax.Array]]:
+    """Builds squares(model, batch) -> (squared dL/dm at the dense model [R, U], 1).
+
+    L is the mean -log p of the batch's answer tokens.
+    """
+
+    def squares(
+        model: decoder_lib.Decoder, batch: packing.PackedBatch
+    ) -> tuple[jax.Array, jax.Array]:
+        rows = loss_lib.Rows(*(x[0] for x in batch))
+
+        def loss(mask: jax.Array) -> jax.Array:
+            ffn_mask, block_mask = granularity.decoder_masks(mask)
+            nll = loss_lib.answer_nll(
+                model,
+                ffn_mask,
+                rows,
+                prefix=prefix,
+                chunk=chunk,
+                remat=remat,
+                block_mask=block_mask,
+            )
+            return jnp.sum(nll * rows.weights) / jnp.sum(rows.weights)
+
+        ones = jnp.ones(granularity.shape(model.cfg.num_layers, model.cfg.d_ff))
+        return jnp.square(jax.grad(loss)(ones)), jnp.ones(())
+
+    return jax.jit(squares)

@@ -1,0 +1,119 @@
+"""What the tests of recovery share."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppjax.data import chat, packing
+from ppjax.models import config as config_lib
+from ppjax.models import decoder as decoder_lib
+from ppjax.models import weights
+from ppjax.parallel import sharding
+from ppjax.recovery import lora, methods
+from ppjax.recovery import step as step_lib
+from ppjax.training import step as mask_step_lib
+
+STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A few optimizer steps on a tiny model.
+
+    Attributes:
+        method: what was trained.
+        frozen: what was not.
+        state: after the last step, on the host.
+        metrics: of every step.
+    """
+
+    method: methods.Method
+    frozen: weights.Weights
+    state: step_lib.RecoveryState
+    metrics: list[step_lib.StepMetrics]
+
+    @property
+    def model(self) -> Any:
+        return self.method.model(self.state.trained, self.frozen)
+
+
+@pytest.fixture(scope='session')
+def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[..., Trial]:
+    """Trains a tiny model for `STEPS` steps of 8 examples."""
+
+    # Compiling is all that takes time.
+    @functools.cache
+    def run(
+        tiny: Any,
+        *,
+        rank: int = 0,
+        mesh: str = 'fsdp:1',
+        dtype: str = 'float32',
+        micro_batches: int = 2,
+        rate: float = 1e-3,
+    ) -> Trial:
+        cfg = tiny.config
+        devices = jax.devices() if mesh != 'fsdp:1' else jax.devices()[:1]
+        where = sharding.make_mesh(mesh, devices)
+        method: methods.Method
+        if rank:
+            method = methods.LoraFinetuning(cfg, scale=2.5)
+            trained = {
+                'adapters': lora.init_adapters(
+                    cfg, list(lora.TARGETS), rank, jax.random.key(3)
+                )
+            }
+            frozen = sharding.place(weights.weights_of(tiny.decoder), where)
+        else:
+            method = methods.FullFinetuning(cfg, dtype)
+            # A copy: the step uses up what it is given.
+            trained = jax.tree.map(np.array, weights.weights_of(tiny.decoder))
+            frozen = {}
+        trained = sharding.place(trained, where)
+        optimizer, _ = mask_step_lib.make_optimizer(
+            learning_rate=rate, weight_decay=0.01, warmup=0.0, num_steps=STEPS
+        )
+        state = step_lib.RecoveryState(
+            trained, sharding.place(optimizer.init(trained), where)
+        )
+        examples = make_examples(24, prefix=6)
+        batches = [np.arange(8) + 8 * (i % 3) for i in range(STEPS)]
+        layout = packing.plan_layout(
+            examples,
+            batches,
+            prefix=packing.common_prefix(examples),
+            rows=sharding.row_shards(where),
+            micro_batches=micro_batches,
+        )
+        step = step_lib.make_recovery_step(
+            optimizer, method, state, where, layout=layout, remat='dots'
+        )
+        metrics = []
+        for batch in batches:
+            packed = packing.pack(examples, batch, layout)
+            state, found = step(state, frozen, packed)
+            metrics.append(jax.device_get(found))
+        return Trial(method, frozen, jax.device_get(state), metrics)
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class EvenModel:
+    """Random weights whose every axis eight devices can split."""
+
+    config: config_lib.ModelConfig
+    decoder: decoder_lib.Decoder
+
+
+@pytest.fixture(scope='session')
+def tiny_even(tiny_models: Callable[[str], Any]) -> EvenModel:
+    cfg = dataclasses.replace(tiny_models('qwen3').config, vocab_size=104)
+    decoder = decoder_lib.Decoder(cfg, dtype=jnp.float32, key=jax.random.key(2))
+    return EvenModel(cfg, decoder)
