@@ -1,11 +1,13 @@
 """Eight CPU devices, no network, and the models that the tests share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
+import gc
 import json
 import os
 import pathlib
+import signal
 from typing import Any
 
 # Both are read when the libraries are imported.
@@ -37,6 +39,9 @@ hypothesis.settings.load_profile('ppjax')
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # In a suite started in the background Ctrl-C is ignored, and would be by every
+    # program that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
     if not folder and hasattr(config, 'cache'):
         folder = str(config.cache.mkdir('jax'))
@@ -44,6 +49,14 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update('jax_compilation_cache_dir', folder)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget_compiled_programs() -> Iterator[None]:
+    """Kept for all of a run, programs take several GB a worker."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 # No value is a default of any config class, and no two axes have the same length.

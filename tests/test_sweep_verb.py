@@ -13,7 +13,7 @@ import pytest
 
 from ppjax.masking import pmask
 
-_SEEDS, _STEPS = 2, 12
+_SEEDS, _STEPS = 2, 8
 
 
 def _sweep(*arguments):

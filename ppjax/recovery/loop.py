@@ -1,15 +1,13 @@
 """Recovery from start to end: the story that `python -m ppjax.recover` tells."""
 
-from collections.abc import Sequence
 import pathlib
 import shutil
 import time
 
 import jax
-import numpy as np
 
-from ppjax import errors, run_directory
 from ppjax import progress as progress_lib
+from ppjax import run_directory
 from ppjax.data import calibration, packing
 from ppjax.models.weights import Weights
 from ppjax.parallel import sharding
@@ -212,7 +210,12 @@ class _Loop:
         run = self._run
         fetched = jax.device_get(metrics)
         examples = [run.data.train[i] for i in run.batches[done - 1]]
-        check_finite(fetched, done, [example.query_id for example in examples])
+        metrics_lib.check_finite(
+            float(fetched.loss),
+            float(fetched.grad_norm),
+            done,
+            [example.query_id for example in examples],
+        )
         spent, self._began = time.monotonic() - self._began, time.monotonic()
         tokens = sum(example.num_answer_tokens for example in examples)
         if done % run.cfg.log_every == 0 or done == self.last:
@@ -231,20 +234,3 @@ class _Loop:
             f'{len(examples) / spent:.2f} ex/s{self._held_note}',
         )
         run.directory.status(step=done, total_steps=run.total)
-
-
-def check_finite(
-    metrics: step_lib.StepMetrics, step: int, names: Sequence[str]
-) -> None:
-    """Stops a run whose loss or gradient is no number any more.
-
-    Raises:
-        InputError: naming the step and its examples.
-    """
-    if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
-        return
-    raise errors.InputError(
-        f'Step {step}: loss {float(metrics.loss)}, gradient norm '
-        f'{float(metrics.grad_norm)}. Its examples: {", ".join(names)}. Look at them, '
-        'or lower --learning_rate; the same command goes on from the last checkpoint.'
-    )

@@ -46,7 +46,8 @@ class LearningSettings(settings.CommonSettings):
     estimator: str = flags.setting(
         'ste',
         'How gradients pass the mask: straight through top-k, Gumbel-softmax, or '
-        'Soft-TopK. The mask that is measured and exported is top-k of the scores.',
+        'Soft-TopK; the schedules of the last two suit --score_scale=0.1. The mask '
+        'that is measured and exported is top-k of the scores.',
         choices=estimators.KINDS,
     )
     objective: str = flags.setting(

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors, run_directory
 from ppjax import progress as progress_lib
+from ppjax import run_directory
 from ppjax.data import calibration, packing
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model, loading
@@ -449,7 +449,12 @@ class _Reporter:
             run, log = self._runs[turn.persona[slot]], self._logs[turn.persona[slot]]
             step = int(turn.step[slot]) + 1
             batch = [run.data.train[i] for i in run.batches[step - 1]]
-            check_finite(own, step, [example.query_id for example in batch])
+            metrics_lib.check_finite(
+                float(own.loss),
+                float(own.grad_norm),
+                step,
+                [example.query_id for example in batch],
+            )
             tokens = sum(example.num_answer_tokens for example in batch)
             if step % run.cfg.log_every == 0 or step == run.total:
                 log.write(
@@ -483,20 +488,3 @@ class _Reporter:
         """Reports what is pending and ends the progress bar."""
         self.report()
         self._progress.close()
-
-
-def check_finite(
-    metrics: step_lib.StepMetrics, step: int, names: Sequence[str]
-) -> None:
-    """Stops a run whose loss or gradient is no number any more.
-
-    Raises:
-        InputError: naming the step and its examples.
-    """
-    if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
-        return
-    raise errors.InputError(
-        f'Step {step}: loss {float(metrics.loss)}, gradient norm '
-        f'{float(metrics.grad_norm)}. Its examples: {", ".join(names)}. Look at them, '
-        'or lower --learning_rate; the same command goes on from the last checkpoint.'
-    )

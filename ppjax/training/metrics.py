@@ -1,10 +1,14 @@
 """What a run records while it runs: JSON lines and event files."""
 
+from collections.abc import Sequence
 import json
+import math
 import pathlib
 from typing import Any
 
 import tensorboardX
+
+from ppjax import errors
 
 
 class MetricsLog:
@@ -41,3 +45,26 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+
+def check_finite(
+    loss: float, grad_norm: float, step: int, query_ids: Sequence[str]
+) -> None:
+    """Stops a run whose loss or gradient is no number any more.
+
+    Args:
+        loss: of the step.
+        grad_norm: of its gradient.
+        step: counted from 1.
+        query_ids: of its examples.
+
+    Raises:
+        InputError: naming the step and its examples.
+    """
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return
+    raise errors.InputError(
+        f'Step {step}: loss {float(loss)}, gradient norm {float(grad_norm)}. Its '
+        f'examples: {", ".join(query_ids)}. Look at them, or lower --learning_rate; '
+        'the same command goes on from the last checkpoint.'
+    )

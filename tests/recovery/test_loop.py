@@ -343,36 +343,32 @@ def _command(model: pathlib.Path, files: Any, run: pathlib.Path) -> list[str]:
         f'--output_dir={run}',
         '--batch_size=4',
         '--micro_batches=2',
-        '--steps=24',
+        '--steps=16',
         '--checkpoint_every=1',
         '--learning_rate=1e-3',
     ]
 
 
-def test_kill_9_at_random_moments_gives_the_same_bits(
+def test_kill_9_at_a_random_moment_gives_the_same_bits(
     pruned: Any, calibration_files: Any, tmp_path: pathlib.Path
 ) -> None:
-    """Two kills, the checkpoint of every step among what they may cut short."""
+    """The checkpoint of every step is among what a kill may cut short."""
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     subprocess.run(
         _command(pruned[1], calibration_files, whole), check=True, timeout=400
     )
-    rng = random.Random(time.time_ns())
-    killed_at = []
-    for _ in range(2):
-        process = subprocess.Popen(
-            _command(pruned[1], calibration_files, broken), stderr=subprocess.DEVNULL
-        )
-        done = _steps_done(broken)
-        deadline = time.monotonic() + 300
-        while _steps_done(broken) <= done and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        killed_at.append(_steps_done(broken))
-    assert killed_at[-1] < 24, killed_at
+    process = subprocess.Popen(
+        _command(pruned[1], calibration_files, broken), stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not _steps_done(broken) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(random.Random(time.time_ns()).uniform(0, 0.5))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    killed_at = _steps_done(broken)
+    assert killed_at < 16
     subprocess.run(
         _command(pruned[1], calibration_files, broken), check=True, timeout=400
     )

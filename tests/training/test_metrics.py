@@ -1,0 +1,20 @@
+"""The guard against losses that are no numbers."""
+
+import numpy as np
+import pytest
+
+from ppjax import errors
+from ppjax.training import metrics
+
+
+@pytest.mark.parametrize(
+    ('loss', 'grad_norm', 'named'),
+    [('nan', 1, 'loss nan, gradient norm 1.0'), (2, 'inf', 'gradient norm inf')],
+)
+def test_non_finite_figures_name_step_and_examples(loss, grad_norm, named):
+    with pytest.raises(errors.InputError, match=rf'Step 7: .*{named}.*a-1, b-2'):
+        metrics.check_finite(np.float32(loss), np.float32(grad_norm), 7, ['a-1', 'b-2'])
+
+
+def test_finite_figures_pass():
+    metrics.check_finite(np.float32(2), np.float32(1), 7, [])
