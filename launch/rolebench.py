@@ -5,10 +5,13 @@
 FILE holds RoleBench rows `{"role", "question", "generated": [...]}`, one a line. The
 persona texts are ours (launch/rolebench_personas.jsonl). Each role's rows are
 shuffled with a fixed seed and split 440 / 60; the first generated answer is learned.
+With --shared_steps, one mask is learned first for all roles together, and each role
+starts from it. It learns from no question that any role is measured on.
 Every run can be interrupted; the same command goes on. The result is
 `rolebench.json` and a Markdown table on stdout.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 import random
@@ -29,12 +32,22 @@ _ROLEBENCH = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string('output_dir', 'runs/rolebench', 'Where runs go.')
 _SPARSITIES = flags.DEFINE_list('sparsities', ['0.25', '0.5'], 'Sparsities to learn.')
 _STEPS = flags.DEFINE_list('steps', ['90', '90'], 'Steps for each of --sparsities.')
+_SHARED_STEPS = flags.DEFINE_list(
+    'shared_steps',
+    [],
+    'Steps of the mask that all roles start from, for each of --sparsities; without, '
+    'roles start from activations.',
+)
 _ROLES = flags.DEFINE_list('roles', [], 'Roles to learn; all by default.')
+
+
+# Calibration file, held-out file.
+Split = tuple[pathlib.Path, pathlib.Path]
 
 
 def write_split(
     rows: list[dict[str, object]], role: str, persona: str, folder: pathlib.Path
-) -> tuple[pathlib.Path, pathlib.Path]:
+) -> Split:
     """Writes one role's calibration and held-out files.
 
     Returns:
@@ -67,6 +80,43 @@ def write_split(
     return paths['train'], paths['test']
 
 
+def write_shared(splits: Sequence[Split], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes each role's calibration rows without any role's held-out questions."""
+
+    def question(line: str) -> str:
+        return json.loads(line)['messages'][1]['content'].lower()
+
+    heldout = {
+        question(line)
+        for _, test in splits
+        for line in test.read_text('utf-8').splitlines()
+    }
+    paths = []
+    for train, _ in splits:
+        lines = train.read_text('utf-8').splitlines(keepends=True)
+        kept = [line for line in lines if question(line) not in heldout]
+        paths.append(folder / f'{train.parent.name}.jsonl')
+        atomic.write_text(paths[-1], ''.join(kept))
+    return paths
+
+
+def learn(
+    calibration: Sequence[pathlib.Path], run: pathlib.Path, *options: str
+) -> pathlib.Path:
+    """Learns a mask with configs/rolebench.flags, or goes on; the mask file."""
+    command = [
+        sys.executable,
+        '-m',
+        'ppjax.train',
+        f'--flagfile={_HERE.parent / "configs" / "rolebench.flags"}',
+        f'--calibration={",".join(map(str, calibration))}',
+        f'--output_dir={run}',
+        *options,
+    ]
+    subprocess.run(command, check=True)
+    return run / 'mask.pmask'
+
+
 def markdown(results: list[dict[str, object]]) -> str:
     """The results as a table, in nats per answer token."""
     lines = [
@@ -95,31 +145,44 @@ def main(argv: list[str]) -> None:
     rows = [json.loads(line) for line in source.splitlines()]
     table = _HERE / 'rolebench_personas.jsonl'
     personas = [json.loads(line) for line in table.read_text('utf-8').splitlines()]
+    splits: dict[str, Split] = {}
+    for persona in personas:
+        name = ''.join(c if c.isalnum() else '_' for c in persona['name']).lower()
+        splits[persona['name']] = write_split(
+            rows, persona['name'], persona['persona'], output / name
+        )
+    shared_steps = _SHARED_STEPS.value or ['0'] * len(_SPARSITIES.value)
     results = []
-    for sparsity, steps in zip(_SPARSITIES.value, _STEPS.value, strict=True):
-        for persona in personas:
-            role = persona['name']
+    for sparsity, steps, shared in zip(
+        _SPARSITIES.value, _STEPS.value, shared_steps, strict=True
+    ):
+        start = 'activation'
+        if int(shared):
+            print(f'== all roles, sparsity {sparsity}', file=sys.stderr, flush=True)
+            start = str(
+                learn(
+                    write_shared(list(splits.values()), output / 'shared'),
+                    output / 'shared' / f'sparsity_{sparsity}',
+                    f'--sparsity={sparsity}',
+                    f'--steps={shared}',
+                )
+            )
+        for role, (train, test) in splits.items():
             if _ROLES.value and role not in _ROLES.value:
                 continue
-            name = ''.join(c if c.isalnum() else '_' for c in role).lower()
-            train, test = write_split(rows, role, persona['persona'], output / name)
-            run = output / name / f'sparsity_{sparsity}'
+            run = train.parent / f'sparsity_{sparsity}'
             print(f'== {role}, sparsity {sparsity}', file=sys.stderr, flush=True)
-            command = [
-                sys.executable,
-                '-m',
-                'ppjax.train',
-                f'--flagfile={_HERE.parent / "configs" / "rolebench.flags"}',
-                f'--calibration={train}',
+            learn(
+                [train],
+                run,
                 f'--heldout={test}',
                 f'--sparsity={sparsity}',
                 f'--steps={steps}',
-                f'--output_dir={run}',
-            ]
-            subprocess.run(command, check=True)
+                f'--score_init={start}',
+            )
             measured = json.loads((run / 'results' / 'likelihood.json').read_text())
             results.append(
-                {'role': role, 'sparsity': float(sparsity)}
+                {'role': role, 'sparsity': float(sparsity), 'shared_steps': int(shared)}
                 | {key: value['nll'] for key, value in measured['models'].items()}
                 | {
                     key: measured['settings'][key]

@@ -1,11 +1,14 @@
 """Which examples make up a step: a pure function of seed and step."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def _epoch(seed: int, epoch: int, batch_size: int, lengths: np.ndarray) -> np.ndarray:
+def _epoch(
+    rng: np.random.Generator, batch_size: int, lengths: np.ndarray
+) -> np.ndarray:
     """The batches of one epoch, int [steps, batch_size]."""
-    rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
     steps = len(order) // batch_size
     if not steps:  # Fewer examples than a batch holds: some come twice.
@@ -39,7 +42,7 @@ def step_examples(
         lengths: int [n], tokens of each example.
     """
     epoch, place = divmod(step, steps_per_epoch(batch_size, len(lengths)))
-    return _epoch(seed, epoch, batch_size, lengths)[place]
+    return _epoch(np.random.default_rng([seed, epoch]), batch_size, lengths)[place]
 
 
 def all_steps(
@@ -49,5 +52,48 @@ def all_steps(
     size = steps_per_epoch(batch_size, len(lengths))
     batches: list[np.ndarray] = []
     for epoch in range(-(-num_steps // size)):
-        batches.extend(_epoch(seed, epoch, batch_size, lengths))
+        batches.extend(
+            _epoch(np.random.default_rng([seed, epoch]), batch_size, lengths)
+        )
     return batches[:num_steps]
+
+
+def grouped_steps(
+    seed: int,
+    num_steps: int,
+    batch_size: int,
+    lengths: np.ndarray,
+    groups: Sequence[np.ndarray],
+) -> list[tuple[int, np.ndarray]]:
+    """Steps that each draw from one group of examples.
+
+    An epoch is an epoch of every group, its steps in random order; with one group it
+    is that of `all_steps`.
+
+    Args:
+        seed: of the run.
+        num_steps: steps to draw.
+        batch_size: examples a step.
+        lengths: int [n], tokens of each example.
+        groups: the examples of each, int [n_g].
+
+    Returns:
+        (group, its examples [batch_size]) of every step.
+    """
+    if len(groups) == 1:
+        return [
+            (0, groups[0][batch])
+            for batch in all_steps(seed, num_steps, batch_size, lengths[groups[0]])
+        ]
+    steps: list[tuple[int, np.ndarray]] = []
+    for epoch in range(num_steps):  # An epoch has a step at least.
+        rng = np.random.default_rng([seed, epoch])
+        drawn = [
+            (number, group[batch])
+            for number, group in enumerate(groups)
+            for batch in _epoch(rng, batch_size, lengths[group])
+        ]
+        steps.extend(drawn[place] for place in rng.permutation(len(drawn)))
+        if len(steps) >= num_steps:
+            break
+    return steps[:num_steps]

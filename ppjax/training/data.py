@@ -13,6 +13,19 @@ from ppjax.models import base_model
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptGroup:
+    """Calibration examples that batches are drawn from together.
+
+    Attributes:
+        examples: int [n], their places in `Data.train`.
+        prefix: token ids that all of them start with.
+    """
+
+    examples: np.ndarray
+    prefix: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """What a run learns from and is measured on, as tokens.
 
@@ -29,6 +42,25 @@ class Data:
     prefix: tuple[int, ...]
     system_prompt: str
     hashes: dict[str, str]
+
+    def prompt_groups(self, batch_size: int) -> list[PromptGroup]:
+        """Calibration examples by system prompt, as long as each fills a batch.
+
+        A batch of one prompt holds it once: with several prompts, batches that mix
+        them would share no more than the first tokens. Where a prompt has too few
+        examples for a batch of its own, all are one group.
+        """
+        members: dict[str, list[int]] = {}
+        for place, example in enumerate(self.train):
+            members.setdefault(example.persona, []).append(place)
+        if len(members) == 1 or min(map(len, members.values())) < batch_size:
+            return [PromptGroup(np.arange(len(self.train)), self.prefix)]
+        return [
+            PromptGroup(
+                np.array(own), packing.common_prefix([self.train[i] for i in own])
+            )
+            for own in members.values()
+        ]
 
 
 def read_rows(source: str, *, split: str) -> list[calibration.Row]:

@@ -186,21 +186,27 @@ class Joint:
         self._totals = [run.total for run in runs]
         self._turns = turns_lib.plan_turns(self._totals, self._slots)
         self.total = len(self._turns)
-        self._layouts = packing.plan_layouts(
-            [(run.data.train, run.batches) for run in runs],
-            [run.data.prefix for run in runs],
-            micro_batches=self._cfg.micro_batches,
+        sets, prefixes = [], []
+        for run in runs:
+            for number, group in enumerate(run.groups):
+                own = [batch for drawn, batch in run.batches if drawn == number]
+                sets.append((run.data.train, own))
+                prefixes.append(group.prefix)
+        layouts = iter(
+            packing.plan_layouts(sets, prefixes, micro_batches=self._cfg.micro_batches)
         )
+        # Of each run's groups.
+        self._layouts = [[next(layouts) for _ in run.groups] for run in runs]
 
     def _say_plan(self) -> None:
-        cfg, layout, run = self._cfg, self._layouts[0], self._runs[0]
+        cfg, layout, run = self._cfg, self._layouts[0][0], self._runs[0]
         shared = len(layout.prefix)
         row = layout.tokens_per_row * cfg.micro_batches
         lengths = [[len(x.tokens) for x in run.data.train] for run in self._runs]
         batches = [
             np.array([own[i] for i in batch])
             for run, own in zip(self._runs, lengths, strict=True)
-            for batch in run.batches
+            for _, batch in run.batches
         ]
         real = np.mean([batch.sum() - shared * len(batch) for batch in batches])
         padded = np.mean([batch.max() * len(batch) for batch in batches])
@@ -209,6 +215,10 @@ class Joint:
             f'Keeping {run.granularity.text(*size, run.keep)} '
             f'({1 - run.keep / run.shape[1]:.1%} removed).'
         )
+        if len(run.groups) > 1:
+            progress_lib.say(
+                f'{len(run.groups)} system prompts; each step draws from one of them.'
+            )
         many = ''
         if len(self._runs) > 1:
             many = f' of each of {self._slots} personas'
@@ -327,17 +337,13 @@ class Joint:
 
     def _batch(self, turn: step_lib.Turn) -> packing.PackedBatch:
         """The examples of one step, [N, ...]; zeros in slots that stay empty."""
-        packed = [
-            packing.pack(
-                self._runs[p].data.train,
-                self._runs[p].batches[step],
-                self._layouts[p],
-            )
-            for p, step, active in zip(
-                turn.persona, turn.step, turn.active, strict=True
-            )
-            if active
-        ]
+        packed = []
+        for p, step in zip(
+            turn.persona[turn.active], turn.step[turn.active], strict=True
+        ):
+            group, batch = self._runs[p].batches[step]
+            layout = self._layouts[p][group]
+            packed.append(packing.pack(self._runs[p].data.train, batch, layout))
         packed += [jax.tree.map(np.zeros_like, packed[0])] * (self._slots - len(packed))
         return jax.tree.map(lambda *x: np.stack(x), *packed)
 
@@ -359,7 +365,7 @@ class Joint:
             (state, steps done, persona -> held-out likelihood of its last mask).
         """
         cfg = self._cfg
-        layout = self._layouts[0]
+        layout = self._layouts[0][0]
         train_step = step_lib.make_train_step(
             self._runs[0].learning, prefix=len(layout.prefix), chunk=layout.chunk
         )
@@ -448,7 +454,8 @@ class _Reporter:
             own = step_lib.StepMetrics(*(x[slot] for x in fetched))
             run, log = self._runs[turn.persona[slot]], self._logs[turn.persona[slot]]
             step = int(turn.step[slot]) + 1
-            batch = [run.data.train[i] for i in run.batches[step - 1]]
+            _, drawn = run.batches[step - 1]
+            batch = [run.data.train[i] for i in drawn]
             metrics_lib.check_finite(
                 float(own.loss),
                 float(own.grad_norm),

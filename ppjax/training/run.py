@@ -35,8 +35,9 @@ class Run:
         granularity: what is masked.
         shape: (R, U) of its masks.
         keep: k.
+        groups: what batches are drawn from.
         total: optimizer steps.
-        batches: the examples of each.
+        batches: the group and the examples of each.
         schedule: learning rate by step.
         mask_path: the persona mask, once it is learned.
     """
@@ -58,12 +59,17 @@ class Run:
         self.keep = self.granularity.keep_size(
             *size, sparsity=cfg.sparsity, align=cfg.align
         )
-        lengths = np.array([len(example.tokens) for example in data.train])
-        self.total = cfg.steps or max(
-            1,
-            round(cfg.epochs * order.steps_per_epoch(cfg.batch_size, len(data.train))),
+        self.groups = data.prompt_groups(cfg.batch_size)
+        examples = [group.examples for group in self.groups]
+        epoch = sum(order.steps_per_epoch(cfg.batch_size, len(own)) for own in examples)
+        self.total = cfg.steps or max(1, round(cfg.epochs * epoch))
+        self.batches = order.grouped_steps(
+            cfg.seed,
+            self.total,
+            cfg.batch_size,
+            np.array([len(example.tokens) for example in data.train]),
+            examples,
         )
-        self.batches = order.all_steps(cfg.seed, self.total, cfg.batch_size, lengths)
         self.schedule: optax.Schedule = step_lib.make_schedule(
             learning_rate=cfg.learning_rate, warmup=cfg.warmup, num_steps=self.total
         )

@@ -111,3 +111,36 @@ def test_steps_have_about_equally_many_tokens():
     # One from each of as many strata of length: the longest come one a step.
     longest = set(np.argsort(lengths)[-32:].tolist())
     assert [len(longest & set(batch.tolist())) for batch in steps] == [1] * 32
+
+
+def test_one_group_has_the_order_of_all_examples():
+    lengths = _lengths(50)
+    chosen = np.arange(3, 43)
+    grouped = order.grouped_steps(2, 13, 8, lengths, [chosen])
+    plain = order.all_steps(2, 13, 8, lengths[chosen])
+    assert [number for number, _ in grouped] == [0] * 13
+    for (_, batch), own in zip(grouped, plain, strict=True):
+        np.testing.assert_array_equal(batch, chosen[own])
+
+
+def test_an_epoch_of_groups_is_one_of_each_in_random_order():
+    lengths = _lengths(75)
+    groups = [np.arange(0, 42), np.arange(42, 58), np.arange(58, 75)]
+    steps = order.grouped_steps(1, 3 * 9, 8, lengths, groups)
+    orders = []
+    for epoch in range(3):
+        own = steps[epoch * 9 : (epoch + 1) * 9]
+        orders.append([number for number, _ in own])
+        assert np.bincount(orders[-1]).tolist() == [5, 2, 2]
+        for number, batch in own:
+            assert len(batch) == 8
+            assert np.isin(batch, groups[number]).all()
+        seen = np.concatenate([batch for _, batch in own])
+        assert len(np.unique(seen)) == len(seen)
+    assert orders[0] != orders[1] != orders[2]
+    # The first steps do not depend on how many follow.
+    for (number, batch), (other, same) in zip(
+        order.grouped_steps(1, 10, 8, lengths, groups), steps, strict=False
+    ):
+        assert number == other
+        np.testing.assert_array_equal(batch, same)
