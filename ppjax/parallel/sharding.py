@@ -86,8 +86,9 @@ def make_mesh(text: str | None, devices: list[jax.Device]) -> jax.sharding.Mesh:
     if len(free) == 1 and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
+        count = '1 device' if len(devices) == 1 else f'{len(devices)} devices'
         raise errors.InputError(
-            f'--mesh={text!r} does not make use of the {len(devices)} devices here: '
+            f'--mesh={text!r} does not make use of the {count} here: '
             'the product of its sizes must be their number; one size may be -1.'
         )
     grid = mesh_utils.create_device_mesh(

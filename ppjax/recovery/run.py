@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ppjax import atomic, run_directory
 from ppjax import progress as progress_lib
@@ -17,7 +18,7 @@ from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
 from ppjax.training import data as data_lib
 from ppjax.training import heldout as heldout_lib
-from ppjax.training import step as mask_step_lib
+from ppjax.training import schedule as schedule_lib
 
 
 class Run:
@@ -60,12 +61,10 @@ class Run:
             rows=sharding.row_shards(mesh),
             micro_batches=cfg.micro_batches,
         )
-        self.optimizer, self.schedule = mask_step_lib.make_optimizer(
-            learning_rate=cfg.peak_rate,
-            weight_decay=cfg.weight_decay,
-            warmup=cfg.warmup,
-            num_steps=self.total,
+        self.schedule = schedule_lib.make_schedule(
+            learning_rate=cfg.peak_rate, warmup=cfg.warmup, num_steps=self.total
         )
+        self.optimizer = optax.adamw(self.schedule, weight_decay=cfg.weight_decay)
         self._references = directory.path / 'results' / 'references.json'
 
     def say_plan(self) -> None:

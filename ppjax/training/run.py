@@ -19,6 +19,7 @@ from ppjax.models import decoder as decoder_lib
 from ppjax.training import config as config_lib
 from ppjax.training import data as data_lib
 from ppjax.training import heldout as heldout_lib
+from ppjax.training import schedule as schedule_lib
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
 
@@ -70,7 +71,7 @@ class Run:
             np.array([len(example.tokens) for example in data.train]),
             examples,
         )
-        self.schedule: optax.Schedule = step_lib.make_schedule(
+        self.schedule: optax.Schedule = schedule_lib.make_schedule(
             learning_rate=cfg.learning_rate, warmup=cfg.warmup, num_steps=self.total
         )
         self.mask_path = directory.path / 'mask.pmask'

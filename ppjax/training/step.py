@@ -85,46 +85,6 @@ class Learning:
     granularity: str = granularity_lib.CHANNELS.name
 
 
-def make_schedule(
-    *, learning_rate: float, warmup: float, num_steps: int
-) -> optax.Schedule:
-    """A cosine schedule with linear warm-up (paper, A.1): learning rate by step.
-
-    Args:
-        learning_rate: the peak.
-        warmup: share of the steps, rounded up to whole ones.
-        num_steps: after which the rate is 0.
-    """
-    rising = -int(-warmup * num_steps // 1)
-    return optax.join_schedules(
-        [
-            # Step 0 already learns: the first of n warm-up steps has 1/n of the peak.
-            optax.linear_schedule(
-                learning_rate / max(rising, 1), learning_rate, max(rising - 1, 1)
-            ),
-            optax.cosine_decay_schedule(learning_rate, max(num_steps - rising, 1)),
-        ],
-        [rising],
-    )
-
-
-def make_optimizer(
-    *, learning_rate: float, weight_decay: float, warmup: float, num_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW on `make_schedule`'s learning rates.
-
-    Args:
-        weight_decay: decoupled.
-
-    Returns:
-        (optimizer, learning rate by step).
-    """
-    schedule = make_schedule(
-        learning_rate=learning_rate, warmup=warmup, num_steps=num_steps
-    )
-    return optax.adamw(schedule, weight_decay=weight_decay), schedule
-
-
 def _adamw(weight_decay: float) -> optax.GradientTransformation:
     """AdamW but for the learning rate, which differs from persona to persona."""
     return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))

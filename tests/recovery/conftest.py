@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ppjax.data import chat, packing
@@ -17,7 +18,7 @@ from ppjax.models import weights
 from ppjax.parallel import sharding
 from ppjax.recovery import lora, methods
 from ppjax.recovery import step as step_lib
-from ppjax.training import step as mask_step_lib
+from ppjax.training import schedule
 
 STEPS = 3
 
@@ -76,9 +77,8 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
             trained = jax.tree.map(np.array, weights.weights_of(tiny.decoder))
             frozen = {}
         trained = sharding.place(trained, where)
-        optimizer, _ = mask_step_lib.make_optimizer(
-            learning_rate=rate, weight_decay=0.01, warmup=0.0, num_steps=STEPS
-        )
+        rates = schedule.make_schedule(learning_rate=rate, warmup=0.0, num_steps=STEPS)
+        optimizer = optax.adamw(rates, weight_decay=0.01)
         state = step_lib.RecoveryState(
             trained, sharding.place(optimizer.init(trained), where)
         )
