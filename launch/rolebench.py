@@ -38,6 +38,12 @@ _SHARED_STEPS = flags.DEFINE_list(
     'Steps of the mask that all roles start from, for each of --sparsities; without, '
     'roles start from activations.',
 )
+_SCORE_SCALE = flags.DEFINE_float(
+    'score_scale',
+    0.3,
+    "Of the roles' own steps from the shared mask: it is good already, and fewer "
+    'channels should change at a step than from activations.',
+)
 _ROLES = flags.DEFINE_list('roles', [], 'Roles to learn; all by default.')
 
 
@@ -156,17 +162,16 @@ def main(argv: list[str]) -> None:
     for sparsity, steps, shared in zip(
         _SPARSITIES.value, _STEPS.value, shared_steps, strict=True
     ):
-        start = 'activation'
+        start = ['--score_init=activation']
         if int(shared):
             print(f'== all roles, sparsity {sparsity}', file=sys.stderr, flush=True)
-            start = str(
-                learn(
-                    write_shared(list(splits.values()), output / 'shared'),
-                    output / 'shared' / f'sparsity_{sparsity}',
-                    f'--sparsity={sparsity}',
-                    f'--steps={shared}',
-                )
+            mask = learn(
+                write_shared(list(splits.values()), output / 'shared'),
+                output / 'shared' / f'sparsity_{sparsity}',
+                f'--sparsity={sparsity}',
+                f'--steps={shared}',
             )
+            start = [f'--score_init={mask}', f'--score_scale={_SCORE_SCALE.value}']
         for role, (train, test) in splits.items():
             if _ROLES.value and role not in _ROLES.value:
                 continue
@@ -178,7 +183,7 @@ def main(argv: list[str]) -> None:
                 f'--heldout={test}',
                 f'--sparsity={sparsity}',
                 f'--steps={steps}',
-                f'--score_init={start}',
+                *start,
             )
             measured = json.loads((run / 'results' / 'likelihood.json').read_text())
             results.append(
