@@ -5,6 +5,8 @@
 FILE holds RoleBench rows `{"role", "question", "generated": [...]}`, one a line. The
 persona texts are ours (launch/rolebench_personas.jsonl). Each role's rows are
 shuffled with a fixed seed and split 440 / 60; the first generated answer is learned.
+`train_all_answers.jsonl` has all answers to the same 440 questions, for longer runs:
+several passes over it repeat no answer before the others were seen.
 With --shared_steps, one mask is learned first for all roles together, and each role
 starts from it. It learns from no question that any role is measured on.
 Every run can be interrupted; the same command goes on. The result is
@@ -56,28 +58,39 @@ def write_split(
 ) -> Split:
     """Writes one role's calibration and held-out files.
 
+    Beside them train_all_answers.jsonl, which holds every answer to the questions of
+    the calibration file.
+
     Returns:
         (calibration file, held-out file).
     """
     system = prompts.persona_prompt(persona)
-    chats, questions = [], set()
+    # Of each question, a chat for each answer.
+    groups: list[list[dict[str, object]]] = []
+    questions = set()
     for number, row in enumerate(rows):
         question = str(row['question']).strip()
-        answer = str(row['generated'][0]).strip()  # type: ignore[index]
+        answers = [str(answer).strip() for answer in row['generated']]  # type: ignore[attr-defined]
         # The same question twice could stand in both splits.
-        if row['role'] != role or not answer or question.lower() in questions:
+        if row['role'] != role or not answers[0] or question.lower() in questions:
             continue
         questions.add(question.lower())
-        messages = [
-            {'role': 'system', 'content': system},
-            {'role': 'user', 'content': question},
-            {'role': 'assistant', 'content': answer},
-        ]
-        chats.append({'messages': messages, 'query_id': f'rolebench-{number}'})
-    random.Random(0).shuffle(chats)
+        chats: list[dict[str, object]] = []
+        for answer in dict.fromkeys(filter(None, answers)):
+            query_id = f'rolebench-{number}' + (f'-{len(chats)}' if chats else '')
+            messages = [
+                {'role': 'system', 'content': system},
+                {'role': 'user', 'content': question},
+                {'role': 'assistant', 'content': answer},
+            ]
+            chats.append({'messages': messages, 'query_id': query_id})
+        groups.append(chats)
+    random.Random(0).shuffle(groups)
+    train = groups[:_TRAIN_ROWS]
     splits = {
-        'train': chats[:_TRAIN_ROWS],
-        'test': chats[_TRAIN_ROWS : _TRAIN_ROWS + _TEST_ROWS],
+        'train': [chats[0] for chats in train],
+        'train_all_answers': [chat for chats in train for chat in chats],
+        'test': [chats[0] for chats in groups[_TRAIN_ROWS : _TRAIN_ROWS + _TEST_ROWS]],
     }
     paths = {name: folder / f'{name}.jsonl' for name in splits}
     for name, part in splits.items():

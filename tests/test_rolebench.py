@@ -56,3 +56,24 @@ def test_neither_own_nor_shared_rows_hold_a_question_of_any_held_out_set(
     for path, (train, _) in zip(shared, splits, strict=True):
         assert not held & set(_questions(path))
         assert set(_questions(path)) <= set(_questions(train))
+
+
+def test_all_answers_are_those_of_the_training_questions(rolebench, tmp_path):
+    rows = [
+        {
+            'role': 'A',
+            'question': f'Question {i}?',
+            'generated': [f'First {i}.', f'Second {i}.', ' ', f'First {i}.'],
+        }
+        for i in range(520)
+    ]
+    train, test = rolebench.write_split(rows, 'A', 'You are A.', tmp_path)
+    every = tmp_path / 'train_all_answers.jsonl'
+    chats = [json.loads(line) for line in every.read_text('utf-8').splitlines()]
+    first = [json.loads(line) for line in train.read_text('utf-8').splitlines()]
+    assert chats[::2] == first
+    assert [chat['messages'][2]['content'].split()[0] for chat in chats[1::2]] == [
+        'Second'
+    ] * len(first)
+    assert len({chat['query_id'] for chat in chats}) == len(chats)
+    assert not set(_questions(every)) & set(_questions(test))
