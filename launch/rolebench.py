@@ -5,8 +5,8 @@
 FILE holds RoleBench rows `{"role", "question", "generated": [...]}`, one a line. The
 persona texts are ours (launch/rolebench_personas.jsonl). Each role's rows are
 shuffled with a fixed seed and split 440 / 60; the first generated answer is learned.
-`train_all_answers.jsonl` has all answers to the same 440 questions, for longer runs:
-several passes over it repeat no answer before the others were seen.
+`train_all_answers.jsonl` has every answer to the same 440 questions, so that longer
+runs need not repeat any.
 With --shared_steps, one mask is learned first for all roles together, and each role
 starts from it. It learns from no question that any role is measured on.
 Every run can be interrupted; the same command goes on. The result is
@@ -19,6 +19,7 @@ import pathlib
 import random
 import subprocess
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -54,7 +55,7 @@ Split = tuple[pathlib.Path, pathlib.Path]
 
 
 def write_split(
-    rows: list[dict[str, object]], role: str, persona: str, folder: pathlib.Path
+    rows: list[dict[str, Any]], role: str, persona: str, folder: pathlib.Path
 ) -> Split:
     """Writes one role's calibration and held-out files.
 
@@ -66,16 +67,16 @@ def write_split(
     """
     system = prompts.persona_prompt(persona)
     # Of each question, a chat for each answer.
-    groups: list[list[dict[str, object]]] = []
+    groups: list[list[dict[str, Any]]] = []
     questions = set()
     for number, row in enumerate(rows):
         question = str(row['question']).strip()
-        answers = [str(answer).strip() for answer in row['generated']]  # type: ignore[attr-defined]
+        answers = [str(answer).strip() for answer in row['generated']]
         # The same question twice could stand in both splits.
         if row['role'] != role or not answers[0] or question.lower() in questions:
             continue
         questions.add(question.lower())
-        chats: list[dict[str, object]] = []
+        chats: list[dict[str, Any]] = []
         for answer in dict.fromkeys(filter(None, answers)):
             query_id = f'rolebench-{number}' + (f'-{len(chats)}' if chats else '')
             messages = [
