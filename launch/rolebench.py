@@ -8,12 +8,15 @@ shuffled with a fixed seed and split 440 / 60; the first generated answer is lea
 `train_all_answers.jsonl` has every answer to the same 440 questions, so that longer
 runs need not repeat any.
 With --shared_steps, one mask is learned first for all roles together, and each role
-starts from it. It learns from no question that any role is measured on.
+starts from it. It learns all answers to questions that no role is measured on.
+With --measure_on=dev, roles learn from 380 of the 440 rows and are measured on the
+other 60, so that settings can be chosen before the held-out rows are looked at.
 Every run can be interrupted; the same command goes on. The result is
-`rolebench.json` and a Markdown table on stdout.
+`rolebench.json` (`rolebench-dev.json`) and a Markdown table on stdout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+import dataclasses
 import json
 import pathlib
 import random
@@ -27,7 +30,8 @@ from ppjax import atomic
 from ppjax.personas import prompts
 
 _HERE = pathlib.Path(__file__).parent
-_TRAIN_ROWS, _TEST_ROWS = 440, 60
+# Of each role's rows, and of its training rows those that settings are chosen on.
+_TRAIN_ROWS, _TEST_ROWS, _DEV_ROWS = 440, 60, 60
 
 _ROLEBENCH = flags.DEFINE_string(
     'rolebench', None, 'RoleBench rows as JSONL.', required=True
@@ -47,36 +51,47 @@ _SCORE_SCALE = flags.DEFINE_float(
     "Of the roles' own steps from the shared mask: it is good already, and fewer "
     'channels should change at a step than from activations.',
 )
+_MEASURE_ON = flags.DEFINE_enum(
+    'measure_on',
+    'test',
+    ['test', 'dev'],
+    'Held-out rows, or rows to choose settings on.',
+)
 _ROLES = flags.DEFINE_list('roles', [], 'Roles to learn; all by default.')
 
 
-# Calibration file, held-out file.
-Split = tuple[pathlib.Path, pathlib.Path]
+# The answers to one question, a chat each.
+Chats = list[dict[str, Any]]
 
 
-def write_split(
-    rows: list[dict[str, Any]], role: str, persona: str, folder: pathlib.Path
-) -> Split:
-    """Writes one role's calibration and held-out files.
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Files of calibration rows.
 
-    Beside them train_all_answers.jsonl, which holds every answer to the questions of
-    the calibration file.
-
-    Returns:
-        (calibration file, held-out file).
+    Attributes:
+        train: to learn from, an answer to each question.
+        every: all answers to the same questions.
+        measured: to measure on, an answer to each of other questions.
     """
+
+    train: pathlib.Path
+    every: pathlib.Path
+    measured: pathlib.Path
+
+
+def read_chats(rows: Sequence[dict[str, Any]], role: str, persona: str) -> list[Chats]:
+    """One role's rows as chats under its persona prompt, question by question."""
     system = prompts.persona_prompt(persona)
-    # Of each question, a chat for each answer.
-    groups: list[list[dict[str, Any]]] = []
+    groups: list[Chats] = []
     questions = set()
     for number, row in enumerate(rows):
         question = str(row['question']).strip()
         answers = [str(answer).strip() for answer in row['generated']]
         # The same question twice could stand in both splits.
-        if row['role'] != role or not answers[0] or question.lower() in questions:
+        if row['role'] != role or not any(answers[:1]) or question.lower() in questions:
             continue
         questions.add(question.lower())
-        chats: list[dict[str, Any]] = []
+        chats: Chats = []
         for answer in dict.fromkeys(filter(None, answers)):
             query_id = f'rolebench-{number}' + (f'-{len(chats)}' if chats else '')
             messages = [
@@ -86,36 +101,62 @@ def write_split(
             ]
             chats.append({'messages': messages, 'query_id': query_id})
         groups.append(chats)
+    return groups
+
+
+def write_split(
+    learned: Sequence[Chats], measured: Sequence[Chats], folder: pathlib.Path
+) -> Split:
+    """Writes one split of a role's questions."""
+
+    def write(name: str, chats: Iterable[dict[str, Any]]) -> pathlib.Path:
+        path = folder / f'{name}.jsonl'
+        lines = [json.dumps(chat, ensure_ascii=False) + '\n' for chat in chats]
+        atomic.write_text(path, ''.join(lines))
+        return path
+
+    return Split(
+        write('train', [chats[0] for chats in learned]),
+        write('train_all_answers', [chat for chats in learned for chat in chats]),
+        write('test', [chats[0] for chats in measured]),
+    )
+
+
+def write_splits(groups: list[Chats], folder: pathlib.Path) -> dict[str, Split]:
+    """Writes what a role learns from and is measured on, for `test` and `dev`."""
+    groups = list(groups)
     random.Random(0).shuffle(groups)
     train = groups[:_TRAIN_ROWS]
-    splits = {
-        'train': [chats[0] for chats in train],
-        'train_all_answers': [chat for chats in train for chat in chats],
-        'test': [chats[0] for chats in groups[_TRAIN_ROWS : _TRAIN_ROWS + _TEST_ROWS]],
+    test = groups[_TRAIN_ROWS : _TRAIN_ROWS + _TEST_ROWS]
+    return {
+        'test': write_split(train, test, folder),
+        'dev': write_split(train[:-_DEV_ROWS], train[-_DEV_ROWS:], folder / 'dev'),
     }
-    paths = {name: folder / f'{name}.jsonl' for name in splits}
-    for name, part in splits.items():
-        lines = [json.dumps(chat, ensure_ascii=False) + '\n' for chat in part]
-        atomic.write_text(paths[name], ''.join(lines))
-    return paths['train'], paths['test']
 
 
-def write_shared(splits: Sequence[Split], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes each role's calibration rows without any role's held-out questions."""
+def write_shared(
+    splits: dict[str, dict[str, Split]], folder: pathlib.Path
+) -> list[pathlib.Path]:
+    """Writes each role's rows, all answers, without questions any role is measured on.
+
+    Neither held-out questions nor those that settings are chosen on: one shared mask
+    serves both.
+    """
 
     def question(line: str) -> str:
         return json.loads(line)['messages'][1]['content'].lower()
 
-    heldout = {
+    measured = {
         question(line)
-        for _, test in splits
-        for line in test.read_text('utf-8').splitlines()
+        for both in splits.values()
+        for split in both.values()
+        for line in split.measured.read_text('utf-8').splitlines()
     }
     paths = []
-    for train, _ in splits:
-        lines = train.read_text('utf-8').splitlines(keepends=True)
-        kept = [line for line in lines if question(line) not in heldout]
-        paths.append(folder / f'{train.parent.name}.jsonl')
+    for name, both in splits.items():
+        lines = both['test'].every.read_text('utf-8').splitlines(keepends=True)
+        paths.append(folder / f'{name}.jsonl')
+        kept = [line for line in lines if question(line) not in measured]
         atomic.write_text(paths[-1], ''.join(kept))
     return paths
 
@@ -137,23 +178,65 @@ def learn(
     return run / 'mask.pmask'
 
 
-def markdown(results: list[dict[str, object]]) -> str:
+def measure(
+    mask: pathlib.Path, heldout: pathlib.Path, directory: pathlib.Path
+) -> float:
+    """A mask's held-out NLL, as `ppjax.evaluate` measures it, or has measured it."""
+    command = [
+        sys.executable,
+        '-m',
+        'ppjax.evaluate',
+        '--base_model=smollm2-135m',
+        '--dtype=bfloat16',
+        '--tasks=likelihood',
+        f'--mask={mask}',
+        f'--heldout={heldout}',
+        f'--output_dir={directory}',
+    ]
+    # Its own table would stand before ours.
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    results = directory / 'results' / 'persona_likelihood.json'
+    models = json.loads(results.read_text('utf-8'))['models']
+    return float(models['masked']['nll']['mean'])
+
+
+def result_of(role: str, run: pathlib.Path) -> dict[str, Any]:
+    """What a learned run has measured, and under which settings."""
+    text = (run / 'results' / 'likelihood.json').read_text('utf-8')
+    measured = json.loads(text)
+    nll = {name: float(own['nll']) for name, own in measured['models'].items()}
+    dense, one_shot, learned = nll['dense'], nll['one_shot'], nll['learned']
+    return {
+        'role': role,
+        'nll': nll,
+        'to_dense': learned - dense,
+        'way': (one_shot - learned) / (one_shot - dense),
+        'settings': measured['settings'],
+        'heldout': measured['heldout'],
+        'versions': measured['versions'],
+    }
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
     """The results as a table, in nats per answer token."""
+    columns = ('dense', 'random', 'one_shot', 'shared', 'learned')
     lines = [
-        '| role | sparsity | dense | random | one-shot | learned | '
+        '| role | sparsity | own steps | dense | random | one-shot | shared | learned | '
         + 'learned - dense | of the way from one-shot to dense |',
-        '|---|---|---|---|---|---|---|---|',
+        '|' + '---|' * 10,
     ]
     for row in results:
-        nll = {name: row[name] for name in ('dense', 'random', 'one_shot', 'learned')}
-        dense, one_shot, learned = nll['dense'], nll['one_shot'], nll['learned']
-        way = (one_shot - learned) / (one_shot - dense)  # type: ignore[operator]
-        figures = ' | '.join(f'{value:.3f}' for value in nll.values())
-        difference = learned - dense  # type: ignore[operator]
-        lines.append(
-            f'| {row["role"]} | {row["sparsity"]:.0%} | {figures} | '
-            f'{difference:+.3f} | {way:.0%} |'
-        )
+        nll, settings = row['nll'], row['settings']
+        figures = [f'{nll[name]:.3f}' if name in nll else '' for name in columns]
+        cells = [
+            row['role'],
+            f'{settings["sparsity"]:.0%}',
+            str(settings['steps']),
+            *figures,
+            f'{row["to_dense"]:+.3f}',
+            f'{row["way"]:.0%}',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
@@ -165,51 +248,54 @@ def main(argv: list[str]) -> None:
     rows = [json.loads(line) for line in source.splitlines()]
     table = _HERE / 'rolebench_personas.jsonl'
     personas = [json.loads(line) for line in table.read_text('utf-8').splitlines()]
-    splits: dict[str, Split] = {}
+    roles, splits = {}, {}
     for persona in personas:
         name = ''.join(c if c.isalnum() else '_' for c in persona['name']).lower()
-        splits[persona['name']] = write_split(
-            rows, persona['name'], persona['persona'], output / name
-        )
+        roles[name] = persona['name']
+        groups = read_chats(rows, persona['name'], persona['persona'])
+        splits[name] = write_splits(groups, output / name)
+    dev = _MEASURE_ON.value == 'dev'
     shared_steps = _SHARED_STEPS.value or ['0'] * len(_SPARSITIES.value)
     results = []
     for sparsity, steps, shared in zip(
         _SPARSITIES.value, _STEPS.value, shared_steps, strict=True
     ):
         start = ['--score_init=activation']
+        mask = None
         if int(shared):
             print(f'== all roles, sparsity {sparsity}', file=sys.stderr, flush=True)
             mask = learn(
-                write_shared(list(splits.values()), output / 'shared'),
+                write_shared(splits, output / 'shared'),
                 output / 'shared' / f'sparsity_{sparsity}',
                 f'--sparsity={sparsity}',
                 f'--steps={shared}',
             )
             start = [f'--score_init={mask}', f'--score_scale={_SCORE_SCALE.value}']
-        for role, (train, test) in splits.items():
+        for name, role in roles.items():
             if _ROLES.value and role not in _ROLES.value:
                 continue
-            run = train.parent / f'sparsity_{sparsity}'
+            split = splits[name][_MEASURE_ON.value]
+            folder = split.train.parent
+            # Several settings are tried on the same rows.
+            tried = f'-scale_{_SCORE_SCALE.value}' if dev and mask else ''
+            run = folder / f'sparsity_{sparsity}{tried}'
             print(f'== {role}, sparsity {sparsity}', file=sys.stderr, flush=True)
             learn(
-                [train],
+                [split.train],
                 run,
-                f'--heldout={test}',
+                f'--heldout={split.measured}',
                 f'--sparsity={sparsity}',
                 f'--steps={steps}',
                 *start,
             )
-            measured = json.loads((run / 'results' / 'likelihood.json').read_text())
-            results.append(
-                {'role': role, 'sparsity': float(sparsity), 'shared_steps': int(shared)}
-                | {key: value['nll'] for key, value in measured['models'].items()}
-                | {
-                    key: measured['settings'][key]
-                    for key in ('steps', 'batch_size', 'score_init', 'score_scale')
-                }
-                | {'heldout': measured['heldout'], 'versions': measured['versions']}
+            result = result_of(role, run) | {'shared_steps': int(shared)}
+            if mask is not None:
+                directory = folder / f'shared_{sparsity}'
+                result['nll']['shared'] = measure(mask, split.measured, directory)
+            results.append(result)
+            atomic.write_json(
+                output / ('rolebench-dev.json' if dev else 'rolebench.json'), results
             )
-            atomic.write_json(output / 'rolebench.json', results)
     print(markdown(results))
 
 

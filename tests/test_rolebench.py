@@ -24,56 +24,95 @@ def _questions(path):
     ]
 
 
-def test_neither_own_nor_shared_rows_hold_a_question_of_any_held_out_set(
-    rolebench, tmp_path
-):
-    # Both roles are asked all questions, once in other letters.
-    rows = [
+def _rows(roles, answers):
+    # All roles are asked all questions, the others in other letters.
+    return [
         {
             'role': role,
             'question': f'Question {i}?' if role == 'A' else f'QUESTION {i}?',
-            'generated': [f'{role} says {i}.', 'Something else.'],
+            'generated': [answer.format(role=role, i=i) for answer in answers],
         }
         for i in range(520)
-        for role in ('A', 'B')
+        for role in roles
     ]
-    splits = [
-        rolebench.write_split(rows, role, f'You are {role}.', tmp_path / role)
-        for role in ('A', 'B')
-    ]
-    for train, test in splits:
-        assert len(_questions(train)) == 440
-        assert len(_questions(test)) == 60
-        assert not set(_questions(train)) & set(_questions(test))
-    # Both splits are drawn alike: let them differ, as real roles' questions do.
-    train, test = splits[1]
-    lines = train.read_text('utf-8').splitlines(keepends=True)
-    test.write_text(''.join(lines[:30]), 'utf-8')
-    held = {question for _, test in splits for question in _questions(test)}
+
+
+def _splits(rolebench, role, folder, answers=('{role} says {i}.', 'Something else.')):
+    groups = rolebench.read_chats(_rows(role, answers), role, f'You are {role}.')
+    return rolebench.write_splits(groups, folder / role)
+
+
+def test_what_is_measured_on_is_never_learned_from(rolebench, tmp_path):
+    splits = _splits(rolebench, 'A', tmp_path)
+    test, dev = splits['test'], splits['dev']
+    assert len(_questions(test.train)) == 440
+    assert len(_questions(dev.train)) == 380
+    for split in (test, dev):
+        learned = set(_questions(split.train))
+        assert set(_questions(split.every)) == learned
+        assert len(_questions(split.measured)) == 60
+        assert not learned & set(_questions(split.measured))
+    # What settings are chosen on is split off what is learned from.
+    chosen_on = set(_questions(dev.measured))
+    assert chosen_on | set(_questions(dev.train)) == set(_questions(test.train))
+
+
+def test_shared_rows_hold_no_question_that_any_role_is_measured_on(rolebench, tmp_path):
+    splits = {role: _splits(rolebench, role, tmp_path) for role in 'AB'}
+    # Both roles' splits are drawn alike: let them differ, as real roles' questions do.
+    own = splits['B']['test']
+    lines = own.train.read_text('utf-8').splitlines(keepends=True)
+    own.measured.write_text(''.join(lines[:30]), 'utf-8')
+    measured = {
+        question
+        for both in splits.values()
+        for split in both.values()
+        for question in _questions(split.measured)
+    }
     shared = rolebench.write_shared(splits, tmp_path / 'shared')
     assert [path.name for path in shared] == ['A.jsonl', 'B.jsonl']
-    assert [len(_questions(path)) for path in shared] == [410, 410]
-    for path, (train, _) in zip(shared, splits, strict=True):
-        assert not held & set(_questions(path))
-        assert set(_questions(path)) <= set(_questions(train))
+    # 440 training questions but for 60 and 30, with two answers each.
+    assert [len(_questions(path)) for path in shared] == [700, 700]
+    for path, both in zip(shared, splits.values(), strict=True):
+        assert not measured & set(_questions(path))
+        assert set(_questions(path)) <= set(_questions(both['test'].train))
 
 
 def test_all_answers_are_those_of_the_training_questions(rolebench, tmp_path):
-    rows = [
-        {
-            'role': 'A',
-            'question': f'Question {i}?',
-            'generated': [f'First {i}.', f'Second {i}.', ' ', f'First {i}.'],
-        }
-        for i in range(520)
-    ]
-    train, test = rolebench.write_split(rows, 'A', 'You are A.', tmp_path)
-    every = tmp_path / 'train_all_answers.jsonl'
-    chats = [json.loads(line) for line in every.read_text('utf-8').splitlines()]
-    first = [json.loads(line) for line in train.read_text('utf-8').splitlines()]
+    split = _splits(
+        rolebench, 'A', tmp_path, ['First {i}.', 'Second {i}.', ' ', 'First {i}.']
+    )['test']
+    chats, first = (
+        [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+        for path in (split.every, split.train)
+    )
     assert chats[::2] == first
     assert [chat['messages'][2]['content'].split()[0] for chat in chats[1::2]] == [
         'Second'
     ] * len(first)
     assert len({chat['query_id'] for chat in chats}) == len(chats)
-    assert not set(_questions(every)) & set(_questions(test))
+    assert not set(_questions(split.every)) & set(_questions(split.measured))
+
+
+@pytest.mark.parametrize('answers', [[], ['', 'Late.']])
+def test_rows_without_a_first_answer_are_left_out(rolebench, answers):
+    rows = [{'role': 'A', 'question': 'Why?', 'generated': answers}]
+    assert rolebench.read_chats(rows, 'A', 'You are A.') == []
+
+
+def test_table_says_how_far_each_mask_came(rolebench, tmp_path):
+    models = {'dense': 2.0, 'random': 6.0, 'one_shot': 3.0, 'learned': 2.25}
+    results = tmp_path / 'results' / 'likelihood.json'
+    results.parent.mkdir()
+    measured = {
+        'models': {name: {'nll': nll} for name, nll in models.items()},
+        'settings': {'sparsity': 0.25, 'steps': 45},
+        'heldout': {},
+        'versions': {},
+    }
+    results.write_text(json.dumps(measured), 'utf-8')
+    result = rolebench.result_of('A', tmp_path)
+    row = rolebench.markdown([result]).splitlines()[-1]
+    assert row == ('| A | 25% | 45 | 2.000 | 6.000 | 3.000 |  | 2.250 | +0.250 | 75% |')
+    result['nll']['shared'] = 2.5
+    assert '| 3.000 | 2.500 | 2.250 |' in rolebench.markdown([result])
