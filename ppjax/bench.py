@@ -5,9 +5,11 @@ python -m ppjax.bench rewriting --base_model=smollm2-135m --instructions=demo:16
 python -m ppjax.bench benchmarks --piqa=piqa.jsonl:200 --mmlu=mmlu.jsonl:100 \\
     --mmlu_dev=mmlu_dev.jsonl --mmlu_shots=0,5
 python -m ppjax.bench personas --names=jack,walt --calibration='{persona}.jsonl'
+python -m ppjax.bench mask_step --calibration=jack.jsonl --batch_size=16 --steps=6
 
 Both sides do the same work, and their results are compared. All but `personas`, whose
-other side is one run after the other, need PyTorch. Machines are noisy: believe the ratio, and rather that of a longer run.
+other side is one run after the other, need PyTorch. Machines are noisy: believe the
+ratio, and rather that of a longer run.
 """
 
 import dataclasses
@@ -16,17 +18,18 @@ from typing import Any
 
 from ppjax import atomic, compile_cache, demo, errors, flags, versions
 from ppjax import progress as progress_lib
-from ppjax.benchmarking import many_personas, multiple_choice
+from ppjax.benchmarking import many_personas, mask_step, multiple_choice
 from ppjax.benchmarking import rewriting as rewriting_bench
 from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
 from ppjax.evaluation.multiple_choice import benchmarks
-from ppjax.models import base_model
+from ppjax.models import base_model, decoder
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import sources as persona_sources
 from ppjax.synthesis import rewriting
+from ppjax.training import data
 
-WHAT = ('scoring', 'rewriting', 'benchmarks', 'personas')
+WHAT = ('scoring', 'rewriting', 'benchmarks', 'personas', 'mask_step')
 _PERSONA = (
     'Hannes Quist is a lighthouse keeper who counts everything, sleeps by day, writes '
     'long letters to the harbour office and never says a word too many.'
@@ -56,13 +59,32 @@ class BenchConfig:
         '0', 'For benchmarks: worked examples; several numbers are run in turn.'
     )
     names: str = flags.setting(
-        ','.join(demo.personas()), 'For personas: whose masks are learned.'
+        ','.join(demo.personas()),
+        'For personas: whose masks are learned; for mask_step: whose first.',
     )
     calibration: str = flags.setting(
-        'demo:{persona}', 'For personas: calibration data, {persona} for the name.'
+        'demo:{persona}',
+        'For personas and mask_step: calibration data, {persona} for the name.',
     )
-    steps: int = flags.setting(24, 'For personas: optimizer steps of each.')
-    batch_size: int = flags.setting(8, 'For personas: examples a step of each.')
+    steps: int = flags.setting(
+        24, 'For personas and mask_step: optimizer steps of each side.'
+    )
+    batch_size: int = flags.setting(
+        8, 'For personas and mask_step: examples a step of each side.'
+    )
+    sparsity: float = flags.setting(
+        0.25, 'For mask_step: share of FFN channels removed.'
+    )
+    dtype: str = flags.setting(
+        'float32',
+        "For mask_step: of both sides' weights and activations.",
+        choices=('float32', 'bfloat16'),
+    )
+    remat: str = flags.setting(
+        'dots',
+        'For mask_step: what the backward pass of ours recomputes.',
+        choices=decoder.REMAT,
+    )
     output_dir: str = flags.setting(
         'runs/bench-personas', 'For personas: a new folder that the runs go to.'
     )
@@ -112,6 +134,29 @@ def _benchmarks(cfg: BenchConfig, base: base_model.BaseModel) -> dict[str, Any]:
     )
 
 
+def _mask_step(
+    cfg: BenchConfig, base: base_model.BaseModel, renderer: chat.ChatRenderer
+) -> dict[str, Any]:
+    name = cfg.names.split(',')[0].strip()
+    source = cfg.calibration.replace('{persona}', name)
+    rows = data.read_rows(source, split='train')
+    examples, _ = chat.render_rows(renderer, rows, cfg.max_length)
+    if len(examples) < cfg.batch_size:
+        raise errors.InputError(
+            f'--batch_size={cfg.batch_size}, and {source} has {len(examples)} rows of '
+            f'up to {cfg.max_length} tokens.'
+        )
+    return mask_step.compare(
+        base,
+        examples,
+        steps=cfg.steps,
+        batch_size=cfg.batch_size,
+        sparsity=cfg.sparsity,
+        dtype=cfg.dtype,
+        remat=cfg.remat,
+    )
+
+
 def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:
     found |= {'settings': dataclasses.asdict(cfg), 'versions': versions.versions()}
     text = json.dumps(found, indent=2, ensure_ascii=False)
@@ -142,6 +187,8 @@ def main(cfg: BenchConfig, what: str) -> int:
     if what == 'benchmarks':
         return _write(cfg, _benchmarks(cfg, base))
     renderer = chat.ChatRenderer(base.tokenizer(), date=cfg.date)
+    if what == 'mask_step':
+        return _write(cfg, _mask_step(cfg, base, renderer))
     rows, personas = _queries(cfg), _personas(cfg)
     found: dict[str, Any]
     if what == 'scoring':

@@ -82,7 +82,7 @@ class Efficiency:
     pruned: Figures
 
 
-def _block_weights(cfg: config_lib.ModelConfig, keep: int) -> int:
+def block_weights(cfg: config_lib.ModelConfig, keep: int) -> int:
     """Entries of one block's matrices, which is its multiply-adds a token."""
     d_q, d_kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     return cfg.d_model * (2 * d_q + 2 * d_kv + 3 * keep)
@@ -114,7 +114,7 @@ def prefill_flops(cfg: config_lib.ModelConfig, keep: int, tokens: float) -> floa
     Source: Persona-Pruner, arXiv:2606.14695, Table 11.
     """
     attention = 4 * cfg.num_heads * cfg.head_dim * tokens**2
-    return cfg.num_layers * (2 * tokens * _block_weights(cfg, keep) + attention)
+    return cfg.num_layers * (2 * tokens * block_weights(cfg, keep) + attention)
 
 
 def decode_flops(cfg: config_lib.ModelConfig, keep: int, context: float) -> float:
@@ -126,7 +126,7 @@ def decode_flops(cfg: config_lib.ModelConfig, keep: int, context: float) -> floa
         context: t, the tokens that it attends to, itself included.
     """
     attention = 4 * cfg.num_heads * cfg.head_dim * context
-    blocks = cfg.num_layers * (2 * _block_weights(cfg, keep) + attention)
+    blocks = cfg.num_layers * (2 * block_weights(cfg, keep) + attention)
     return blocks + 2 * cfg.vocab_size * cfg.d_model
 
 
@@ -134,7 +134,7 @@ def _figures(
     cfg: config_lib.ModelConfig, keep: int, itemsize: int, prompt: float, answer: int
 ) -> Figures:
     table = cfg.vocab_size * cfg.d_model
-    blocks = cfg.num_layers * (_block_weights(cfg, keep) + _block_vectors(cfg, keep))
+    blocks = cfg.num_layers * (block_weights(cfg, keep) + _block_vectors(cfg, keep))
     untied = blocks + 2 * table + cfg.d_model
     unique = untied - table if cfg.tie_embeddings else untied
     prefill = prefill_flops(cfg, keep, prompt)
