@@ -72,13 +72,16 @@ def prompt_digests(cfg: config_lib.SweepConfig, read: ReadRows) -> dict[str, str
     return found
 
 
-def _learn(cell: Cell, read: ReadRows) -> bool:
-    """Learns a cell's mask; False if `stop_after` came first."""
+def _learn(cell: Cell, read: ReadRows, like: pathlib.Path | None) -> bool:
+    """Learns a cell's mask, or goes on; False if `stop_after` came first."""
     cfg = cell.settings
     assert cfg.heldout
     try:
         mask = loop.learn_mask(
-            cfg, read(cfg.calibration, 'train'), read(cfg.heldout, 'test')
+            cfg,
+            read(cfg.calibration, 'train'),
+            read(cfg.heldout, 'test'),
+            like=like,
         )
     except errors.InputError as error:
         raise errors.InputError(f'Cell {cell.name}: {error}') from error
@@ -110,6 +113,8 @@ def learn(
         assert cell.settings.heldout
         read(cell.settings.calibration, 'train')
         read(cell.settings.heldout, 'test')
+    # What masks are compared with is measured once for all cells that share it.
+    measured: dict[tuple[Any, ...], pathlib.Path] = {}
     for number, cell in enumerate(cells, start=1):
         mean, left = clock.mean(), ''
         if mean is not None and not _is_done(cell):
@@ -120,8 +125,10 @@ def learn(
             state='running', stage=cell.name, step=number - 1, total_steps=len(cells)
         )
         clock.start(cell.path)
-        if not _learn(cell, read):
+        same = cell.settings.reference_settings
+        if not _learn(cell, read, measured.get(same)):
             return False
+        measured.setdefault(same, cell.path)
         clock.stop(cell.path)
     return True
 

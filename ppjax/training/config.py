@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from typing import Any
 
 from ppjax import errors, flags, settings
 from ppjax.masking import estimators, score_init
@@ -129,6 +130,23 @@ class LearningSettings(settings.CommonSettings):
         score_init.start_masks(self.score_init)
 
 
+# Data, model, sizes of masks, and what draws samples and random scores.
+_REFERENCE_SETTINGS = (
+    'base_model',
+    'calibration',
+    'calibration_rows',
+    'heldout',
+    'granularity',
+    'sparsity',
+    'align',
+    'batch_size',
+    'dtype',
+    'max_length',
+    'date',
+    'seed',
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(LearningSettings):
     """Flags of `python -m ppjax.train`."""
@@ -192,6 +210,11 @@ class TrainConfig(LearningSettings):
             heldout=self.heldout and self.heldout.replace(PERSONA, name),
             output_dir=os.path.join(self.output_dir, 'personas', name),
         )
+
+    @property
+    def reference_settings(self) -> tuple[Any, ...]:
+        """All settings that the dense model's and unlearned masks' figures rest on."""
+        return tuple(getattr(self, name) for name in _REFERENCE_SETTINGS)
 
     @property
     def persona_names(self) -> tuple[str, ...]:

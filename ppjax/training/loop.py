@@ -52,6 +52,7 @@ def learn_mask(
     heldout_rows: list[calibration.Row],
     *,
     stage: str | None = None,
+    like: pathlib.Path | None = None,
 ) -> pathlib.Path | None:
     """Learns a persona mask in a run directory.
 
@@ -60,6 +61,9 @@ def learn_mask(
         train_rows: the calibration rows that `cfg.calibration` names.
         heldout_rows: those that `cfg.heldout` names, or none.
         stage: its name, where it is one of a run of several.
+        like: a finished run of the same data and, but for how its mask is learned,
+            the same settings (`TrainConfig.reference_settings`), whose references
+            need not be measured again.
 
     Returns:
         The mask file, or None if `cfg.stop_after` came first.
@@ -74,6 +78,8 @@ def learn_mask(
     found = _open(directory, cfg, data)
     with directory.stage('train'):
         run = run_lib.Run(cfg, base, data, directory)
+        if like is not None:
+            run.take_references(like)
         return run.mask_path if _learn([run], directory, found) else None
 
 

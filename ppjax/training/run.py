@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -22,6 +23,8 @@ from ppjax.training import heldout as heldout_lib
 from ppjax.training import schedule as schedule_lib
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
+
+_REFERENCES = pathlib.Path('results', 'references.json')
 
 
 class Run:
@@ -75,7 +78,7 @@ class Run:
             learning_rate=cfg.learning_rate, warmup=cfg.warmup, num_steps=self.total
         )
         self.mask_path = directory.path / 'mask.pmask'
-        self._references = directory.path / 'results' / 'references.json'
+        self._references = directory.path / _REFERENCES
 
     @property
     def learning(self) -> step_lib.Learning:
@@ -96,6 +99,16 @@ class Run:
     def has_references(self) -> bool:
         """Whether the held-out references are measured, or there is nothing to."""
         return not self.data.heldout or self._references.exists()
+
+    def take_references(self, like: pathlib.Path) -> None:
+        """Copies the references of a run that measured the same, unless there are some.
+
+        Args:
+            like: its directory.
+        """
+        theirs = like / _REFERENCES
+        if not self._references.exists() and theirs.exists():
+            atomic.write_text(self._references, theirs.read_text('utf-8'))
 
     def random_scores(self) -> jax.Array:
         """Random scores [R, U] of this run's seed."""

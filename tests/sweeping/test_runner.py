@@ -121,6 +121,31 @@ def test_more_values_extend_a_sweep_and_cells_outside_are_left_out(
     assert 'Cell 2/2: persona-ferryman--sparsity-0.5\n' in said
 
 
+def test_references_are_measured_once_for_all_cells_that_share_them(
+    chatty_model, files, tmp_path, capfd
+):
+    grid = 'objective=ce,kl;seed=0,1'
+    one = {
+        'calibration': f'{files}/ferryman/train.jsonl',
+        'heldout': f'{files}/ferryman/test.jsonl',
+    }
+    run = tmp_path / 'run'
+    runner.sweep(_settings(chatty_model, files, run, grid, **one))
+    # What is minimised changes no reference; the seed draws the random mask.
+    assert capfd.readouterr().err.count('one_shot') == 2
+    alone = tmp_path / 'alone'
+    grid = 'objective=kl;seed=1'
+    runner.sweep(_settings(chatty_model, files, alone, grid, **one))
+    shared, own = (
+        json.loads((_cell(path, **values) / 'results' / 'likelihood.json').read_text())
+        for path, values in (
+            (run, {'objective': 'kl', 'seed': 1}),
+            (alone, {}),
+        )
+    )
+    assert shared['models'] == own['models']
+
+
 @pytest.mark.parametrize(
     ('changes', 'said'),
     [
