@@ -177,6 +177,6 @@ def test_bench_wants_to_know_what():
     result = _call('ppjax.bench', 'everything')
     assert result.returncode == 2
     assert (
-        'Say which: scoring, rewriting, benchmarks or personas; got everything.'
-        in result.stderr
+        'Say which: scoring, rewriting, benchmarks, personas or mask_step; '
+        'got everything.' in result.stderr
     )

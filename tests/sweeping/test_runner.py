@@ -212,7 +212,8 @@ def test_time_left_counts_undone_cells_at_the_mean_of_done_ones(
     monkeypatch.setattr(watch, 'mean', lambda: 600.0)
     monkeypatch.setattr(watch, 'stop', lambda cell: None)
 
-    def learn(settings, train, heldout):
+    def learn(settings, train, heldout, like):
+        del train, heldout, like
         path = tmp_path / 'cells' / f'seed-{settings.seed}' / 'mask.pmask'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
