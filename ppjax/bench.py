@@ -16,7 +16,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ppjax import atomic, compile_cache, demo, errors, flags, versions
+from ppjax import atomic, compile_cache, demo, errors, flags, settings, versions
 from ppjax import progress as progress_lib
 from ppjax.benchmarking import many_personas, mask_step, multiple_choice
 from ppjax.benchmarking import rewriting as rewriting_bench
@@ -94,6 +94,17 @@ class BenchConfig:
         '2026-01-01', 'The date that chat templates which print one are told.'
     )
     result: str | None = flags.setting(None, 'JSON file to write the figures to.')
+
+    def __post_init__(self) -> None:
+        settings.require(
+            self,
+            'be at least 1',
+            lambda value: value >= 1,
+            'steps',
+            'batch_size',
+            'max_length',
+            'max_tokens',
+        )
 
 
 def _queries(cfg: BenchConfig) -> list[instructions.Instruction]:

@@ -110,3 +110,9 @@ def test_too_few_rows_for_a_step_are_refused(chatty_model):
     cfg = bench.BenchConfig(base_model=str(chatty_model), batch_size=10_000)
     with pytest.raises(errors.InputError, match='--batch_size=10000, and demo:'):
         bench.main(cfg, 'mask_step')
+
+
+@pytest.mark.parametrize('flag', ['steps', 'batch_size'])
+def test_no_step_and_no_example_are_refused(flag):
+    with pytest.raises(errors.InputError, match=f'--{flag} must be at least 1, got 0'):
+        bench.BenchConfig(**{flag: 0})
