@@ -9,8 +9,8 @@ shuffled with a fixed seed and split 440 / 60; the first generated answer is lea
 runs need not repeat any.
 With --shared_steps, one mask is learned first for all roles together, and each role
 starts from it. It learns all answers to questions that no role is measured on.
-With --measure_on=dev, roles learn from 380 of the 440 rows and are measured on the
-other 60, so that settings can be chosen before the held-out rows are looked at.
+With --measure_on=dev, all masks learn from 380 of a role's 440 rows and are measured on
+the other 60, so that settings can be chosen before the held-out rows are looked at.
 Every run can be interrupted; the same command goes on. The result is
 `rolebench.json` (`rolebench-dev.json`) and a Markdown table on stdout.
 """
@@ -135,12 +135,12 @@ def write_splits(groups: list[Chats], folder: pathlib.Path) -> dict[str, Split]:
 
 
 def write_shared(
-    splits: dict[str, dict[str, Split]], folder: pathlib.Path
+    splits: dict[str, dict[str, Split]], measure_on: str, folder: pathlib.Path
 ) -> list[pathlib.Path]:
     """Writes each role's rows, all answers, without questions any role is measured on.
 
-    Neither held-out questions nor those that settings are chosen on: one shared mask
-    serves both.
+    Held-out questions are never learned; those that settings are chosen on are, once
+    the held-out ones are measured, as in the roles' own training rows.
     """
 
     def question(line: str) -> str:
@@ -149,12 +149,12 @@ def write_shared(
     measured = {
         question(line)
         for both in splits.values()
-        for split in both.values()
-        for line in split.measured.read_text('utf-8').splitlines()
+        for kind in {'test', measure_on}
+        for line in both[kind].measured.read_text('utf-8').splitlines()
     }
     paths = []
     for name, both in splits.items():
-        lines = both['test'].every.read_text('utf-8').splitlines(keepends=True)
+        lines = both[measure_on].every.read_text('utf-8').splitlines(keepends=True)
         paths.append(folder / f'{name}.jsonl')
         kept = [line for line in lines if question(line) not in measured]
         atomic.write_text(paths[-1], ''.join(kept))
@@ -264,9 +264,10 @@ def main(argv: list[str]) -> None:
         mask = None
         if int(shared):
             print(f'== all roles, sparsity {sparsity}', file=sys.stderr, flush=True)
+            common = output / 'shared' / ('dev' if dev else '')
             mask = learn(
-                write_shared(splits, output / 'shared'),
-                output / 'shared' / f'sparsity_{sparsity}',
+                write_shared(splits, _MEASURE_ON.value, common),
+                common / f'sparsity_{sparsity}',
                 f'--sparsity={sparsity}',
                 f'--steps={shared}',
             )

@@ -57,25 +57,33 @@ def test_what_is_measured_on_is_never_learned_from(rolebench, tmp_path):
     assert chosen_on | set(_questions(dev.train)) == set(_questions(test.train))
 
 
-def test_shared_rows_hold_no_question_that_any_role_is_measured_on(rolebench, tmp_path):
+@pytest.mark.parametrize('measure_on, rows', [('test', 820), ('dev', 700)])
+def test_shared_rows_hold_no_question_that_any_role_is_measured_on(
+    rolebench, tmp_path, measure_on, rows
+):
     splits = {role: _splits(rolebench, role, tmp_path) for role in 'AB'}
     # Both roles' splits are drawn alike: let them differ, as real roles' questions do.
     own = splits['B']['test']
     lines = own.train.read_text('utf-8').splitlines(keepends=True)
     own.measured.write_text(''.join(lines[:30]), 'utf-8')
-    measured = {
-        question
-        for both in splits.values()
-        for split in both.values()
-        for question in _questions(split.measured)
-    }
-    shared = rolebench.write_shared(splits, tmp_path / 'shared')
+    heldout, chosen_on = (
+        {
+            question
+            for both in splits.values()
+            for question in _questions(both[kind].measured)
+        }
+        for kind in ('test', 'dev')
+    )
+    shared = rolebench.write_shared(splits, measure_on, tmp_path / 'shared')
     assert [path.name for path in shared] == ['A.jsonl', 'B.jsonl']
-    # 440 training questions but for 60 and 30, with two answers each.
-    assert [len(_questions(path)) for path in shared] == [700, 700]
+    # 440 questions (380 with `dev`) but for B's 30, with two answers each.
+    assert [len(_questions(path)) for path in shared] == [rows, rows]
     for path, both in zip(shared, splits.values(), strict=True):
-        assert not measured & set(_questions(path))
-        assert set(_questions(path)) <= set(_questions(both['test'].train))
+        learned = set(_questions(path))
+        assert not learned & heldout
+        assert learned <= set(_questions(both[measure_on].train))
+        # Rows for choosing settings are learned once they are no longer measured on.
+        assert bool(learned & chosen_on) == (measure_on == 'test')
 
 
 def test_all_answers_are_those_of_the_training_questions(rolebench, tmp_path):
