@@ -137,12 +137,10 @@ def run(
     define(settings)
 
     def wrong_usage(message: object) -> int:
+        # A module, or one of the scripts in launch/.
         spec = sys.modules['__main__'].__spec__
-        name = spec.name if spec else 'ppjax'
-        print(
-            f'ERROR: {message}\nSee: python -m {name} --help',
-            file=sys.stderr,
-        )
+        program = f'-m {spec.name}' if spec else sys.argv[0]
+        print(f'ERROR: {message}\nSee: python {program} --help', file=sys.stderr)
         return 2
 
     def parse(argv: Sequence[str]) -> list[str]:

@@ -1,0 +1,135 @@
+"""Recovers RoleBench roles' pruned models and tabulates their held-out persona NLL.
+
+    python launch/rolebench_recovery.py --runs=runs/rolebench --roles=jack_sparrow
+
+Goes on from the masks that launch/rolebench.py has learned in --runs, and learns from
+all answers to a role's training questions. Every run can be interrupted; the same
+command goes on. The result is `recovery.json` in --runs and a Markdown table on stdout.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from ppjax import atomic, errors, flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which models are recovered, and how."""
+
+    runs: str = flags.setting('runs/rolebench', 'What launch/rolebench.py has written.')
+    roles: str = flags.setting(
+        None, "Folders of the roles in --runs, separated by commas, as 'jack_sparrow'."
+    )
+    mask_run: str = flags.setting(
+        'sparsity_0.5', "Run of mask learning to go on from, in each role's folder."
+    )
+    steps: int = flags.setting(63, 'Optimizer steps of 16 examples.')
+    # The best of those tried on Jack Sparrow's held-out rows.
+    rates: str = flags.setting(
+        '1e-4', 'Learning rates for all weights, separated by commas; may be empty.'
+    )
+    lora_rates: str = flags.setting('2e-3', 'Learning rates for adapters, likewise.')
+    lora_rank: int = flags.setting(16, 'Rank of the adapters.')
+
+    def __post_init__(self) -> None:
+        if not self.roles:
+            raise errors.InputError('--roles must be given.')
+        if self.lora_rank < 1:
+            raise errors.InputError(
+                f'--lora_rank must be at least 1, got {self.lora_rank}.'
+            )
+
+    @property
+    def tried(self) -> list[tuple[int, str]]:
+        """(rank of adapters or 0, learning rate) of the runs of each role."""
+        ranks = {0: self.rates, self.lora_rank: self.lora_rates}
+        return [
+            (rank, rate.strip())
+            for rank, rates in ranks.items()
+            for rate in rates.split(',')
+            if rate.strip()
+        ]
+
+
+def recover(settings: Settings, role: str, rank: int, rate: str) -> dict[str, Any]:
+    """Recovers one role's model, or goes on; what results/recovery.json says.
+
+    Args:
+        settings: of all runs.
+        role: folder of its data and runs.
+        rank: of adapters; 0 trains all weights.
+        rate: peak learning rate.
+
+    Raises:
+        InputError: if the run fails; it has said why.
+    """
+    folder = pathlib.Path(settings.runs) / role
+    method = f'lora_{rank}' if rank else 'full'
+    output = folder / f'recovered_{settings.mask_run}-{method}-{rate}'
+    command = [
+        sys.executable,
+        '-m',
+        'ppjax.recover',
+        f'--run={folder / settings.mask_run}',
+        f'--calibration={folder / "train_all_answers.jsonl"}',
+        f'--heldout={folder / "test.jsonl"}',
+        f'--steps={settings.steps}',
+        f'--lora_rank={rank}',
+        f'--learning_rate={rate}',
+        '--micro_batches=2',
+        '--dtype=bfloat16',
+        f'--output_dir={output}',
+    ]
+    print(f'== {role}, {method}, {rate}', file=sys.stderr, flush=True)
+    # Stdout is the table's.
+    code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    if code:
+        raise errors.InputError(f'Recovery of {role} ended with exit code {code}.')
+    text = (output / 'results' / 'recovery.json').read_text('utf-8')
+    return dict(json.loads(text))
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """The results as a table, in nats per answer token."""
+    lines = [
+        '| role | trained | steps | learning rate | dense | learned mask | recovered | '
+        + 'recovered - dense |',
+        '|' + '---|' * 8,
+    ]
+    for row in results:
+        nll = {name: float(own['nll']) for name, own in row['models'].items()}
+        rank = row['settings']['lora_rank']
+        cells = [
+            row['role'],
+            f'LoRA, rank {rank}' if rank else 'all weights',
+            str(row['steps']),
+            f'{row["learning_rate"]:g}',
+            *(f'{nll[name]:.3f}' for name in ('dense', 'start', 'recovered')),
+            f'{nll["recovered"] - nll["dense"]:+.3f}',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def main(settings: Settings) -> int:
+    """Recovers all roles' models in all ways."""
+    results = []
+    for role in settings.roles.split(','):
+        for rank, rate in settings.tried:
+            found = recover(settings, role.strip(), rank, rate)
+            # Examples' own figures stay in the runs.
+            del found['examples']
+            results.append({'role': role.strip()} | found)
+            atomic.write_json(pathlib.Path(settings.runs) / 'recovery.json', results)
+    print(markdown(results))
+    return 0
+
+
+if __name__ == '__main__':
+    flags.run(Settings, main)

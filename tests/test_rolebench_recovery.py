@@ -1,0 +1,52 @@
+"""launch/rolebench_recovery.py: the table of what recovery brought."""
+
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+
+from ppjax import errors
+
+_SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'rolebench_recovery.py'
+
+
+@pytest.fixture(scope='module')
+def recovery():
+    spec = importlib.util.spec_from_file_location('rolebench_recovery', _SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, 'rolebench_recovery', module)
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('rank, trained', [(0, 'all weights'), (16, 'LoRA, rank 16')])
+def test_table_compares_with_the_dense_model(recovery, rank, trained):
+    models = {'dense': 2.5, 'start': 3.0, 'recovered': 2.25}
+    result = {
+        'role': 'jack_sparrow',
+        'models': {name: {'nll': nll} for name, nll in models.items()},
+        'settings': {'lora_rank': rank},
+        'steps': 63,
+        'learning_rate': 1e-4,
+    }
+    head, rule, row = recovery.markdown([result]).splitlines()
+    assert head.count('|') == rule.count('|') == row.count('|')
+    assert row == (
+        f'| jack_sparrow | {trained} | 63 | 0.0001 | 2.500 | 3.000 | 2.250 | -0.250 |'
+    )
+
+
+def test_tries_each_rate_of_both_methods(recovery):
+    settings = recovery.Settings(roles='a', rates='1e-4, 2e-4', lora_rates='2e-3')
+    assert settings.tried == [(0, '1e-4'), (0, '2e-4'), (16, '2e-3')]
+    assert recovery.Settings(roles='a', rates='').tried == [(16, '2e-3')]
+
+
+def test_a_failed_run_ends_in_one_line(recovery, tmp_path):
+    settings = recovery.Settings(runs=str(tmp_path), roles='nobody')
+    with pytest.raises(errors.InputError, match='nobody ended with exit code 1'):
+        recovery.main(settings)
+    assert not (tmp_path / 'recovery.json').exists()
