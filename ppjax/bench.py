@@ -6,6 +6,9 @@ python -m ppjax.bench benchmarks --piqa=piqa.jsonl:200 --mmlu=mmlu.jsonl:100 \\
     --mmlu_dev=mmlu_dev.jsonl --mmlu_shots=0,5
 python -m ppjax.bench personas --names=jack,walt --calibration='{persona}.jsonl'
 python -m ppjax.bench mask_step --calibration=jack.jsonl --batch_size=16 --steps=6
+python -m ppjax.bench generate --batches=1,8,64
+python -m ppjax.bench infer --mask=jack.pmask
+python -m ppjax.bench load
 
 Both sides do the same work, and their results are compared. All but `personas`, whose
 other side is one run after the other, need PyTorch. Machines are noisy: believe the
@@ -16,20 +19,38 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
+
 from ppjax import atomic, compile_cache, demo, errors, flags, settings, versions
 from ppjax import progress as progress_lib
-from ppjax.benchmarking import many_personas, mask_step, multiple_choice
+from ppjax.benchmarking import (
+    decoding,
+    load,
+    many_personas,
+    mask_step,
+    multiple_choice,
+)
 from ppjax.benchmarking import rewriting as rewriting_bench
 from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
 from ppjax.evaluation.multiple_choice import benchmarks
+from ppjax.masking import pmask, topk
 from ppjax.models import base_model, decoder
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import sources as persona_sources
 from ppjax.synthesis import rewriting
 from ppjax.training import data
 
-WHAT = ('scoring', 'rewriting', 'benchmarks', 'personas', 'mask_step')
+WHAT = (
+    'scoring',
+    'rewriting',
+    'benchmarks',
+    'personas',
+    'mask_step',
+    'generate',
+    'infer',
+    'load',
+)
 _PERSONA = (
     'Hannes Quist is a lighthouse keeper who counts everything, sleeps by day, writes '
     'long letters to the harbour office and never says a word too many.'
@@ -70,15 +91,35 @@ class BenchConfig:
         24, 'For personas and mask_step: optimizer steps of each side.'
     )
     batch_size: int = flags.setting(
-        8, 'For personas and mask_step: examples a step of each side.'
+        8,
+        'For personas and mask_step: examples a step of each side; for infer, prompts '
+        'at a time.',
     )
     sparsity: float = flags.setting(
-        0.25, 'For mask_step: share of FFN channels removed.'
+        0.25,
+        'For mask_step, and for infer without --mask: share of FFN channels removed.',
+    )
+    mask: str | None = flags.setting(
+        None, 'For infer: a .pmask of --base_model; by default any channels are kept.'
     )
     dtype: str = flags.setting(
         'float32',
-        "For mask_step: of both sides' weights and activations.",
-        choices=('float32', 'bfloat16'),
+        "For mask_step, generate, infer and load: of both sides' weights and "
+        'activations.',
+        choices=settings.DTYPES,
+    )
+    torch_compile: bool = flags.setting(
+        False, 'For mask_step: PyTorch learns once more, compiled by torch.compile.'
+    )
+    batches: str = flags.setting(
+        '1,8,64', 'For generate: prompts at a time, one number after the other.'
+    )
+    prompt_length: int = flags.setting(128, 'For generate and infer: tokens of each.')
+    answer_length: int = flags.setting(
+        64, 'For generate and infer: tokens of every answer.'
+    )
+    rounds: int = flags.setting(
+        3, 'For generate, infer and load: how often each side runs.'
     )
     remat: str = flags.setting(
         'dots',
@@ -104,7 +145,13 @@ class BenchConfig:
             'batch_size',
             'max_length',
             'max_tokens',
+            'prompt_length',
+            'rounds',
         )
+        settings.require(
+            self, 'be at least 2', lambda value: value >= 2, 'answer_length'
+        )
+        settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity')
 
 
 def _queries(cfg: BenchConfig) -> list[instructions.Instruction]:
@@ -165,6 +212,48 @@ def _mask_step(
         sparsity=cfg.sparsity,
         dtype=cfg.dtype,
         remat=cfg.remat,
+        torch_compile=cfg.torch_compile,
+    )
+
+
+def _generate(cfg: BenchConfig, base: base_model.BaseModel) -> dict[str, Any]:
+    sizes = [part.strip() for part in cfg.batches.split(',')]
+    if not all(part.isdecimal() and int(part) for part in sizes):
+        raise errors.InputError(
+            f'--batches must be numbers of at least 1, got {cfg.batches!r}.'
+        )
+    return decoding.compare(
+        base,
+        batches=[int(part) for part in sizes],
+        prompt_length=cfg.prompt_length,
+        answer_length=cfg.answer_length,
+        rounds=cfg.rounds,
+        dtype=cfg.dtype,
+    )
+
+
+def _infer(cfg: BenchConfig, base: base_model.BaseModel) -> dict[str, Any]:
+    size = base.config.num_layers, base.config.d_ff
+    if cfg.mask:
+        persona_mask = pmask.load(cfg.mask)
+        persona_mask.check_base(base.fingerprint(), *size)
+        if persona_mask.granularity == pmask.BLOCKS:
+            raise errors.InputError(
+                f'--mask: {cfg.mask} is a mask of blocks; wanted one of channels.'
+            )
+        mask = persona_mask.mask
+    else:
+        keep = topk.keep_size(size[1], cfg.sparsity, 64 if size[1] % 64 == 0 else 1)
+        # Which channels they are changes no time.
+        mask = np.arange(size[1])[None] < np.full((size[0], 1), keep)
+    return decoding.compare_pruned(
+        base,
+        mask,
+        batch=cfg.batch_size,
+        prompt_length=cfg.prompt_length,
+        answer_length=cfg.answer_length,
+        rounds=cfg.rounds,
+        dtype=cfg.dtype,
     )
 
 
@@ -197,6 +286,12 @@ def main(cfg: BenchConfig, what: str) -> int:
     base = base_model.open_base_model(cfg.base_model)
     if what == 'benchmarks':
         return _write(cfg, _benchmarks(cfg, base))
+    if what == 'generate':
+        return _write(cfg, _generate(cfg, base))
+    if what == 'infer':
+        return _write(cfg, _infer(cfg, base))
+    if what == 'load':
+        return _write(cfg, load.compare(base, rounds=cfg.rounds, dtype=cfg.dtype))
     renderer = chat.ChatRenderer(base.tokenizer(), date=cfg.date)
     if what == 'mask_step':
         return _write(cfg, _mask_step(cfg, base, renderer))

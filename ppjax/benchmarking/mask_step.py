@@ -1,6 +1,7 @@
 """Mask learning steps against plain PyTorch, in turn, on the same examples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import statistics
 import time
 from typing import Any
@@ -27,6 +28,7 @@ _SCORE_SCALE = 0.1
 _PEAK_SIZE = 4096
 
 OURS, PADDED, SORTED = 'ppjax', 'pytorch_padded', 'pytorch_sorted'
+COMPILED = 'pytorch_sorted_compiled'
 
 
 def _batches(
@@ -99,6 +101,41 @@ def _our_step(
     return np.asarray(scores), keep, layout, take
 
 
+def _learners(
+    base: base_model.BaseModel,
+    examples: Sequence[chat.Example],
+    orders: Mapping[str, Sequence[np.ndarray]],
+    scores: np.ndarray,
+    keep: int,
+    dtype: str,
+) -> tuple[dict[str, torch_mask_step.MaskLearner], dict[str, Any]]:
+    """PyTorch's sides, warmed up as compiling did ours, and why others failed."""
+    import torch
+
+    learners: dict[str, torch_mask_step.MaskLearner] = {}
+    failed: dict[str, Any] = {}
+    for name, batches in orders.items():
+        learner = torch_mask_step.MaskLearner(
+            torch_model.load(base).to(getattr(torch, dtype)),
+            scores,
+            keep,
+            learning_rate=_LEARNING_RATE,
+            weight_decay=_WEIGHT_DECAY,
+            compiled=name == COMPILED,
+        )
+        try:
+            # Of two lengths, so that what is compiled is not for one alone.
+            for batch in (batches[0], batches[-1]):
+                learner.gradient(torch_mask_step.padded(examples, batch))
+        except Exception as error:  # Compilers have errors of all kinds.
+            if name != COMPILED:
+                raise
+            failed[name] = {'failed': str(error).strip().partition('\n')[0]}
+        else:
+            learners[name] = learner
+    return learners, failed
+
+
 def compare(
     base: base_model.BaseModel,
     examples: Sequence[chat.Example],
@@ -108,11 +145,12 @@ def compare(
     sparsity: float,
     dtype: str,
     remat: str,
+    torch_compile: bool = False,
 ) -> dict[str, Any]:
     """Takes steps on both sides in turn and compares.
 
     PyTorch learns twice, from batches as ours and from the same examples batched by
-    length; the ratio is to the faster of the two.
+    length; the ratio is to the fastest.
 
     Args:
         base: the model.
@@ -122,6 +160,8 @@ def compare(
         sparsity: share of channels removed.
         dtype: of both sides' weights and activations.
         remat: of ours; see `Decoder.__call__`.
+        torch_compile: whether PyTorch learns a third time, compiled, from the batches
+            by length. Where that fails the result says why.
 
     Returns:
         Seconds, rates, their ratio, the losses of all steps, and the share of the
@@ -131,32 +171,17 @@ def compare(
     scores, keep, layout, take = _our_step(
         base, examples, own, sparsity=sparsity, dtype=dtype, remat=remat
     )
-    import torch
-
-    learners = {
-        name: torch_mask_step.MaskLearner(
-            torch_model.load(base).to(getattr(torch, dtype)),
-            scores,
-            keep,
-            learning_rate=_LEARNING_RATE,
-            weight_decay=_WEIGHT_DECAY,
-        )
-        for name in (PADDED, SORTED)
-    }
     orders = {PADDED: own, SORTED: by_length}
-    for name, learner in learners.items():
-        # Warms up, as compiling did on our side.
-        learner.gradient(torch_mask_step.padded(examples, orders[name][0]))
+    if torch_compile:
+        orders[COMPILED] = by_length
+    learners, failed = _learners(base, examples, orders, scores, keep, dtype)
 
     def theirs(name: str, number: int) -> float:
         batch = torch_mask_step.padded(examples, orders[name][number])
         return learners[name].step(batch)
 
-    sides: dict[str, Callable[[int], float]] = {
-        OURS: take,
-        PADDED: lambda number: theirs(PADDED, number),
-        SORTED: lambda number: theirs(SORTED, number),
-    }
+    sides: dict[str, Callable[[int], float]] = {OURS: take}
+    sides |= {name: functools.partial(theirs, name) for name in learners}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     progress = progress_lib.Progress('Mask steps', steps)
@@ -189,8 +214,8 @@ def compare(
             'answer_tokens_per_s': answers / total,
         }
 
-    found: dict[str, Any] = {name: rates(name) for name in sides}
-    fastest = min((PADDED, SORTED), key=lambda name: sum(seconds[name]))
+    found: dict[str, Any] = {name: rates(name) for name in sides} | failed
+    fastest = min(learners, key=lambda name: sum(seconds[name]))
     return found | {
         'prefix_tokens': prefix,
         'tokens_per_step': {

@@ -40,6 +40,7 @@ class MaskLearner:
         *,
         learning_rate: float,
         weight_decay: float,
+        compiled: bool = False,
     ):
         """Puts masks into the model; `close` takes them out.
 
@@ -49,6 +50,7 @@ class MaskLearner:
             keep: k.
             learning_rate: of AdamW, constant.
             weight_decay: of AdamW.
+            compiled: whether `torch.compile` compiles the model, at its first call.
         """
         import torch
 
@@ -61,6 +63,8 @@ class MaskLearner:
             block.mlp.down_proj.register_forward_pre_hook(self._masking(layer))
             for layer, block in enumerate(model.model.layers)
         ]
+        # Batches differ in length: one program for all.
+        self._call = torch.compile(model, dynamic=True) if compiled else model
 
     def _masking(self, layer: int) -> Any:
         torch = self._torch
@@ -85,7 +89,7 @@ class MaskLearner:
         """
         inputs = {name: self._torch.from_numpy(x) for name, x in batch.items()}
         self._optimizer.zero_grad()
-        loss = self._model(**inputs, use_cache=False).loss
+        loss = self._call(**inputs, use_cache=False).loss
         loss.backward()
         return float(loss.detach())
 

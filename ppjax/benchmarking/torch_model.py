@@ -10,33 +10,42 @@ from ppjax import errors
 from ppjax.models import base_model, hf_export, verify
 
 
-def load(base: base_model.BaseModel) -> Any:
-    """transformers' model with the same weights, float32, on the CPU.
+def write(base: base_model.BaseModel, target: pathlib.Path, *, dtype: str) -> None:
+    """Writes a model out as an export is, so that others can read GGUF files too."""
+    cfg = base.config
+    hf_export.export_pruned(
+        base,
+        np.ones((cfg.num_layers, cfg.d_ff), bool),
+        target,
+        dtype=dtype,
+        tokenizer=base.tokenizer(),
+        model_card='',
+        system_prompt='',
+    )
 
-    Written out and read back as an export is, so that every model ppjax reads can be
-    compared, GGUF files too.
 
-    Raises:
-        InputError: if PyTorch is not installed.
+def check_installed() -> None:
+    """Raises:
+    InputError: if PyTorch is not installed.
     """
     if not verify.has_torch():
         raise errors.InputError(
             'This compares with PyTorch, which is not installed: pip install torch.'
         )
+
+
+def load(base: base_model.BaseModel) -> Any:
+    """transformers' model with the same weights, float32, on the CPU.
+
+    Raises:
+        InputError: if PyTorch is not installed.
+    """
+    check_installed()
     import transformers
 
-    cfg = base.config
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder) / 'dense'
-        hf_export.export_pruned(
-            base,
-            np.ones((cfg.num_layers, cfg.d_ff), bool),
-            target,
-            dtype='float32',
-            tokenizer=base.tokenizer(),
-            model_card='',
-            system_prompt='',
-        )
+        write(base, target, dtype='float32')
         model = transformers.AutoModelForCausalLM.from_pretrained(
             target, dtype='float32', local_files_only=True
         )

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from ppjax import bench, errors
 from ppjax.benchmarking import mask_step, torch_mask_step, useful_flops
@@ -12,20 +13,24 @@ from ppjax.models import config as config_lib
 _STEPS, _BATCH = 3, 4
 
 
-@pytest.fixture(scope='module')
-def result(chatty_model, tmp_path_factory):
-    path = tmp_path_factory.mktemp('bench') / 'mask_step.json'
+def _run(model, path, **settings):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_step, '_PEAK_SIZE', 128)
         cfg = bench.BenchConfig(
-            base_model=str(chatty_model),
+            base_model=str(model),
             calibration='demo:{persona}',
             steps=_STEPS,
             batch_size=_BATCH,
             result=str(path),
+            **settings,
         )
         assert bench.main(cfg, 'mask_step') == 0
     return json.loads(path.read_text('utf-8'))
+
+
+@pytest.fixture(scope='module')
+def result(chatty_model, tmp_path_factory):
+    return _run(chatty_model, tmp_path_factory.mktemp('bench') / 'mask_step.json')
 
 
 def test_pytorch_learns_the_same_from_the_same_batches(result):
@@ -60,6 +65,35 @@ def test_figures_belong_together(result):
     tokens = result['tokens_per_step']
     assert tokens['pytorch_sorted'] <= tokens['pytorch_padded']
     assert {'settings', 'versions'} <= set(result)
+
+
+def test_compiled_pytorch_is_a_row_of_its_own(chatty_model, tmp_path, monkeypatch):
+    # Compiling itself takes a minute and a C++ compiler.
+    compiled = []
+
+    def stand_in(model, *, dynamic):
+        compiled.append(dynamic)
+        return model
+
+    monkeypatch.setattr(torch, 'compile', stand_in)
+    found = _run(chatty_model, tmp_path / 'x.json', torch_compile=True)
+    assert compiled == [True]
+    losses = found['losses']
+    assert losses['pytorch_sorted_compiled'] == losses['pytorch_sorted']
+    assert len(found['pytorch_sorted_compiled']['seconds']) == _STEPS
+
+
+def test_why_compiling_failed_is_told(chatty_model, tmp_path, monkeypatch):
+    def fail(model, *, dynamic):
+        def call(**inputs):
+            raise RuntimeError('No C++ compiler.\nSet CXX.')
+
+        return call
+
+    monkeypatch.setattr(torch, 'compile', fail)
+    found = _run(chatty_model, tmp_path / 'x.json', torch_compile=True)
+    assert found['pytorch_sorted_compiled'] == {'failed': 'No C++ compiler.'}
+    assert found['reference'] in ('pytorch_padded', 'pytorch_sorted')
 
 
 def test_sorted_batches_hold_the_same_examples(make_examples):

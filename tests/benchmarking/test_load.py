@@ -1,0 +1,48 @@
+"""bench load: what it says of memory and time is true."""
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+
+from ppjax import bench
+from ppjax.benchmarking import load
+from ppjax.models import base_model
+
+
+def test_figures_belong_together(chatty_model, tmp_path):
+    path = tmp_path / 'load.json'
+    cfg = bench.BenchConfig(base_model=str(chatty_model), rounds=1, result=str(path))
+    assert bench.main(cfg, 'load') == 0
+    found = json.loads(path.read_text('utf-8'))
+    reader = base_model.open_base_model(str(chatty_model)).reader
+    sizes = [4 * math.prod(reader.shape(name)) for name in reader.names()]
+    # Tied: the unembedding is no tensor of its own.
+    assert found['parameter_bytes'] == sum(sizes)
+    assert found['largest_tensor_bytes'] == max(sizes)
+    peaks = {name: found[name]['peak_bytes'][0] for name in ('ppjax', 'pytorch')}
+    assert found['peak_to_reference'] == pytest.approx(
+        peaks['ppjax'] / peaks['pytorch']
+    )
+    assert found['ppjax']['beyond_parameters_in_largest_tensors'] == pytest.approx(
+        (peaks['ppjax'] - sum(sizes)) / max(sizes)
+    )
+    assert found['ratio_to_reference'] == pytest.approx(
+        found['pytorch']['seconds'][0] / found['ppjax']['seconds'][0]
+    )
+
+
+def test_peak_is_what_a_load_held_at_once():
+    size = 64 * 2**20
+
+    def hold() -> None:
+        for _ in range(3):  # One after the other: they do not add up.
+            held = np.ones(size // 8)
+            time.sleep(0.1)
+            del held
+
+    found = load._measured(hold)
+    assert size * 0.9 < found['peak_bytes'] < size * 1.5
+    assert found['seconds'] > 0.3
