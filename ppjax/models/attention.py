@@ -1,8 +1,8 @@
 """Who attends to whom: the packed pattern and the cached one.
 
-Both are called by the block as `attend(q, k, v, cache) -> (out, cache)` with
-q [B, T, N, H] and k, v [B, T, K, H], rotated already; `cache` is whatever the
-pattern keeps per layer.
+All are called by the block as `attend(q, k, v, cache) -> (out, cache)` with
+q [B, T, N, H] and k, v [B, T, K, H], rotated already; `cache` is the layer's
+`LayerCache`, or None.
 """
 
 import dataclasses
@@ -23,10 +23,49 @@ class Attend(Protocol):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of past tokens, [L, B, S, K, H] each ([B, S, K, H] a layer)."""
+    """Keys and values of past tokens, [L, B, S, K, H] each."""
 
     k: jax.Array
     v: jax.Array
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of a cache.
+
+    The whole of it goes from layer to layer, so that a layer writes its new tokens in
+    place: handed out and collected layer by layer, all of it would be copied.
+
+    Attributes:
+        whole: of all layers.
+        layer: int32 scalar.
+    """
+
+    whole: KVCache
+    layer: jax.Array
+
+    @property
+    def keys(self) -> jax.Array:
+        """[B, S, K, H]."""
+        return jax.lax.dynamic_index_in_dim(self.whole.k, self.layer, keepdims=False)
+
+    @property
+    def values(self) -> jax.Array:
+        """[B, S, K, H]."""
+        return jax.lax.dynamic_index_in_dim(self.whole.v, self.layer, keepdims=False)
+
+    def write(self, slots: jax.Array, k: jax.Array, v: jax.Array) -> 'LayerCache':
+        """Puts k and v [B, T, K, H] into the slots [B, T] of their rows.
+
+        What is written past the last slot is dropped.
+        """
+        rows = jnp.arange(k.shape[0])[:, None]
+        whole = KVCache(
+            *(
+                held.at[self.layer, rows, slots].set(new.astype(held.dtype))
+                for held, new in zip(self.whole, (k, v), strict=True)
+            )
+        )
+        return self._replace(whole=whole)
 
 
 def dot_product_attention(
@@ -140,16 +179,13 @@ class Cached:
     positions: jax.Array
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, KVCache]:
-        rows = jnp.arange(q.shape[0])[:, None]
-        cache = KVCache(
-            cache.k.at[rows, self.positions].set(k.astype(cache.k.dtype)),
-            cache.v.at[rows, self.positions].set(v.astype(cache.v.dtype)),
-        )
-        slots = jnp.arange(cache.k.shape[1])
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        cache = cache.write(self.positions, k, v)
+        keys, values = cache.keys, cache.values
+        slots = jnp.arange(keys.shape[1])
         mask = slots[None, None, :] <= self.positions[:, :, None]  # [B, T, S]
-        return dot_product_attention(q, cache.k, cache.v, mask), cache
+        return dot_product_attention(q, keys, values, mask), cache
 
 
 # Queries of a prompt are cut into at most so many blocks, of at least so many tokens:
@@ -177,15 +213,11 @@ class Prompt:
     length: jax.Array
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, KVCache]:
-        batch, length = q.shape[:2]
-        known = KVCache(*(x[:, : self.held] for x in cache))
-        rows = jnp.arange(batch)[:, None]
-        cache = KVCache(
-            cache.k.at[rows, self.positions].set(k.astype(cache.k.dtype)),
-            cache.v.at[rows, self.positions].set(v.astype(cache.v.dtype)),
-        )
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        length = q.shape[1]
+        known = KVCache(*(x[:, : self.held] for x in (cache.keys, cache.values)))
+        cache = cache.write(self.positions, k, v)
         block = max(_LEAST_BLOCK, -(-length // _MOST_BLOCKS))
         used = (jnp.arange(self.held) < self.length)[None, None]
         causal = jnp.tril(jnp.ones((1, length, length), bool))
@@ -219,8 +251,9 @@ class Prefixed:
     segments: jax.Array
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, None]:
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        held_k, held_v = cache.keys, cache.values
         batch, length, num_heads, head_dim = q.shape
         kv_heads = k.shape[2]
         group = num_heads // kv_heads
@@ -236,8 +269,8 @@ class Prefixed:
         shape = queries.shape[:-1]
         flat = queries.reshape(kv_heads, batch * group * length, head_dim)
         rows = queries.reshape(kv_heads, batch, group * length, head_dim)
-        used = jnp.arange(cache.k.shape[1]) < self.length
-        far = logits('kqh,skh->kqs', flat, cache.k[0].astype(q.dtype))
+        used = jnp.arange(held_k.shape[1]) < self.length
+        far = logits('kqh,skh->kqs', flat, held_k[0].astype(q.dtype))
         far = jnp.where(used[None, None, None, None], far, -jnp.inf)
         same = self.segments[:, :, None] == self.segments[:, None, :]
         causal = jnp.tril(jnp.ones((length, length), bool))
@@ -254,13 +287,13 @@ class Prefixed:
         total = jnp.sum(near, axis=-1) + jnp.sum(far, axis=-1)
         far, near = far.astype(v.dtype), near.astype(v.dtype)
         out = products.product(
-            'kqs,skh->kqh', far.reshape(*flat.shape[:2], -1), cache.v[0].astype(v.dtype)
+            'kqs,skh->kqh', far.reshape(*flat.shape[:2], -1), held_v[0].astype(v.dtype)
         ).reshape(queries.shape)
         out += products.product(
             'kbqs,bskh->kbqh', near.reshape(*rows.shape[:3], -1), v
         ).reshape(queries.shape)
         out = out / total[..., None].astype(out.dtype)
-        return out.transpose(1, 3, 0, 2, 4).reshape(q.shape), None
+        return out.transpose(1, 3, 0, 2, 4).reshape(q.shape), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,9 +314,10 @@ class Branched:
     mask: jax.Array
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, None]:
-        slots = cache.k.shape[1]
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        held_k, held_v = cache.keys, cache.values
+        slots = held_k.shape[1]
 
         def with_prefix(known: jax.Array, own: jax.Array) -> jax.Array:
             known = known.astype(own.dtype)
@@ -293,5 +327,5 @@ class Branched:
         used = jnp.arange(slots) < self.length
         used = jnp.broadcast_to(used[None, None], (*self.mask.shape[:2], slots))
         mask = jnp.concatenate([used, self.mask], axis=-1)
-        keys, values = with_prefix(cache.k, k), with_prefix(cache.v, v)
-        return dot_product_attention(q, keys, values, mask), None
+        keys, values = with_prefix(held_k, k), with_prefix(held_v, v)
+        return dot_product_attention(q, keys, values, mask), cache

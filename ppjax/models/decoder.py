@@ -225,7 +225,7 @@ class Decoder(nnx.Module):
         ffn_mask: jax.Array | None,
         attend: attention.Attend,
         *,
-        cache: Any = None,
+        cache: attention.KVCache | None = None,
         remat: str = 'none',
         tap: Tap | None = None,
         adapters: Adapters | None = None,
@@ -239,7 +239,7 @@ class Decoder(nnx.Module):
             ffn_mask: [L, F] for one persona, [L, B, F] for one persona a row, or
                 None for the dense model.
             attend: the attention pattern.
-            cache: what the pattern keeps, with a leading [L] axis, or None.
+            cache: of the patterns that have one, or None.
             remat: what the backward pass recomputes; one of `REMAT`.
             tap: what to keep of every block; see `Tap`.
             adapters: with a leading [L] axis, or None; see `Adapters`.
@@ -258,17 +258,21 @@ class Decoder(nnx.Module):
         )
         x = sharding.spread_rows(jnp.take(self.embedding[...], tokens, axis=0))
 
-        def layer(x: jax.Array, scanned: Any) -> tuple[jax.Array, Any]:
-            block, mask, share, layer_cache, low_rank = scanned
-            y, hidden, layer_cache = block(x, mask, rope, attend, layer_cache, low_rank)
+        def layer(carry: Any, scanned: Any) -> tuple[Any, Any]:
+            x, cache = carry
+            number, block, mask, share, low_rank = scanned
+            own = None if cache is None else attention.LayerCache(cache, number)
+            y, hidden, own = block(x, mask, rope, attend, own, low_rank)
             if share is not None:
                 y = _blend(x, y, share)
             y = sharding.spread_rows(y)
-            return y, (layer_cache, None if tap is None else tap(x, y, hidden))
+            cache = None if own is None else own.whole
+            return (y, cache), None if tap is None else tap(x, y, hidden)
 
         body = _rematerialised(layer, remat)
-        scanned = (self.blocks, ffn_mask, block_mask, cache, adapters)
-        x, (cache, taps) = jax.lax.scan(body, x, scanned)
+        numbers = jnp.arange(cfg.num_layers)
+        scanned = (numbers, self.blocks, ffn_mask, block_mask, adapters)
+        (x, cache), taps = jax.lax.scan(body, (x, cache), scanned)
         return rms_norm(x, self.final_norm[...], cfg.norm_eps), cache, taps
 
     def unembed(self, hidden: jax.Array) -> jax.Array:

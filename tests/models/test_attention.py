@@ -15,9 +15,11 @@ def _random(seed, *shape):
 
 
 def _cache(seed, batch, slots):
-    return attention.KVCache(
-        *(_random(seed + i, batch, slots, _K, _H) for i in range(2))
+    # The second of three layers.
+    whole = attention.KVCache(
+        *(_random(seed + i, 3, batch, slots, _K, _H) for i in range(2))
     )
+    return attention.LayerCache(whole, jnp.int32(1))
 
 
 @pytest.mark.parametrize('length', [1, 127, 128, 300, 1200])
@@ -33,8 +35,11 @@ def test_a_prompt_equals_the_plain_cache(length, held, filled):
     want, left = attention.Cached(positions)(q, k, v, cache)
     got, kept = attention.Prompt(positions, held, jnp.int32(filled))(q, k, v, cache)
     np.testing.assert_allclose(got, want, atol=2e-6)
-    for one, other in zip(kept, left, strict=True):
+    for one, other, before in zip(kept.whole, left.whole, cache.whole, strict=True):
         np.testing.assert_array_equal(one, other)
+        # Other layers' are left as they were.
+        np.testing.assert_array_equal(one[::2], before[::2])
+        assert not np.array_equal(one[1], before[1])
 
 
 def test_a_long_prompt_is_cut_into_few_blocks():

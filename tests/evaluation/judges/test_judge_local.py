@@ -431,10 +431,10 @@ def test_branched_attention_equals_separate_rows():
     mask = np.zeros((2, 5, 5), bool)
     for token, seen in enumerate(sees):
         mask[:, token, seen] = True
-    cache = attention.KVCache(jnp.asarray(cache_k), jnp.asarray(cache_v))
+    whole = attention.KVCache(jnp.asarray(cache_k[None]), jnp.asarray(cache_v[None]))
+    cache = attention.LayerCache(whole, jnp.int32(0))
     attend = attention.Branched(jnp.int32(3), jnp.asarray(mask))
-    found, kept = jax.jit(lambda *args: attend(*args))(q, k, v, cache)
-    assert kept is None
+    found, _ = jax.jit(lambda *args: attend(*args))(q, k, v, cache)
     for row in range(2):
         for token, seen in enumerate(sees):
             keys = np.concatenate([cache_k[0, :3], k[row, seen]])
