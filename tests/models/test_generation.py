@@ -1,5 +1,7 @@
 """Generation against transformers, row by row and without padding there."""
 
+import dataclasses
+import math
 import types
 
 import jax
@@ -10,7 +12,7 @@ import torch
 import transformers
 
 from ppjax import errors
-from ppjax.models import generation
+from ppjax.models import decoder, generation, shared_prefix
 
 # One token, a whole bucket, and some whose answers cross the bucket's end.
 _LENGTHS = (1, 5, 50, 63, 64)
@@ -84,6 +86,24 @@ def test_one_mask_a_row(tiny_models):
     assert len({tuple(row) for row in want}) == 3
     stacked = jnp.asarray(np.stack(masks, axis=1))  # [L, B, F]
     assert _greedy(tiny.decoder, stacked, [prompt] * 3) == want
+
+
+def test_a_step_does_not_copy_the_cache(tiny_models):
+    # Of many layers: one layer's keys and values are copied, to be read.
+    cfg = dataclasses.replace(tiny_models('llama').config, num_layers=8)
+    model = jax.eval_shape(
+        lambda: decoder.Decoder(cfg, dtype=jnp.float32, key=jax.random.key(0))
+    )
+    cache = jax.eval_shape(
+        lambda model: shared_prefix.empty_cache(model, 2, 4096), model
+    )
+    numbers = jax.ShapeDtypeStruct((2,), jnp.int32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    compiled = generation._step.lower(
+        model, None, cache, numbers, numbers, keys, sampling=generation.GREEDY
+    ).compile()
+    held = sum(4 * math.prod(x.shape) for x in cache)
+    assert compiled.memory_analysis().temp_size_in_bytes < held / 4
 
 
 def test_a_stop_token_ends_its_row_and_no_other(tiny_models):
