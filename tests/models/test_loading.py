@@ -126,6 +126,28 @@ def test_parameters_have_the_dtype_asked_for(tmp_path, source):
         assert leaf.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize('entries', [1, 50, 1000])
+def test_tensors_may_be_read_in_pieces(tmp_path, source, monkeypatch, entries):
+    config, tensors = source
+    folder = _write(tmp_path / 'x', config, tensors)
+    whole = _load(folder)
+    monkeypatch.setattr(loading, '_READ_ENTRIES', entries)
+    pieces = _load(folder)
+    for one, other in zip(jax.tree.leaves(pieces), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('shape', [(300, 7), (3, 5, 11), (1,)])
+def test_a_cpu_takes_weights_over_without_a_copy(dtype, shape):
+    ours = loading._aligned_empty(shape, dtype)
+    ours[:] = 1
+    placed = jax.device_put(ours, jax.devices('cpu')[0])
+    assert placed.unsafe_buffer_pointer() == ours.ctypes.data
+    assert placed.dtype == dtype
+    assert placed.shape == shape
+
+
 def test_rows_are_a_range_of_the_leading_axis(tmp_path, source):
     reader, _ = _open(_write(tmp_path / 'a', *source))
     name = 'model.layers.1.mlp.up_proj.weight'
