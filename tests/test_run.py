@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from ppjax import demo, errors, flags, run
+from ppjax import bench, demo, errors, flags, run
 from ppjax.evaluation.page import run_results
 from ppjax.masking import pmask
 from ppjax.synthesis import scoring
@@ -176,7 +176,5 @@ def test_a_missing_persona_file_is_one_clear_line(tmp_path):
 def test_bench_wants_to_know_what():
     result = _call('ppjax.bench', 'everything')
     assert result.returncode == 2
-    assert (
-        'Say which: scoring, rewriting, benchmarks, personas or mask_step; '
-        'got everything.' in result.stderr
-    )
+    *others, last = bench.WHAT
+    assert f'Say which: {", ".join(others)} or {last}; got everything.' in result.stderr

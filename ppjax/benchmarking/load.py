@@ -109,6 +109,7 @@ def compare(base: base_model.BaseModel, *, rounds: int, dtype: str) -> dict[str,
     Returns:
         Seconds and peak memory of both, the parameters' bytes, the largest tensor's,
         and how much memory beyond the parameters a load takes, in largest tensors.
+        transformers leaves weights in the mapped file, whose pages do not count.
 
     Raises:
         InputError: if PyTorch is not installed, or processes do not tell their memory.
