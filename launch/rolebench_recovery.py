@@ -4,7 +4,8 @@
 
 Goes on from the masks that launch/rolebench.py has learned in --runs, and learns from
 all answers to a role's training questions. Every run can be interrupted; the same
-command goes on. The result is `recovery.json` in --runs and a Markdown table on stdout.
+command goes on. The result is a Markdown table on stdout, and `recovery.json` in --runs,
+to which commands with other roles, steps or rates add theirs.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,10 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+
 from ppjax import atomic, errors, flags
+from ppjax.evaluation import bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,8 @@ def recover(settings: Settings, role: str, rank: int, rate: str) -> dict[str, An
     """
     folder = pathlib.Path(settings.runs) / role
     method = f'lora_{rank}' if rank else 'full'
-    output = folder / f'recovered_{settings.mask_run}-{method}-{rate}'
+    name = f'{settings.mask_run}-{method}-{rate}-{settings.steps}_steps'
+    output = folder / f'recovered_{name}'
     command = [
         sys.executable,
         '-m',
@@ -95,38 +100,66 @@ def recover(settings: Settings, role: str, rank: int, rate: str) -> dict[str, An
     return dict(json.loads(text))
 
 
+def to_dense(result: dict[str, Any]) -> dict[str, Any]:
+    """Recovered minus dense in nats per answer token, and its 95 % interval."""
+    examples = result['examples']
+    gains = np.array([example['recovered'] - example['dense'] for example in examples])
+    tokens = np.array([example['answer_tokens'] for example in examples])
+    return {
+        'nll': float(gains.sum() / tokens.sum()),
+        'interval': list(bootstrap.ratio_interval(gains, tokens)),
+    }
+
+
 def markdown(results: Sequence[dict[str, Any]]) -> str:
     """The results as a table, in nats per answer token."""
     lines = [
         '| role | trained | steps | learning rate | dense | learned mask | recovered | '
-        + 'recovered - dense |',
-        '|' + '---|' * 8,
+        + 'recovered - dense | 95 % interval |',
+        '|' + '---|' * 9,
     ]
     for row in results:
         nll = {name: float(own['nll']) for name, own in row['models'].items()}
         rank = row['settings']['lora_rank']
+        low, high = row['to_dense']['interval']
         cells = [
             row['role'],
             f'LoRA, rank {rank}' if rank else 'all weights',
             str(row['steps']),
             f'{row["learning_rate"]:g}',
             *(f'{nll[name]:.3f}' for name in ('dense', 'start', 'recovered')),
-            f'{nll["recovered"] - nll["dense"]:+.3f}',
+            f'{row["to_dense"]["nll"]:+.3f}',
+            f'{low:+.3f} to {high:+.3f}',
         ]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    rank = row['settings']['lora_rank']
+    return row['role'], rank, row['learning_rate'], row['steps']
+
+
+def merged(
+    before: Sequence[dict[str, Any]], row: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """All results with one more, which takes the place of its earlier self."""
+    return [*(other for other in before if _key(other) != _key(row)), row]
+
+
 def main(settings: Settings) -> int:
     """Recovers all roles' models in all ways."""
     results = []
+    file = pathlib.Path(settings.runs) / 'recovery.json'
     for role in settings.roles.split(','):
         for rank, rate in settings.tried:
             found = recover(settings, role.strip(), rank, rate)
+            found['to_dense'] = to_dense(found)
             # Examples' own figures stay in the runs.
             del found['examples']
             results.append({'role': role.strip()} | found)
-            atomic.write_json(pathlib.Path(settings.runs) / 'recovery.json', results)
+            before = json.loads(file.read_text('utf-8')) if file.exists() else []
+            atomic.write_json(file, merged(before, results[-1]))
     print(markdown(results))
     return 0
 

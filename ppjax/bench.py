@@ -9,14 +9,16 @@ python -m ppjax.bench mask_step --calibration=jack.jsonl --batch_size=16 --steps
 python -m ppjax.bench generate --batches=1,8,64
 python -m ppjax.bench infer --mask=jack.pmask
 python -m ppjax.bench load
+python -m ppjax.bench costs --page=costs.html
 
-Both sides do the same work, and their results are compared. All but `personas`, whose
-other side is one run after the other, need PyTorch. Machines are noisy: believe the
+Both sides do the same work, and their results are compared. `costs` has no other side;
+that of `personas` is one run after the other; all others need PyTorch. Machines are noisy: believe the
 ratio, and rather that of a longer run.
 """
 
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ import numpy as np
 from ppjax import atomic, compile_cache, demo, errors, flags, settings, versions
 from ppjax import progress as progress_lib
 from ppjax.benchmarking import (
+    costs,
+    costs_page,
     decoding,
     load,
     many_personas,
@@ -35,7 +39,8 @@ from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
 from ppjax.evaluation.multiple_choice import benchmarks
 from ppjax.masking import pmask, topk
-from ppjax.models import base_model, decoder
+from ppjax.models import base_model, decoder, safetensors_reader
+from ppjax.models import config as config_lib
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import sources as persona_sources
 from ppjax.synthesis import rewriting
@@ -50,6 +55,7 @@ WHAT = (
     'generate',
     'infer',
     'load',
+    'costs',
 )
 _PERSONA = (
     'Hannes Quist is a lighthouse keeper who counts everything, sleeps by day, writes '
@@ -126,6 +132,17 @@ class BenchConfig:
         'For mask_step: what the backward pass of ours recomputes.',
         choices=decoder.REMAT,
     )
+    curves: str = flags.setting(
+        'persona=32,128,512;answer=16,64,256;batch=2,8,32;layers=0.25,0.5,1',
+        'For costs: what is varied, one axis at a time, from --prompt_length tokens of '
+        'persona, --answer_length, --batch_size and all layers.',
+    )
+    page: str | None = flags.setting(None, 'For costs: HTML file with the curves.')
+    persona: str | None = flags.setting(
+        None,
+        'For mask_step: a persona, as for python -m ppjax.synthesize, whose prompt '
+        "takes the place of the calibration rows' own.",
+    )
     output_dir: str = flags.setting(
         'runs/bench-personas', 'For personas: a new folder that the runs go to.'
     )
@@ -198,6 +215,9 @@ def _mask_step(
     name = cfg.names.split(',')[0].strip()
     source = cfg.calibration.replace('{persona}', name)
     rows = data.read_rows(source, split='train')
+    if cfg.persona:
+        prompt = persona_sources.read_persona(cfg.persona).system_prompt
+        rows = [row.with_system_prompt(prompt) for row in rows]
     examples, _ = chat.render_rows(renderer, rows, cfg.max_length)
     if len(examples) < cfg.batch_size:
         raise errors.InputError(
@@ -257,6 +277,33 @@ def _infer(cfg: BenchConfig, base: base_model.BaseModel) -> dict[str, Any]:
     )
 
 
+def _costs(cfg: BenchConfig) -> dict[str, Any]:
+    model = _config(cfg.base_model)
+    shape = costs.Shape(
+        persona=cfg.prompt_length,
+        answer=cfg.answer_length,
+        batch=cfg.batch_size,
+        layers=model.num_layers,
+    )
+    return costs.measure(
+        model,
+        shape,
+        costs.read_curves(cfg.curves, model.num_layers),
+        sparsity=cfg.sparsity,
+        dtype=cfg.dtype,
+        remat=cfg.remat,
+        rounds=cfg.rounds,
+    )
+
+
+def _config(name: str) -> config_lib.ModelConfig:
+    """Of a model, or of a folder with a config.json and no weights."""
+    file = pathlib.Path(name) / 'config.json'
+    if file.exists():
+        return config_lib.from_hf_config(safetensors_reader.read_json(file))
+    return base_model.open_base_model(name).config
+
+
 def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:
     found |= {'settings': dataclasses.asdict(cfg), 'versions': versions.versions()}
     text = json.dumps(found, indent=2, ensure_ascii=False)
@@ -270,6 +317,7 @@ def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:
 def main(cfg: BenchConfig, what: str) -> int:
     """Compares and prints."""
     compile_cache.enable()
+    found: dict[str, Any]
     if what == 'personas':
         names = [name.strip() for name in cfg.names.split(',')]
         return _write(
@@ -283,6 +331,13 @@ def main(cfg: BenchConfig, what: str) -> int:
                 output_dir=cfg.output_dir,
             ),
         )
+    if what == 'costs':
+        found = _costs(cfg)
+        _write(cfg, found)
+        if cfg.page:
+            atomic.write_text(cfg.page, costs_page.render(found))
+            progress_lib.say(f'Page: {cfg.page}')
+        return 0
     base = base_model.open_base_model(cfg.base_model)
     if what == 'benchmarks':
         return _write(cfg, _benchmarks(cfg, base))
@@ -296,7 +351,6 @@ def main(cfg: BenchConfig, what: str) -> int:
     if what == 'mask_step':
         return _write(cfg, _mask_step(cfg, base, renderer))
     rows, personas = _queries(cfg), _personas(cfg)
-    found: dict[str, Any]
     if what == 'scoring':
         found = scoring_bench.compare(
             base,

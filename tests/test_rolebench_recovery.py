@@ -22,21 +22,45 @@ def recovery():
     return module
 
 
-@pytest.mark.parametrize('rank, trained', [(0, 'all weights'), (16, 'LoRA, rank 16')])
-def test_table_compares_with_the_dense_model(recovery, rank, trained):
+def _result(rank=0, **changed):
     models = {'dense': 2.5, 'start': 3.0, 'recovered': 2.25}
-    result = {
+    return {
         'role': 'jack_sparrow',
         'models': {name: {'nll': nll} for name, nll in models.items()},
         'settings': {'lora_rank': rank},
         'steps': 63,
         'learning_rate': 1e-4,
-    }
-    head, rule, row = recovery.markdown([result]).splitlines()
+        'to_dense': {'nll': -0.25, 'interval': [-0.5, 0.125]},
+    } | changed
+
+
+@pytest.mark.parametrize('rank, trained', [(0, 'all weights'), (16, 'LoRA, rank 16')])
+def test_table_compares_with_the_dense_model(recovery, rank, trained):
+    head, rule, row = recovery.markdown([_result(rank)]).splitlines()
     assert head.count('|') == rule.count('|') == row.count('|')
     assert row == (
-        f'| jack_sparrow | {trained} | 63 | 0.0001 | 2.500 | 3.000 | 2.250 | -0.250 |'
+        f'| jack_sparrow | {trained} | 63 | 0.0001 | 2.500 | 3.000 | 2.250 | -0.250 | '
+        '-0.500 to +0.125 |'
     )
+
+
+def test_difference_to_dense_is_over_tokens(recovery):
+    examples = [
+        {'answer_tokens': 30, 'dense': 90.0, 'recovered': 60.0},
+        {'answer_tokens': 10, 'dense': 20.0, 'recovered': 30.0},
+    ]
+    found = recovery.to_dense({'examples': examples})
+    assert found['nll'] == pytest.approx(-20 / 40)
+    # Drawn twice, one example or the other is all there is.
+    assert found['interval'] == pytest.approx([-1.0, 1.0])
+
+
+def test_other_commands_results_stay(recovery):
+    first, longer = _result(), _result(steps=126)
+    again = _result(models={'recovered': {'nll': 2.0}})
+    assert recovery.merged([first], longer) == [first, longer]
+    assert recovery.merged([first, longer], again) == [longer, again]
+    assert recovery.merged([first], _result(16)) == [first, _result(16)]
 
 
 def test_tries_each_rate_of_both_methods(recovery):

@@ -12,6 +12,7 @@ import numpy as np
 from ppjax import errors
 from ppjax import progress as progress_lib
 from ppjax.benchmarking import torch_model
+from ppjax.evaluation import timing
 from ppjax.models import base_model, generation, loading, sliced
 
 OURS, THEIRS = 'ppjax', 'pytorch'
@@ -108,8 +109,8 @@ def _take_turns(
     for name in names:
         prefill, rest = (statistics.median(values[name]) for values in (first, others))
         found[name] = {
-            'prefill_seconds': first[name],
-            'decode_seconds': others[name],
+            'prefill_seconds': timing.spread(first[name]),
+            'decode_seconds': timing.spread(others[name]),
             'prefill_tokens_per_s': rows * length / prefill,
             'decode_tokens_per_s': rows * (tokens - 1) / rest,
             'seconds': prefill + rest,
@@ -124,8 +125,7 @@ def _take_turns(
 def _ratios(of: dict[str, Any], to: dict[str, Any]) -> dict[str, float]:
     """How many times as fast `of` is as `to`."""
     return {
-        'prefill': statistics.median(to['prefill_seconds'])
-        / statistics.median(of['prefill_seconds']),
+        'prefill': of['prefill_tokens_per_s'] / to['prefill_tokens_per_s'],
         'decode': of['decode_tokens_per_s'] / to['decode_tokens_per_s'],
         'whole': to['seconds'] / of['seconds'],
     }

@@ -7,6 +7,7 @@ import gc
 import math
 import multiprocessing
 import pathlib
+import statistics
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from ppjax import errors
 from ppjax import progress as progress_lib
 from ppjax.benchmarking import torch_model
+from ppjax.evaluation import timing
 from ppjax.models import base_model, loading, weights
 
 _STATUS = pathlib.Path('/proc/self/status')
@@ -135,12 +137,15 @@ def compare(base: base_model.BaseModel, *, rounds: int, dtype: str) -> dict[str,
                 found[name].append(_alone(load, str(target), dtype))
             progress.update((done + 1) * len(sides))
     progress.close()
-    times = {name: min(x['seconds'] for x in runs) for name, runs in found.items()}
+    times = {
+        name: statistics.median(x['seconds'] for x in runs)
+        for name, runs in found.items()
+    }
     peaks = {name: max(x['peak_bytes'] for x in runs) for name, runs in found.items()}
     return {
         name: {
-            'seconds': [x['seconds'] for x in runs],
-            'peak_bytes': [x['peak_bytes'] for x in runs],
+            'seconds': timing.spread([x['seconds'] for x in runs]),
+            'peak_bytes': timing.spread([x['peak_bytes'] for x in runs]),
             'beyond_parameters_in_largest_tensors': (peaks[name] - parameters)
             / largest,
         }

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import statistics
 import time
 from typing import Any
 
@@ -18,6 +17,7 @@ from ppjax.benchmarking import (
     useful_flops,
 )
 from ppjax.data import chat, order, packing
+from ppjax.evaluation import timing
 from ppjax.masking import topk
 from ppjax.models import base_model, loading
 from ppjax.training import starts as starts_lib
@@ -209,7 +209,7 @@ def compare(
         total = sum(seconds[name])
         return {
             'seconds': seconds[name],
-            'median_step_seconds': statistics.median(seconds[name]),
+            'step_seconds': timing.spread(seconds[name]),
             'examples_per_s': steps * batch_size / total,
             'answer_tokens_per_s': answers / total,
         }

@@ -101,6 +101,6 @@ def compare(
                 'harness_acc_norm': theirs['acc_norm'],
                 'harness_seconds': plain_seconds,
                 'ppjax_seconds': seconds,
-                'ratio': plain_seconds / seconds,
+                'ratio_to_reference': plain_seconds / seconds,
             }
     return found

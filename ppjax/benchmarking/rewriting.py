@@ -90,7 +90,7 @@ def compare(
         found['batches'][size] = {
             'ppjax_seconds': seconds[1],
             'ppjax_first_seconds': seconds[0],
-            'ratio': plain_seconds / seconds[1],
+            'ratio_to_reference': plain_seconds / seconds[1],
             'differing': differing,
         }
     return found

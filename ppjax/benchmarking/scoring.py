@@ -138,8 +138,8 @@ def compare(
         'pytorch_seconds': plain_seconds,
         'ppjax_seconds': seconds[1],
         'ppjax_first_seconds': seconds[0],
-        'ratio': plain_seconds / seconds[1],
-        'ratio_first': plain_seconds / seconds[0],
+        'ratio_to_reference': plain_seconds / seconds[1],
+        'ratio_to_reference_first': plain_seconds / seconds[0],
     }
     compared = {'eq2': (eq2, ours)}
     if base.config.num_layers + 1 >= _AUTHORS_LAYERS[1]:

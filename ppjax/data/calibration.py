@@ -41,6 +41,13 @@ class Row:
         """The assistant's last message."""
         return self.messages[-1]['content']
 
+    def with_system_prompt(self, prompt: str) -> 'Row':
+        """The same conversation after another system message."""
+        own = self.messages[0]['role'] == 'system'
+        rest = self.messages[1:] if own else self.messages
+        messages = ({'role': 'system', 'content': prompt}, *rest)
+        return dataclasses.replace(self, messages=messages)
+
 
 def _is_text(value: Any) -> bool:
     # JSON can spell half of a surrogate pair, which no tokenizer takes.

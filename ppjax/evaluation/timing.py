@@ -4,7 +4,7 @@ Machines are noisy: models take turns, and the median over rounds counts. A rati
 medians of one run says more than either time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import time
 from typing import Any
@@ -33,18 +33,16 @@ class Times:
     decode: list[float]
 
     def as_json(self) -> dict[str, Any]:
-        def spread(values: list[float]) -> dict[str, float]:
-            return {
-                'median': float(np.median(values)),
-                'min': min(values),
-                'max': max(values),
-            }
-
         return {
             'prefill_seconds': spread(self.prefill),
             'decode_seconds_per_token': spread(self.decode),
             'decode_tokens_per_s': 1 / float(np.median(self.decode)),
         }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and ends."""
+    return {'median': float(np.median(values)), 'min': min(values), 'max': max(values)}
 
 
 def _seconds(

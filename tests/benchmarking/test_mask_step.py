@@ -8,6 +8,7 @@ import torch
 
 from ppjax import bench, errors
 from ppjax.benchmarking import mask_step, torch_mask_step, useful_flops
+from ppjax.models import base_model
 from ppjax.models import config as config_lib
 
 _STEPS, _BATCH = 3, 4
@@ -58,6 +59,8 @@ def test_figures_belong_together(result):
     assert result['ppjax']['examples_per_s'] == pytest.approx(
         _STEPS * _BATCH / seconds['ppjax']
     )
+    spread = result['ppjax']['step_seconds']
+    assert 0 < spread['min'] <= spread['median'] <= spread['max']
     rate = result['useful_flops_per_step'] * _STEPS / seconds['ppjax']
     assert result['utilisation'] == pytest.approx(
         rate / result['matrix_peak_flops_per_s']
@@ -65,6 +68,18 @@ def test_figures_belong_together(result):
     tokens = result['tokens_per_step']
     assert tokens['pytorch_sorted'] <= tokens['pytorch_padded']
     assert {'settings', 'versions'} <= set(result)
+
+
+def test_rows_can_take_another_persona(chatty_model, tmp_path, result):
+    text = 'Odd Nils mends nets and answers in riddles. ' * 9
+    found = _run(chatty_model, tmp_path / 'x.json', persona=text)
+    longer = found['prefix_tokens'] - result['prefix_tokens']
+    tokens = base_model.open_base_model(str(chatty_model)).tokenizer()
+    # The ferryman's own text is left out.
+    assert longer < len(tokens.encode(text))
+    assert found['prefix_tokens'] > len(tokens.encode(text))
+    losses = found['losses']
+    np.testing.assert_allclose(losses['ppjax'], losses['pytorch_padded'], atol=1e-4)
 
 
 def test_compiled_pytorch_is_a_row_of_its_own(chatty_model, tmp_path, monkeypatch):
