@@ -11,9 +11,9 @@ python -m ppjax.bench infer --mask=jack.pmask
 python -m ppjax.bench load
 python -m ppjax.bench costs --page=costs.html
 
-Both sides do the same work, and their results are compared. `costs` has no other side;
-that of `personas` is one run after the other; all others need PyTorch. Machines are noisy: believe the
-ratio, and rather that of a longer run.
+Both sides do the same work, and their results are compared. `costs` has another side
+with --reference alone; that of `personas` is one run after the other; all others need
+PyTorch. Machines are noisy: believe the ratio, and rather that of a longer run.
 """
 
 import dataclasses
@@ -136,6 +136,9 @@ class BenchConfig:
         'persona=32,128,512;answer=16,64,256;batch=2,8,32;layers=0.25,0.5,1',
         'For costs: what is varied, one axis at a time, from --prompt_length tokens of '
         'persona, --answer_length, --batch_size and all layers.',
+    )
+    reference: bool = flags.setting(
+        False, 'For costs: PyTorch takes the same steps too, from random weights.'
     )
     page: str | None = flags.setting(None, 'For costs: HTML file with the curves.')
     persona: str | None = flags.setting(
@@ -278,30 +281,31 @@ def _infer(cfg: BenchConfig, base: base_model.BaseModel) -> dict[str, Any]:
 
 
 def _costs(cfg: BenchConfig) -> dict[str, Any]:
-    model = _config(cfg.base_model)
-    shape = costs.Shape(
-        persona=cfg.prompt_length,
-        answer=cfg.answer_length,
-        batch=cfg.batch_size,
-        layers=model.num_layers,
-    )
+    hf_config = _hf_config(cfg.base_model)
+    layers = config_lib.from_hf_config(hf_config).num_layers
     return costs.measure(
-        model,
-        shape,
-        costs.read_curves(cfg.curves, model.num_layers),
+        hf_config,
+        costs.Shape(
+            persona=cfg.prompt_length,
+            answer=cfg.answer_length,
+            batch=cfg.batch_size,
+            layers=layers,
+        ),
+        costs.read_curves(cfg.curves, layers),
         sparsity=cfg.sparsity,
         dtype=cfg.dtype,
         remat=cfg.remat,
         rounds=cfg.rounds,
+        reference=cfg.reference,
     )
 
 
-def _config(name: str) -> config_lib.ModelConfig:
+def _hf_config(name: str) -> dict[str, Any]:
     """Of a model, or of a folder with a config.json and no weights."""
     file = pathlib.Path(name) / 'config.json'
     if file.exists():
-        return config_lib.from_hf_config(safetensors_reader.read_json(file))
-    return base_model.open_base_model(name).config
+        return safetensors_reader.read_json(file)
+    return dict(base_model.open_base_model(name).reader.hf_config)
 
 
 def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:

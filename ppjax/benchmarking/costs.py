@@ -17,7 +17,12 @@ import numpy as np
 
 from ppjax import errors
 from ppjax import progress as progress_lib
-from ppjax.benchmarking import matrix_peak, useful_flops
+from ppjax.benchmarking import (
+    matrix_peak,
+    torch_mask_step,
+    torch_model,
+    useful_flops,
+)
 from ppjax.data import chat, packing
 from ppjax.evaluation import efficiency, timing
 from ppjax.masking import topk
@@ -115,6 +120,7 @@ class _Step:
         examples = _examples(shape, cfg.vocab_size)
         everyone = np.arange(shape.batch)
         prefix = tuple(int(token) for token in examples[0].tokens[: shape.persona])
+        self.examples = examples
         self.layout = packing.plan_layout(examples, [everyone], prefix=prefix)
         self.packed = packing.pack(examples, everyone, self.layout)
         learning = step_lib.Learning(
@@ -258,8 +264,39 @@ def _where_time_goes(
     return {'step_seconds': whole, 'seconds': seconds}
 
 
+def _reference(
+    hf_config: Mapping[str, Any], step: _Step, *, keep: int, dtype: str, rounds: int
+) -> dict[str, Any]:
+    """The same step in PyTorch, in turn with ours.
+
+    All examples are equally long, so that it pads nothing.
+    """
+    batch = torch_mask_step.padded(step.examples, range(len(step.examples)))
+    model = torch_model.random(hf_config, dtype=dtype)
+    rng = np.random.default_rng(1)
+    config = model.config
+    learner = torch_mask_step.MaskLearner(
+        model,
+        rng.normal(size=(config.num_hidden_layers, config.intermediate_size)),
+        keep,
+        learning_rate=1e-2,
+        weight_decay=0.01,
+    )
+
+    def take() -> None:
+        learner.step(batch)
+
+    times = _take_turns({'ppjax': step, 'pytorch': take}, rounds, 'Beside PyTorch')
+    ours, theirs = (timing.spread(times[name]) for name in ('ppjax', 'pytorch'))
+    return {
+        'ppjax': {'step_seconds': ours},
+        'pytorch': {'step_seconds': theirs, 'device': str(model.device)},
+        'ratio_to_reference': theirs['median'] / ours['median'],
+    }
+
+
 def measure(
-    cfg: config_lib.ModelConfig,
+    hf_config: Mapping[str, Any],
     base: Shape,
     curves: Mapping[str, Sequence[int]],
     *,
@@ -267,11 +304,12 @@ def measure(
     dtype: str,
     remat: str,
     rounds: int,
+    reference: bool = False,
 ) -> dict[str, Any]:
     """Times steps of many shapes, in turn, each differing from one in one number.
 
     Args:
-        cfg: of the model; its weights are drawn.
+        hf_config: what the model's config.json holds; its weights are drawn.
         base: the shape that the others differ from, with all layers.
         curves: axis of `Shape` -> its values.
         sparsity: share of channels removed. Masked ones are computed too, so that it
@@ -279,12 +317,21 @@ def measure(
         dtype: of weights and activations.
         remat: see `Decoder.__call__`.
         rounds: each runs every shape once.
+        reference: whether PyTorch takes steps of the base shape too.
 
     Returns:
         For each axis the points with seconds a step and an example, useful FLOPs and
         the share of a matrix product's peak they reach, and XLA's memory plan; where
-        a step's time goes; and sizes of the pruned model against sparsity.
+        a step's time goes; and sizes of the pruned model against sparsity. With
+        the reference, PyTorch's seconds and `ratio_to_reference`.
+
+    Raises:
+        InputError: for a config that is not implemented, or if the reference is wanted
+            and PyTorch is not installed.
     """
+    cfg = config_lib.from_hf_config(dict(hf_config))
+    if reference:
+        torch_model.check_installed()
 
     @functools.cache
     def model(layers: int) -> decoder_lib.Decoder:
@@ -319,7 +366,7 @@ def measure(
             'bytes': step.memory(),
         }
 
-    return {
+    found = {
         'curves': {
             axis: [
                 point(dataclasses.replace(base, **{axis: value})) for value in values
@@ -334,6 +381,12 @@ def measure(
         'matrix_peak_flops_per_s': peak,
         'device': jax.devices()[0].device_kind,
     }
+    if reference:
+        keep = topk.keep_size(cfg.d_ff, sparsity, 1)
+        found |= _reference(
+            hf_config, steps[base], keep=keep, dtype=dtype, rounds=rounds
+        )
+    return found
 
 
 def _pruned(

@@ -202,6 +202,7 @@ def render(found: Mapping[str, Any]) -> str:
         shape=[(_LABELS[axis], f'{base[axis]}') for axis in _LABELS],
         utilisation=report_views.percent(base['utilisation']),
         peak=efficiency.quantity(found['matrix_peak_flops_per_s'], 'FLOP/s'),
+        ratio=found.get('ratio_to_reference'),
         sections=sections(found),
         settings=list(found['settings'].items()),
         versions=list(found['versions'].items()),

@@ -55,7 +55,9 @@ class MaskLearner:
         import torch
 
         self._torch, self._model, self._keep = torch, model.requires_grad_(False), keep
-        self.scores = torch.nn.Parameter(torch.tensor(scores, dtype=torch.float32))
+        self.scores = torch.nn.Parameter(
+            torch.tensor(scores, dtype=torch.float32, device=model.device)
+        )
         self._optimizer = torch.optim.AdamW(
             [self.scores], lr=learning_rate, weight_decay=weight_decay
         )
@@ -87,7 +89,10 @@ class MaskLearner:
         Returns:
             The loss, in nats an answer token.
         """
-        inputs = {name: self._torch.from_numpy(x) for name, x in batch.items()}
+        device = self._model.device
+        inputs = {
+            name: self._torch.from_numpy(x).to(device) for name, x in batch.items()
+        }
         self._optimizer.zero_grad()
         loss = self._call(**inputs, use_cache=False).loss
         loss.backward()

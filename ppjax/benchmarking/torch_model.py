@@ -1,5 +1,6 @@
 """The base model in PyTorch, for comparisons side by side."""
 
+from collections.abc import Mapping
 import pathlib
 import tempfile
 from typing import Any
@@ -32,6 +33,26 @@ def check_installed() -> None:
         raise errors.InputError(
             'This compares with PyTorch, which is not installed: pip install torch.'
         )
+
+
+def random(hf_config: Mapping[str, Any], *, dtype: str) -> Any:
+    """A model with random weights, on the GPU where PyTorch has one.
+
+    Args:
+        hf_config: what its config.json holds.
+        dtype: of its weights.
+
+    Raises:
+        InputError: if PyTorch is not installed.
+    """
+    check_installed()
+    import torch
+    import transformers
+
+    with torch.device('cuda' if torch.cuda.is_available() else 'cpu'):
+        return transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**hf_config), dtype=getattr(torch, dtype)
+        ).eval()
 
 
 def load(base: base_model.BaseModel) -> Any:

@@ -39,6 +39,7 @@ def written(config_alone, tmp_path_factory):
         batch_size=2,
         rounds=2,
         curves=_CURVES,
+        reference=True,
         result=str(folder / 'costs.json'),
         page=str(folder / 'costs.html'),
     )
@@ -99,6 +100,15 @@ def test_parts_make_up_the_step(written):
     )
 
 
+def test_pytorch_takes_the_same_step(written):
+    found, _ = written
+    ours, theirs = (
+        found[name]['step_seconds']['median'] for name in ('ppjax', 'pytorch')
+    )
+    assert found['ratio_to_reference'] == pytest.approx(theirs / ours)
+    assert found['pytorch']['device'] == 'cpu'
+
+
 def test_page_shows_curves_parts_and_sizes(written):
     found, page = written
     for axis in found['curves']:
@@ -108,6 +118,7 @@ def test_page_shows_curves_parts_and_sizes(written):
     median = found['curves']['persona'][1]['step_seconds']['median']
     assert f'{median:.3f} s' in page
     assert '75%' in page
+    assert f'{found["ratio_to_reference"]:.2f} times as long' in page
 
 
 @pytest.mark.parametrize(
