@@ -186,6 +186,7 @@ def plan_layouts(
     sets: Sequence[tuple[Sequence[chat.Example], Sequence[np.ndarray]]],
     prefixes: Sequence[tuple[int, ...]],
     *,
+    rows: int = 1,
     micro_batches: int = 1,
 ) -> list[Layout]:
     """Layouts of one shape for several personas' batches.
@@ -196,6 +197,7 @@ def plan_layouts(
     Args:
         sets: (examples, batches) of each persona, as for `plan_layout`.
         prefixes: of each persona.
+        rows: see `plan_layout`.
         micro_batches: see `plan_layout`.
     """
     shared = min(len(prefix) for prefix in prefixes)
@@ -205,7 +207,11 @@ def plan_layouts(
         batches.extend(np.asarray(batch) + len(together) for batch in own)
         together.extend(examples)
     layout = plan_layout(
-        together, batches, prefix=prefixes[0][:shared], micro_batches=micro_batches
+        together,
+        batches,
+        prefix=prefixes[0][:shared],
+        rows=rows,
+        micro_batches=micro_batches,
     )
     return [dataclasses.replace(layout, prefix=prefix[:shared]) for prefix in prefixes]
 

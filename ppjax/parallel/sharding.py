@@ -99,6 +99,25 @@ def make_mesh(text: str | None, devices: list[jax.Device]) -> jax.sharding.Mesh:
     )
 
 
+def default_mesh(text: str | None) -> jax.sharding.Mesh:
+    """The mesh of `--mesh`, where a CPU's devices are used only if it says so.
+
+    Several devices of a CPU are simulated, and share its cores.
+
+    Raises:
+        InputError: see `make_mesh`.
+    """
+    devices = jax.devices()
+    if text is None and devices[0].platform == 'cpu':
+        devices = devices[:1]
+    return make_mesh(text, devices)
+
+
+def text_of(mesh: jax.sharding.Mesh) -> str:
+    """Its axes for people, without those of size 1; '' for one device."""
+    return ', '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1)
+
+
 def row_shards(mesh: jax.sharding.Mesh) -> int:
     """How many parts the rows of a micro-batch are split into."""
     return int(mesh.shape['data'] * mesh.shape['fsdp'])
@@ -107,6 +126,12 @@ def row_shards(mesh: jax.sharding.Mesh) -> int:
 def rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     """Where arrays [A, B, ...] of micro-batches lie: B over `data` and `fsdp`."""
     spec = jax.sharding.PartitionSpec(None, ('data', 'fsdp'))
+    return jax.sharding.NamedSharding(mesh, spec)
+
+
+def slot_rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """As `rows`, for arrays [N, A, B, ...] of several personas."""
+    spec = jax.sharding.PartitionSpec(None, None, ('data', 'fsdp'))
     return jax.sharding.NamedSharding(mesh, spec)
 
 

@@ -87,13 +87,8 @@ class Run:
             f'{layout.tokens_per_row} tokens ({layout.micro_batches} micro-batches), '
             f'{len(layout.prefix)} of them the shared prefix.'
         )
-        shape = {name: size for name, size in self.mesh.shape.items() if size > 1}
-        if shape:
-            progress_lib.say(
-                'Devices: '
-                + ', '.join(f'{name} {size}' for name, size in shape.items())
-                + '.'
-            )
+        if self.mesh.size > 1:
+            progress_lib.say(f'Devices: {sharding.text_of(self.mesh)}.')
         if rows > cfg.batch_size:
             progress_lib.say(
                 f'Note: {rows} rows are more than --batch_size={cfg.batch_size}; some '

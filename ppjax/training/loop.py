@@ -6,6 +6,7 @@ directory of its own under `personas/`.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -20,6 +21,8 @@ from ppjax.data import calibration, packing
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model, loading
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import weights as weights_lib
+from ppjax.parallel import sharding
 from ppjax.training import checkpoints as checkpoints_lib
 from ppjax.training import config as config_lib
 from ppjax.training import data as data_lib
@@ -73,6 +76,7 @@ def learn_mask(
             a loss that is not finite.
     """
     base = base_model.open_base_model(cfg.base_model)
+    mesh = _mesh(cfg, base)
     data = _data(cfg, base, (train_rows, heldout_rows))
     directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
     found = _open(directory, cfg, data)
@@ -80,7 +84,7 @@ def learn_mask(
         run = run_lib.Run(cfg, base, data, directory)
         if like is not None:
             run.take_references(like)
-        return run.mask_path if _learn([run], directory, found) else None
+        return run.mask_path if _learn([run], directory, found, mesh) else None
 
 
 def learn_masks(
@@ -99,6 +103,7 @@ def learn_masks(
         InputError: as `learn_mask`.
     """
     base = base_model.open_base_model(cfg.base_model)
+    mesh = _mesh(cfg, base)
     datas = {}
     for name, own in rows.items():
         progress_lib.say(f'{name}:')
@@ -119,9 +124,16 @@ def learn_masks(
         _open(own_directory, own_cfg, data)
         runs.append(run_lib.Run(own_cfg, base, data, own_directory, name=name))
     with directory.stage('train'):
-        if not _learn(runs, directory, found):
+        if not _learn(runs, directory, found, mesh):
             return None
     return {run.name: run.mask_path for run in runs}
+
+
+def _mesh(cfg: config_lib.TrainConfig, base: base_model.BaseModel) -> jax.sharding.Mesh:
+    """The devices; one that does not fit the model leaves no folder behind."""
+    mesh = sharding.default_mesh(cfg.mesh)
+    sharding.shardings(weights_lib.abstract(base.config), mesh)
+    return mesh
 
 
 def _data(
@@ -157,9 +169,10 @@ def _learn(
     runs: Sequence[run_lib.Run],
     directory: run_directory.RunDirectory,
     found: bool,
+    mesh: jax.sharding.Mesh,
 ) -> bool:
     """Takes all runs to their end; whether `--stop_after` let it."""
-    joint = Joint(runs, directory)
+    joint = Joint(runs, directory, mesh)
     if all(run.mask_path.exists() for run in runs):
         for run in runs:
             progress_lib.say(
@@ -181,12 +194,16 @@ class Joint:
         self,
         runs: Sequence[run_lib.Run],
         directory: run_directory.RunDirectory,
+        mesh: jax.sharding.Mesh,
     ):
         """Args:
         runs: one of each persona, with the same settings but for their data.
         directory: where the checkpoints of all are; a single run's own.
+        mesh: the devices.
         """
         self._runs, self._directory = runs, directory
+        # None where one device, JAX's default one, does it all.
+        self._mesh = mesh if mesh.size > 1 else None
         self._cfg = runs[0].cfg
         self._slots = min(self._cfg.personas_per_step, len(runs))
         self._totals = [run.total for run in runs]
@@ -199,7 +216,12 @@ class Joint:
                 sets.append((run.data.train, own))
                 prefixes.append(group.prefix)
         layouts = iter(
-            packing.plan_layouts(sets, prefixes, micro_batches=self._cfg.micro_batches)
+            packing.plan_layouts(
+                sets,
+                prefixes,
+                rows=sharding.row_shards(mesh),
+                micro_batches=self._cfg.micro_batches,
+            )
         )
         # Of each run's groups.
         self._layouts = [[next(layouts) for _ in run.groups] for run in runs]
@@ -207,7 +229,7 @@ class Joint:
     def _say_plan(self) -> None:
         cfg, layout, run = self._cfg, self._layouts[0][0], self._runs[0]
         shared = len(layout.prefix)
-        row = layout.tokens_per_row * cfg.micro_batches
+        row = layout.tokens_per_row * layout.rows * cfg.micro_batches
         lengths = [[len(x.tokens) for x in run.data.train] for run in self._runs]
         batches = [
             np.array([own[i] for i in batch])
@@ -225,6 +247,8 @@ class Joint:
             progress_lib.say(
                 f'{len(run.groups)} system prompts; each step draws from one of them.'
             )
+        if self._mesh is not None:
+            progress_lib.say(f'Devices: {sharding.text_of(self._mesh)}.')
         many = ''
         if len(self._runs) > 1:
             many = f' of each of {self._slots} personas'
@@ -240,12 +264,17 @@ class Joint:
 
     def _load_model(self) -> decoder_lib.Decoder:
         base = self._runs[0].base
-        return loading.load_decoder(
-            base.reader,
-            base.config,
-            dtype=jnp.dtype(self._cfg.dtype),
-            progress=progress_lib.counter('Loading tensors'),
-        )
+        with contextlib.nullcontext() if self._mesh is None else sharding.on_host():
+            decoder = loading.load_decoder(
+                base.reader,
+                base.config,
+                dtype=jnp.dtype(self._cfg.dtype),
+                progress=progress_lib.counter('Loading tensors'),
+            )
+        if self._mesh is None:
+            return decoder
+        placed = sharding.place(weights_lib.weights_of(decoder), self._mesh)
+        return weights_lib.decoder_of(base.config, placed)
 
     def learn(self, checkpoints: checkpoints_lib.Checkpoints, found: bool) -> bool:
         """From the last checkpoint, or the start, to the masks.
@@ -263,6 +292,8 @@ class Joint:
         heldouts = self._heldouts()
         starts, references = self._start(model, heldouts, first)
         state = step_lib.init_state(starts, self._runs[0].learning)
+        if self._mesh is not None:
+            state = jax.device_put(state, sharding.replicated(self._mesh))
         if first:
             state = checkpoints.restore(first, state)
         taken = turns_lib.steps_before(self._turns, first, len(self._runs))
@@ -373,7 +404,10 @@ class Joint:
         cfg = self._cfg
         layout = self._layouts[0][0]
         train_step = step_lib.make_train_step(
-            self._runs[0].learning, prefix=len(layout.prefix), chunk=layout.chunk
+            self._runs[0].learning,
+            prefix=len(layout.prefix),
+            chunk=layout.chunk,
+            mesh=self._mesh,
         )
         schedules = [run.schedule for run in self._runs]
         taken = turns_lib.steps_before(self._turns, first, len(self._runs))

@@ -13,6 +13,8 @@ from ppjax.data import packing
 from ppjax.masking import estimators, topk
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import weights
+from ppjax.parallel import sharding
 from ppjax.training import loss as loss_lib
 
 
@@ -101,7 +103,11 @@ def init_state(scores: jax.Array, learning: Learning) -> TrainState:
 
 
 def make_train_step(
-    learning: Learning, *, prefix: int, chunk: int
+    learning: Learning,
+    *,
+    prefix: int,
+    chunk: int,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[
     [TrainState, decoder_lib.Decoder, packing.PackedBatch, Turn],
     tuple[TrainState, StepMetrics],
@@ -117,6 +123,9 @@ def make_train_step(
         learning: what is minimised and how.
         prefix: P of every persona's layout.
         chunk: C of every persona's layout.
+        mesh: the devices, of which the model's weights lie as `parallel.sharding`
+            says; rows are spread over its axes data and fsdp, and scores and moments
+            are whole everywhere. None is one device.
 
     Returns:
         step(state, model, batch, turn) -> (state, metrics); the batch is each slot's
@@ -189,6 +198,9 @@ def make_train_step(
         batch: packing.PackedBatch,
         turn: Turn,
     ) -> tuple[TrainState, StepMetrics]:
+        if mesh is not None:
+            tables = sharding.gather_tables(weights.weights_of(model))
+            model = weights.decoder_of(model.cfg, tables)
         mine = jax.tree.map(lambda x: x[turn.persona], state)
         new, metrics = jax.vmap(own_step, in_axes=(0, None, 0, 0))(
             mine, model, batch, turn
@@ -197,4 +209,19 @@ def make_train_step(
         return state, metrics
 
     # Not donated: a checkpoint may still be reading the old state, and it is small.
-    return jax.jit(step)
+    if mesh is None:
+        return jax.jit(step)
+    compiled = jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+    def run(
+        state: TrainState,
+        model: decoder_lib.Decoder,
+        batch: packing.PackedBatch,
+        turn: Turn,
+    ) -> tuple[TrainState, StepMetrics]:
+        # Under a mesh the decoder keeps its activations spread by rows.
+        with jax.set_mesh(mesh):
+            batch = jax.device_put(batch, sharding.slot_rows(mesh))
+            return compiled(state, model, batch, turn)
+
+    return run
