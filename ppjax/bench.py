@@ -105,6 +105,9 @@ class BenchConfig:
         0.25,
         'For mask_step, and for infer without --mask: share of FFN channels removed.',
     )
+    align: int = flags.setting(
+        64, 'For personas: kept channels are rounded to a multiple of this.'
+    )
     mask: str | None = flags.setting(
         None, 'For infer: a .pmask of --base_model; by default any channels are kept.'
     )
@@ -167,6 +170,7 @@ class BenchConfig:
             'max_tokens',
             'prompt_length',
             'rounds',
+            'align',
         )
         settings.require(
             self, 'be at least 2', lambda value: value >= 2, 'answer_length'
@@ -332,6 +336,7 @@ def main(cfg: BenchConfig, what: str) -> int:
                 calibration=cfg.calibration,
                 steps=cfg.steps,
                 batch_size=cfg.batch_size,
+                align=cfg.align,
                 output_dir=cfg.output_dir,
             ),
         )

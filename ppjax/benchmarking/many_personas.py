@@ -55,6 +55,7 @@ def compare(
     calibration: str,
     steps: int,
     batch_size: int,
+    align: int,
     output_dir: str,
 ) -> dict[str, Any]:
     """Learns every persona's mask twice, and compares.
@@ -65,6 +66,7 @@ def compare(
         calibration: with `{persona}` for the name.
         steps: of each persona.
         batch_size: examples a step of each persona.
+        align: the number kept of every layer's channels is a multiple of it.
         output_dir: where the runs go; those found there are not measured again but
             refused.
 
@@ -80,6 +82,7 @@ def compare(
         f'--base_model={base_model}',
         f'--steps={steps}',
         f'--batch_size={batch_size}',
+        f'--align={align}',
         f'--checkpoint_every={steps}',
     ]
     progress_lib.say(f'{len(names)} personas in one run:')

@@ -78,6 +78,7 @@ def test_personas(chatty_model, tmp_path):
         names=','.join(names),
         steps=2,
         batch_size=2,
+        align=4,
         output_dir=str(tmp_path / 'runs'),
     )
     assert found['different_mask_bits'] == dict.fromkeys(names, 0)
