@@ -10,7 +10,7 @@ from ppjax import progress as progress_lib
 from ppjax import run_directory
 from ppjax.data import calibration, packing
 from ppjax.models.weights import Weights
-from ppjax.parallel import sharding
+from ppjax.parallel import preemption, sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import methods, results
 from ppjax.recovery import run as run_lib
@@ -37,7 +37,8 @@ def recover(
         heldout_rows: those that `cfg.heldout` names, or none.
 
     Returns:
-        The exported model's directory, or None if `cfg.stop_after` came first.
+        The exported model's directory, or None if `cfg.stop_after` or a SIGTERM came
+        first.
 
     Raises:
         InputError: for anything wrong with the settings, the files or the disk, or
@@ -117,7 +118,8 @@ def _finish(
     log = metrics_lib.MetricsLog(run.directory.path, resume_step=first)
     try:
         loop = _Loop(run, checkpoints, log, heldout)
-        state = loop.optimise(state, frozen, first)
+        with preemption.noticed() as notice:
+            state = loop.optimise(state, frozen, first, notice)
     finally:
         log.close()
     if loop.last < run.total:
@@ -159,10 +161,15 @@ class _Loop:
         self.found: heldout_lib.Likelihood | None = None
 
     def optimise(
-        self, state: step_lib.RecoveryState, frozen: Weights, first: int
+        self,
+        state: step_lib.RecoveryState,
+        frozen: Weights,
+        first: int,
+        notice: preemption.Notice,
     ) -> step_lib.RecoveryState:
         """Takes the steps from `first` on; checkpoints hold only finite states.
 
+        A notice of preemption makes the step after which it is seen the last.
         Metrics are fetched one step late, so that the host packs the next batch while
         the device works.
         """
@@ -188,6 +195,8 @@ class _Loop:
                 self._report(*pending)
             done = index + 1
             pending = (done, metrics)
+            if notice.given(done):
+                self.last = done
             saves = done % cfg.checkpoint_every == 0 or done == self.last
             measures = done % every == 0 or done == run.total
             if saves or measures:
@@ -203,6 +212,8 @@ class _Loop:
                 self._held_note = f' held-out {self.found.mean:.4f}'
             if saves or measures:
                 self._began = time.monotonic()
+            if done == self.last:
+                break
         self._progress.close()
         return state
 

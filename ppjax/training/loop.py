@@ -22,7 +22,7 @@ from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model, loading
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights as weights_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import preemption, sharding
 from ppjax.training import checkpoints as checkpoints_lib
 from ppjax.training import config as config_lib
 from ppjax.training import data as data_lib
@@ -69,7 +69,7 @@ def learn_mask(
             need not be measured again.
 
     Returns:
-        The mask file, or None if `cfg.stop_after` came first.
+        The mask file, or None if `cfg.stop_after` or a SIGTERM came first.
 
     Raises:
         InputError: for anything wrong with the settings, the files or the disk, or
@@ -97,7 +97,7 @@ def learn_masks(
         rows: name -> (calibration rows, held-out rows).
 
     Returns:
-        Name -> mask file, or None if `cfg.stop_after` came first.
+        Name -> mask file, or None if `cfg.stop_after` or a SIGTERM came first.
 
     Raises:
         InputError: as `learn_mask`.
@@ -171,7 +171,7 @@ def _learn(
     found: bool,
     mesh: jax.sharding.Mesh,
 ) -> bool:
-    """Takes all runs to their end; whether `--stop_after` let it."""
+    """Takes all runs to their end; false if something stopped them before."""
     joint = Joint(runs, directory, mesh)
     if all(run.mask_path.exists() for run in runs):
         for run in runs:
@@ -280,7 +280,7 @@ class Joint:
         """From the last checkpoint, or the start, to the masks.
 
         Returns:
-            False if `--stop_after` came first.
+            False if `--stop_after` or a SIGTERM came first.
         """
         self._say_plan()
         first = checkpoints.latest() or 0
@@ -302,9 +302,10 @@ class Joint:
             for run, steps in zip(self._runs, taken, strict=True)
         ]
         try:
-            state, done, learned = self._optimise(
-                model, state, first, heldouts, checkpoints, logs
-            )
+            with preemption.noticed() as notice:
+                state, done, learned = self._optimise(
+                    model, state, first, heldouts, checkpoints, logs, notice
+                )
         finally:
             for log in logs:
                 log.close()
@@ -392,8 +393,9 @@ class Joint:
         heldouts: Sequence[heldout_lib.HeldOut | None],
         checkpoints: checkpoints_lib.Checkpoints,
         logs: Sequence[metrics_lib.MetricsLog],
+        notice: preemption.Notice,
     ) -> tuple[step_lib.TrainState, int, dict[int, heldout_lib.Likelihood]]:
-        """Takes steps `first` to the last.
+        """Takes steps `first` to the last, or to a notice of preemption.
 
         Metrics are fetched one step late, so that the host packs the next batch while
         the device works. A checkpoint is saved only of a state known to be finite.
@@ -414,7 +416,7 @@ class Joint:
         last = min(self.total, cfg.stop_after or self.total)
         reporter = _Reporter(self._runs, self._directory, logs, first, last, self.total)
         learned: dict[int, heldout_lib.Likelihood] = {}
-        for index in range(first, last):
+        for index in range(first, last):  # A notice lowers `last`.
             chosen = self._turns[index]
             turn = turns_lib.make_turn(
                 chosen, taken, self._totals, schedules, self._slots
@@ -424,6 +426,8 @@ class Joint:
                 taken[p] += 1
             reporter.report()
             reporter.pending = (index + 1, turn, metrics)
+            if notice.given(index + 1):
+                last = index + 1
             saves = (index + 1) % cfg.checkpoint_every == 0 or index + 1 == last
             measured = [
                 p
@@ -443,6 +447,8 @@ class Joint:
                 reporter.heldout(p, taken[p], found)
                 if taken[p] == self._totals[p]:
                     learned[p] = found
+            if index + 1 == last:
+                break
         reporter.close()
         checkpoints.wait()
         return state, last, learned

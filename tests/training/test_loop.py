@@ -225,14 +225,21 @@ def _command(model, files, run, *extra):
     ]
 
 
+@pytest.fixture(scope='module')
+def whole(chatty_model, calibration_files, tmp_path_factory):
+    """An unbroken run of 40 steps, a process of its own."""
+    run = tmp_path_factory.mktemp('runs') / 'whole'
+    subprocess.run(
+        _command(chatty_model, calibration_files, run), check=True, timeout=300
+    )
+    return run
+
+
 def test_kill_9_at_random_moments_gives_the_same_bits(
-    chatty_model, calibration_files, tmp_path
+    whole, chatty_model, calibration_files, tmp_path
 ):
     """Three kills, the checkpoint of every step among what they may cut short."""
-    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    subprocess.run(
-        _command(chatty_model, calibration_files, whole), check=True, timeout=300
-    )
+    broken = tmp_path / 'broken'
     rng = random.Random(time.time_ns())
     killed_at = []
     for _ in range(3):
@@ -240,12 +247,8 @@ def test_kill_9_at_random_moments_gives_the_same_bits(
             _command(chatty_model, calibration_files, broken),
             stderr=subprocess.DEVNULL,
         )
-        done = _steps_done(broken)
-        # Wait for real progress, then a random moment within the next few steps.
-        deadline = time.monotonic() + 240
-        while _steps_done(broken) <= done and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        # A random moment within the next few steps.
+        _wait_for_progress(process, broken)
         time.sleep(rng.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -254,15 +257,50 @@ def test_kill_9_at_random_moments_gives_the_same_bits(
     subprocess.run(
         _command(chatty_model, calibration_files, broken), check=True, timeout=300
     )
+    _assert_same_run(broken, whole, f'killed at {killed_at}')
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    whole, chatty_model, calibration_files, tmp_path
+):
+    run = tmp_path / 'run'
+    # No checkpoint is due before the end.
+    command = _command(chatty_model, calibration_files, run, '--checkpoint_every=40')
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        _wait_for_progress(process, run)
+        process.terminate()
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert 'SIGTERM: saving after this step' in said
+    status = json.loads((run / 'status.json').read_text())
+    assert status['state'] == 'paused'
+    assert 0 < status['step'] < 40
+    assert f'Paused after step {status["step"]}; the same command goes on.' in said
+    resumed = subprocess.run(
+        command, check=True, timeout=300, stderr=subprocess.PIPE, text=True
+    )
+    assert f'at step {status["step"]} of 40' in resumed.stderr
+    _assert_same_run(run, whole)
+
+
+def _assert_same_run(run: pathlib.Path, other: pathlib.Path, note: str = '') -> None:
     np.testing.assert_array_equal(
-        pmask.load(whole / 'mask.pmask').mask,
-        pmask.load(broken / 'mask.pmask').mask,
-        err_msg=f'killed at {killed_at}',
+        pmask.load(run / 'mask.pmask').mask,
+        pmask.load(other / 'mask.pmask').mask,
+        err_msg=note,
     )
     ours, theirs = (
-        [(e['step'], e['loss']) for e in _metrics(run)] for run in (broken, whole)
+        [(e['step'], e['loss']) for e in _metrics(path)] for path in (run, other)
     )
     assert ours == theirs
+
+
+def _wait_for_progress(process: subprocess.Popen, run: pathlib.Path) -> None:
+    """Until the run has done steps that it had not done, or ended."""
+    done, deadline = _steps_done(run), time.monotonic() + 240
+    while _steps_done(run) <= done and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def _steps_done(run: pathlib.Path) -> int:
