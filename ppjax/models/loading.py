@@ -1,10 +1,11 @@
 """From a checkpoint's tensors to a `Decoder`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import hashlib
 import json
 import math
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -15,6 +16,7 @@ from ppjax import errors
 from ppjax.models import checkpoint
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,21 +136,26 @@ def load_decoder(
     cfg: config_lib.ModelConfig,
     *,
     dtype: jax.typing.DTypeLike,
+    mesh: jax.sharding.Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> decoder_lib.Decoder:
     """Reads a checkpoint tensor by tensor into stacked parameters.
 
     On a CPU, peak host memory is little more than the parameters in `dtype`; elsewhere
-    it is that of the largest parameter, stacked over layers.
+    it is that of the largest parameter, stacked over layers, of which a process with a
+    mesh holds its own devices' parts only.
 
     Args:
         reader: the open checkpoint.
         cfg: from its config.
         dtype: of all parameters.
+        mesh: the devices, over which weights lie as `parallel.sharding` says; None
+            for JAX's default device.
         progress: called with (tensors read, tensors in all).
 
     Raises:
-        InputError: if `check_tensors` does, or a tensor's bytes are not there.
+        InputError: if `check_tensors` does, a tensor's bytes are not there, or a
+            weight cannot be split over the mesh.
     """
     check_tensors(reader, cfg)
     model = jax.eval_shape(
@@ -157,31 +164,99 @@ def load_decoder(
     total = len(_expected(cfg))
     done = 0
 
-    def fill(target: np.ndarray, name: str, transpose: bool) -> None:
+    def load(path: str, shape: tuple[int, ...], weight: Weight) -> nnx.Param:
         nonlocal done
-        done += 1
-        progress(done, total)
-        _read_into(target.T if transpose else target, reader, name)
+        stacked = path.startswith('blocks/')
+        parts = _Parts(shape, dtype, path, mesh)
+        for layer in range(cfg.num_layers if stacked else 1):
+            done += 1
+            progress(done, total)
+            blocks = parts.of_tensor(layer if stacked else None, weight.transpose)
+            _read_into(blocks, reader, weight.hf_name.format(layer))
+        return nnx.Param(parts.assembled())
 
-    for attribute, weight in TOP_WEIGHTS.items():
-        param = getattr(model, attribute)
-        if param is None:
-            continue
-        whole = _aligned_empty(param.get_value().shape, dtype)
-        fill(whole, weight.hf_name, weight.transpose)
-        setattr(model, attribute, nnx.Param(jax.device_put(whole)))
-    for attribute, weight in BLOCK_WEIGHTS.items():
-        param = getattr(model.blocks, attribute)
-        if param is None:
-            continue
-        stacked = _aligned_empty(param.get_value().shape, dtype)
-        for layer in range(cfg.num_layers):
-            fill(stacked[layer], weight.hf_name.format(layer), weight.transpose)
-        setattr(model.blocks, attribute, nnx.Param(jax.device_put(stacked)))
+    for table, owner, prefix in (
+        (TOP_WEIGHTS, model, ''),
+        (BLOCK_WEIGHTS, model.blocks, 'blocks/'),
+    ):
+        for attribute, weight in table.items():
+            param = getattr(owner, attribute)
+            if param is not None:
+                shape = param.get_value().shape
+                setattr(owner, attribute, load(prefix + attribute, shape, weight))
     return model
 
 
-def _aligned_empty(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> np.ndarray:
+class _Block(NamedTuple):
+    """A rectangle of a tensor as the file holds it.
+
+    Attributes:
+        values: to be filled.
+        start: where it begins along each of the tensor's axes.
+    """
+
+    values: np.ndarray
+    start: tuple[int, ...]
+
+
+class _Parts:
+    """What this process holds of one parameter, on the host until it is filled."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: jax.typing.DTypeLike,
+        path: str,
+        mesh: jax.sharding.Mesh | None,
+    ):
+        self._shape = shape
+        self._sharding: jax.sharding.NamedSharding | None = None
+        whole = tuple((0, size) for size in shape)
+        self._of_device: dict[jax.Device, tuple[tuple[int, int], ...]] = {}
+        if mesh is not None:
+            spec = sharding.spec_of(path, shape, mesh)
+            self._sharding = jax.sharding.NamedSharding(mesh, spec)
+            indices = self._sharding.addressable_devices_indices_map(shape)
+            for device, index in indices.items():
+                self._of_device[device] = tuple(
+                    own.indices(size)[:2]
+                    for own, size in zip(index or (), shape, strict=True)
+                )
+        # Devices that hold the same part share it.
+        self._values = {
+            bounds: _aligned_empty([stop - start for start, stop in bounds], dtype)
+            for bounds in set(self._of_device.values()) or {whole}
+        }
+
+    def of_tensor(self, layer: int | None, transpose: bool) -> list[_Block]:
+        """The rectangles to fill from the tensor of one layer, or from the only one."""
+        found = []
+        for bounds, values in self._values.items():
+            start = tuple(start for start, _ in bounds)
+            if layer is not None:  # Layers are never shared out.
+                start, values = start[1:], values[layer]
+            if transpose:
+                start, values = start[::-1], values.T
+            found.append(_Block(values, start))
+        return found
+
+    def assembled(self) -> jax.Array:
+        """The parameter, on its devices; the host's parts are given up."""
+        values, self._values = self._values, {}
+        if self._sharding is None:
+            [whole] = values.values()
+            return jax.device_put(whole)
+        return jax.make_array_from_single_device_arrays(
+            self._shape,
+            self._sharding,
+            [
+                jax.device_put(values[bounds], device)
+                for device, bounds in self._of_device.items()
+            ],
+        )
+
+
+def _aligned_empty(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> np.ndarray:
     """An array that a CPU's `device_put` takes over as it is.
 
     It does so with what begins at a multiple of 64 bytes; anything else it copies.
@@ -193,13 +268,29 @@ def _aligned_empty(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> np.nd
 
 
 def _read_into(
-    target: np.ndarray, reader: checkpoint.CheckpointReader, name: str
+    blocks: Sequence[_Block], reader: checkpoint.CheckpointReader, name: str
 ) -> None:
-    """Reads a tensor a few rows at a time, converted to the target's dtype."""
-    rows = target.shape[0]
-    step = max(1, _READ_ENTRIES * rows // max(target.size, 1))
+    """Fills blocks from a tensor, a few rows at a time, converted to their dtype.
+
+    Rows that no block holds are not read; of the others all columns are, for files
+    are read in pages that are longer than most parts of a row.
+    """
+    rows, *width = reader.shape(name)
+    step = max(1, _READ_ENTRIES // max(math.prod(width), 1))
     for start in range(0, rows, step):
-        target[start : start + step] = reader.read(name, slice(start, start + step))
+        stop = min(start + step, rows)
+        piece = None
+        for values, (row, *columns) in blocks:
+            first, last = max(start, row), min(stop, row + len(values))
+            if first >= last:
+                continue
+            if piece is None:
+                piece = reader.read(name, slice(start, stop))
+            own = piece[first - start : last - start]
+            if columns:
+                [column] = columns
+                own = own[:, column : column + values.shape[1]]
+            values[first - row : last - row] = own
 
 
 def fingerprint(

@@ -5,7 +5,6 @@ split over. What matches no rule, or cannot be split evenly, is an error: nothin
 replicated because it was forgotten.
 """
 
-import contextlib
 import math
 import re
 from typing import Any, TypeVar
@@ -228,16 +227,3 @@ def gather_tables(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
-
-
-def on_host() -> contextlib.AbstractContextManager[Any]:
-    """Where arrays are made that no single device may be large enough for.
-
-    Without a CPU backend, as when JAX_PLATFORMS names another alone, that is the
-    default device all the same.
-    """
-    try:
-        device = jax.local_devices(backend='cpu')[0]
-    except RuntimeError:
-        return contextlib.nullcontext()
-    return jax.default_device(device)

@@ -108,14 +108,14 @@ class Run:
         return sharding.place(adapters, self.mesh), self._read(model, cfg.dtype)
 
     def _read(self, model: base_model.BaseModel, dtype: str) -> weights.Weights:
-        with sharding.on_host():
-            decoder = loading.load_decoder(
-                model.reader,
-                model.config,
-                dtype=jnp.dtype(dtype),
-                progress=progress_lib.counter('Loading tensors'),
-            )
-        return sharding.place(weights.weights_of(decoder), self.mesh)
+        decoder = loading.load_decoder(
+            model.reader,
+            model.config,
+            dtype=jnp.dtype(dtype),
+            mesh=self.mesh,
+            progress=progress_lib.counter('Loading tensors'),
+        )
+        return weights.weights_of(decoder)
 
     def abstract_state(self) -> step_lib.RecoveryState:
         """Shapes and places of the state, without arrays."""

@@ -6,7 +6,6 @@ directory of its own under `personas/`.
 """
 
 from collections.abc import Mapping, Sequence
-import contextlib
 import dataclasses
 import pathlib
 import time
@@ -264,17 +263,13 @@ class Joint:
 
     def _load_model(self) -> decoder_lib.Decoder:
         base = self._runs[0].base
-        with contextlib.nullcontext() if self._mesh is None else sharding.on_host():
-            decoder = loading.load_decoder(
-                base.reader,
-                base.config,
-                dtype=jnp.dtype(self._cfg.dtype),
-                progress=progress_lib.counter('Loading tensors'),
-            )
-        if self._mesh is None:
-            return decoder
-        placed = sharding.place(weights_lib.weights_of(decoder), self._mesh)
-        return weights_lib.decoder_of(base.config, placed)
+        return loading.load_decoder(
+            base.reader,
+            base.config,
+            dtype=jnp.dtype(self._cfg.dtype),
+            mesh=self._mesh,
+            progress=progress_lib.counter('Loading tensors'),
+        )
 
     def learn(self, checkpoints: checkpoints_lib.Checkpoints, found: bool) -> bool:
         """From the last checkpoint, or the start, to the masks.

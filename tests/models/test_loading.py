@@ -15,6 +15,8 @@ from safetensors import numpy as safetensors_numpy
 from ppjax import errors
 from ppjax.models import base_model, checkpoint, loading, safetensors_reader
 from ppjax.models import config as config_lib
+from ppjax.models import weights
+from ppjax.parallel import sharding
 
 _INDEX = 'model.safetensors.index.json'
 
@@ -135,6 +137,38 @@ def test_tensors_may_be_read_in_pieces(tmp_path, source, monkeypatch, entries):
     pieces = _load(folder)
     for one, other in zip(jax.tree.leaves(pieces), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize('entries', [1, 50, 1 << 22])
+@pytest.mark.parametrize(
+    'text', ['data:8', 'fsdp:8', 'fsdp:4,tensor:2', 'data:2,fsdp:2,tensor:2']
+)
+def test_a_mesh_gets_the_same_weights(tmp_path, source, monkeypatch, text, entries):
+    config, tensors = source
+    # 104 words can be shared out.
+    tensors = dict(tensors)
+    for name in ('model.embed_tokens.weight', 'lm_head.weight'):
+        tensors[name] = np.resize(tensors[name], (104, tensors[name].shape[1]))
+    folder = _write(tmp_path / 'x', config | {'vocab_size': 104}, tensors)
+    plain = _load(folder, jnp.bfloat16)
+    monkeypatch.setattr(loading, '_READ_ENTRIES', entries)
+    mesh = sharding.make_mesh(text, jax.devices())
+    spread = loading.load_decoder(*_open(folder), dtype=jnp.bfloat16, mesh=mesh)
+    _assert_equal(plain, spread)
+    placed = sharding.shardings(weights.weights_of(plain), mesh)
+    for value, place in zip(
+        jax.tree.leaves(weights.weights_of(spread)),
+        jax.tree.leaves(placed),
+        strict=True,
+    ):
+        assert value.sharding == place
+
+
+def test_a_mesh_that_does_not_fit_is_refused(tmp_path, source):
+    folder = _write(tmp_path / 'x', *source)
+    mesh = sharding.make_mesh('fsdp:1,tensor:8', jax.devices())
+    with pytest.raises(errors.InputError, match='tensor:8 does not divide'):
+        loading.load_decoder(*_open(folder), dtype=jnp.float32, mesh=mesh)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
