@@ -13,9 +13,8 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from ppjax import errors
-from ppjax.models import base_model, checkpoint, loading, safetensors_reader
+from ppjax.models import base_model, checkpoint, loading, safetensors_reader, weights
 from ppjax.models import config as config_lib
-from ppjax.models import weights
 from ppjax.parallel import sharding
 
 _INDEX = 'model.safetensors.index.json'
