@@ -1,4 +1,7 @@
-"""Files and folders that are whole or absent, never half-written."""
+"""Files and folders that are whole or absent, never half-written.
+
+Of several processes the first alone keeps what is written.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,9 +9,11 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 from ppjax import errors
+from ppjax.parallel import processes
 
 
 @contextlib.contextmanager
@@ -40,6 +45,10 @@ def file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         InputError: if the disk is full or the place cannot be written.
     """
     path = pathlib.Path(path)
+    if not processes.is_first():
+        with tempfile.TemporaryDirectory() as scratch:
+            yield pathlib.Path(scratch, path.name)
+        return
     temporary = path.with_name(f'.{path.name}.tmp{os.getpid()}')
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +71,10 @@ def directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         InputError: if the disk is full or the place cannot be written.
     """
     path = pathlib.Path(path)
+    if not processes.is_first():
+        with tempfile.TemporaryDirectory() as scratch:
+            yield pathlib.Path(scratch)
+        return
     temporary = path.with_name(f'.{path.name}.tmp{os.getpid()}')
     replaced = path.with_name(f'.{path.name}.old{os.getpid()}')
     with _as_input_error(path):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from absl import app, flags, logging
 
 from ppjax import errors
+from ppjax.parallel import processes
 
 Settings = TypeVar('Settings')
 
@@ -36,6 +37,21 @@ def setting(default: Any, help_text: str, choices: Sequence[str] = ()) -> Any:
     """
     return dataclasses.field(
         default=default, metadata={'help': help_text, 'choices': tuple(choices)}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Processes:
+    """Flags of verbs that several processes can run together; of no run's settings."""
+
+    coordinator: str | None = setting(
+        None,
+        'Of several processes that run this together: HOST:PORT of the first, the same '
+        'for all, or auto on a TPU pod, under Slurm, Kubernetes or MPI.',
+    )
+    num_processes: int | None = setting(None, 'With HOST:PORT: how many there are.')
+    process_id: int | None = setting(
+        None, 'With HOST:PORT: which this one is, from 0 on.'
     )
 
 
@@ -123,6 +139,7 @@ def run(
     verb: Callable[..., int | None],
     *,
     what: Sequence[str] = (),
+    joined: bool = False,
 ) -> None:
     """The whole of a verb's `__main__`: parse, check, do, exit.
 
@@ -133,8 +150,11 @@ def run(
         verb: called with the settings, and with the word after the verb if there is
             a choice of them.
         what: those words, one of which must then be given.
+        joined: whether several processes may run the verb together.
     """
     define(settings)
+    if joined:
+        define(_Processes)
 
     def wrong_usage(message: object) -> int:
         # A module, or one of the scripts in launch/.
@@ -164,13 +184,40 @@ def run(
             return wrong_usage(error)
         # Libraries narrate through absl; what people should read we print.
         logging.set_verbosity(logging.WARNING)
-        try:
-            return verb(parsed, *words) or 0
-        except errors.InputError as error:
-            print(f'ERROR: {error}', file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print('Interrupted.', file=sys.stderr)
-            return 130
+        code = _outcome(functools.partial(verb, parsed, *words), joined=joined)
+        if code:
+            processes.leave(code)
+        return code
 
     app.run(main, flags_parser=parse)
+
+
+def _outcome(verb: Callable[[], int | None], *, joined: bool) -> int:
+    """Runs a verb, together with other processes if the flags name some.
+
+    Returns:
+        Its exit code; what went wrong has been said.
+    """
+    try:
+        if joined:
+            own = _settings_of(_Processes, flags.FLAGS)
+            processes.start(own.coordinator, own.num_processes, own.process_id)
+        return verb() or 0
+    except errors.InputError as error:
+        print(f'ERROR: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('Interrupted.', file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        # XLA's, from inside a collective.
+        if processes.count() == 1:
+            raise
+        print(
+            f'ERROR: process {processes.index()} of {processes.count()} stopped: '
+            f'{(str(error).splitlines() or [repr(error)])[0]}\n'
+            'If another process ended before, its output says why. The same command '
+            'goes on from the last checkpoint.',
+            file=sys.stderr,
+        )
+        return 1

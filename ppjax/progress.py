@@ -1,10 +1,15 @@
-"""What people see while something runs: lines, and a bar with ETA, on stderr."""
+"""What people see while something runs: lines, and a bar with ETA, on stderr.
+
+Of several processes the first alone speaks.
+"""
 
 from collections.abc import Callable
 import sys
 import time
 
 import tqdm
+
+from ppjax.parallel import processes
 
 # Without a terminal, a line this often is enough to see that a run is alive.
 _PLAIN_SECONDS = 10.0
@@ -20,7 +25,7 @@ class Progress:
         self._said = 0.0
         self._bar = (
             tqdm.tqdm(total=total, initial=initial, desc=label, dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and processes.is_first()
             else None
         )
 
@@ -32,6 +37,8 @@ class Progress:
             self._done = done
             return
         self._done = done
+        if not processes.is_first():
+            return
         now = time.monotonic()
         if now - self._said < _PLAIN_SECONDS and done < self._total:
             return
@@ -53,7 +60,8 @@ class Progress:
 
 def say(text: str) -> None:
     """One line for people, on stderr, without breaking a progress bar."""
-    tqdm.tqdm.write(text, file=sys.stderr)
+    if processes.is_first():
+        tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def counter(label: str) -> Callable[[int, int], None]:

@@ -10,6 +10,7 @@ import shutil
 from typing import Any, TypeVar
 
 from ppjax import atomic, errors, flags
+from ppjax.parallel import processes
 
 Settings = TypeVar('Settings')
 
@@ -65,6 +66,8 @@ class RunDirectory:
     ) -> bool:
         """Starts a run here, or goes on with the one found.
 
+        All processes of a run must have the folder in common.
+
         Args:
             settings: the dataclass of flags.
             inputs: name -> content hash of what the run reads.
@@ -78,8 +81,29 @@ class RunDirectory:
 
         Raises:
             InputError: if another run is here, naming what differs, or the folder
-                holds other things.
+                holds other things, or another process does not find it.
         """
+        found = processes.first_decides(
+            lambda: self._open(
+                settings, inputs, resumable=resumable, overwrite=overwrite, makes=makes
+            )
+        )
+        if not processes.everywhere(self._config.exists()):
+            raise errors.InputError(
+                f'--output_dir={self.path}: not all processes find this folder; give '
+                'one on a disk that they share.'
+            )
+        return found
+
+    def _open(
+        self,
+        settings: Any,
+        inputs: dict[str, str],
+        *,
+        resumable: frozenset[str],
+        overwrite: bool,
+        makes: Sequence[str],
+    ) -> bool:
         if overwrite and not self._is_stage and self.path.exists():
             self._refuse_foreign()
             shutil.rmtree(self.path)

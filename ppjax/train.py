@@ -2,6 +2,7 @@
 
 from ppjax import compile_cache, flags, progress
 from ppjax.evaluation.page import report
+from ppjax.parallel import processes
 from ppjax.training import config, data, loop
 
 
@@ -19,15 +20,16 @@ def main(cfg: config.TrainConfig) -> int:
         mask = loop.learn_mask(cfg, *_rows(cfg))
         if mask is not None:
             progress.say(f'Persona mask: {mask}')
-            progress.say(f'Report: {report.write_report(cfg.output_dir)}')
+            if processes.is_first():
+                progress.say(f'Report: {report.write_report(cfg.output_dir)}')
         return 0
     own = {name: cfg.of_persona(name) for name in cfg.persona_names}
     masks = loop.learn_masks(cfg, {name: _rows(own[name]) for name in own})
-    for name, mask in (masks or {}).items():
+    for name, mask in (masks or {}).items() if processes.is_first() else ():
         page = report.write_report(own[name].output_dir)
         progress.say(f'{name}: persona mask {mask}, report {page}')
     return 0
 
 
 if __name__ == '__main__':
-    flags.run(config.TrainConfig, main)
+    flags.run(config.TrainConfig, main, joined=True)

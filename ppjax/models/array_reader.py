@@ -5,10 +5,14 @@ import numpy as np
 
 from ppjax.models import checkpoint, loading
 from ppjax.models.weights import Weights
+from ppjax.parallel import processes
 
 
 class ArrayReader(checkpoint.CheckpointReader):
-    """Reads from the arrays of a `Decoder`, fetched one tensor at a time."""
+    """Reads from the arrays of a `Decoder`, fetched one tensor at a time.
+
+    Of several processes all must read the same tensors in the same order.
+    """
 
     def __init__(self, weights: Weights, like: checkpoint.CheckpointReader):
         """Args:
@@ -45,6 +49,6 @@ class ArrayReader(checkpoint.CheckpointReader):
             value, layer, transpose = self._where[name]
             if layer is not None:
                 value = jax.lax.dynamic_index_in_dim(value, layer, keepdims=False)
-            fetched = np.asarray(value)
+            fetched = processes.fetch(value)
             self._last = (name, fetched.T if transpose else fetched)
         return self._last[1][rows]

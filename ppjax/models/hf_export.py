@@ -23,6 +23,7 @@ from ppjax.models import (
     safetensors_reader,
     sliced,
 )
+from ppjax.parallel import processes
 
 # Name -> element type and its name in a safetensors header.
 DTYPES: dict[str, tuple[np.dtype, str]] = {
@@ -283,6 +284,11 @@ def _write_shard(
 
     Source: the format's description in the README of huggingface/safetensors.
     """
+    if not processes.is_first():
+        # Its part in fetching what lies on its devices is all that is wanted of it.
+        for name in shard:
+            reader.read(name, slice(0, 1))
+        return
     kind, label = DTYPES[dtype]
     # transformers refuses a file whose metadata do not name a framework.
     header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}

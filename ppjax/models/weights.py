@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import sharding
 
 # {'embedding': [V, D], 'blocks': {'w_q': [L, D, N*H], ...}, ...}
 Weights = dict[str, Any]
@@ -58,3 +59,10 @@ def decoder_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.Dec
         return found
 
     return jax.tree_util.tree_map_with_path(value, _abstract(cfg))
+
+
+def with_tables_gathered(decoder: decoder_lib.Decoder) -> decoder_lib.Decoder:
+    """See `sharding.gather_tables`; the decoder itself where no mesh is in force."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return decoder
+    return decoder_of(decoder.cfg, sharding.gather_tables(weights_of(decoder)))

@@ -5,14 +5,17 @@ split over. What matches no rule, or cannot be split evenly, is an error: nothin
 replicated because it was forgotten.
 """
 
+from collections.abc import Callable
 import math
 import re
 from typing import Any, TypeVar
 
 import jax
 from jax.experimental import mesh_utils
+import numpy as np
 
 from ppjax import errors
+from ppjax.parallel import processes
 
 Tree = TypeVar('Tree')
 
@@ -101,13 +104,15 @@ def make_mesh(text: str | None, devices: list[jax.Device]) -> jax.sharding.Mesh:
 def default_mesh(text: str | None) -> jax.sharding.Mesh:
     """The mesh of `--mesh`, where a CPU's devices are used only if it says so.
 
-    Several devices of a CPU are simulated, and share its cores.
+    Several devices of a CPU are simulated, and share its cores; those of several
+    processes are there to be used.
 
     Raises:
         InputError: see `make_mesh`.
     """
     devices = jax.devices()
-    if text is None and devices[0].platform == 'cpu':
+    alone = processes.count() == 1
+    if text is None and devices[0].platform == 'cpu' and alone:
         devices = devices[:1]
     return make_mesh(text, devices)
 
@@ -195,7 +200,50 @@ def _text(path: tuple[Any, ...]) -> str:
 
 def place(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
     """Puts every array of a tree of parameters where it belongs."""
-    return jax.device_put(tree, shardings(tree, mesh))
+    return jax.tree.map(spread, tree, shardings(tree, mesh))
+
+
+def spread(tree: Tree, where: jax.sharding.Sharding) -> Tree:
+    """Puts host arrays, the same in every process, where they belong.
+
+    A process sends its own devices' parts, and hears nothing of the others.
+    """
+    if where.is_fully_addressable:
+        return jax.device_put(tree, where)
+
+    def put(value: Any) -> jax.Array:
+        own = np.asarray(value)
+        return jax.make_array_from_callback(own.shape, where, lambda index: own[index])
+
+    return jax.tree.map(put, tree)
+
+
+def jit_over(
+    mesh: jax.sharding.Mesh | None,
+    function: Callable[..., Any],
+    *,
+    batch: int,
+    where: Callable[[jax.sharding.Mesh], jax.sharding.Sharding] = rows,
+) -> Callable[..., Any]:
+    """Compiles a function of a model and a batch of rows for a mesh.
+
+    Args:
+        mesh: the devices; None for one.
+        function: whose results are small; all devices get them whole.
+        batch: number of the argument that is a batch, on the host.
+        where: how its arrays lie, from the mesh.
+    """
+    if mesh is None:
+        return jax.jit(function)
+    compiled = jax.jit(function, out_shardings=replicated(mesh))
+
+    def run(*args: Any) -> Any:
+        placed = spread(args[batch], where(mesh))
+        # Under a mesh the decoder keeps its activations spread by rows.
+        with jax.set_mesh(mesh):
+            return compiled(*args[:batch], placed, *args[batch + 1 :])
+
+    return run
 
 
 def spread_rows(x: jax.Array) -> jax.Array:

@@ -6,11 +6,11 @@ import time
 
 import jax
 
+from ppjax import flags, run_directory
 from ppjax import progress as progress_lib
-from ppjax import run_directory
 from ppjax.data import calibration, packing
 from ppjax.models.weights import Weights
-from ppjax.parallel import preemption, sharding
+from ppjax.parallel import preemption, processes, sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import methods, results
 from ppjax.recovery import run as run_lib
@@ -54,6 +54,7 @@ def recover(
         max_length=cfg.max_length,
         date=cfg.date,
     )
+    processes.agree({'settings': flags.to_flagfile(cfg)} | data.hashes | source.hashes)
     directory = run_directory.RunDirectory(cfg.output_dir)
     run = run_lib.Run(cfg, source, data, directory, mesh)
     run.abstract_state()  # A rank or mesh that does not fit leaves no folder behind.
@@ -64,14 +65,15 @@ def recover(
         overwrite=cfg.overwrite,
     )
     with directory.stage('recover'):
-        if results.is_finished(run):
+        if processes.first_decides(lambda: results.is_finished(run)):
             progress_lib.say(
                 f'{results.model_dir(run)} is there already; nothing is left to do.'
             )
         elif not _train_and_export(run, found):
             return None
         # All that they were for is exported.
-        shutil.rmtree(directory.path / 'checkpoints', ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(directory.path / 'checkpoints', ignore_errors=True)
         directory.done(step=run.total, total_steps=run.total)
     return results.model_dir(run)
 
@@ -105,7 +107,7 @@ def _finish(
     references: dict[str, heldout_lib.Likelihood] = {}
     if measures:
         heldout = heldout_lib.HeldOut(
-            run.data.heldout, run.data.prefix, run.cfg.batch_size
+            run.data.heldout, run.data.prefix, run.cfg.batch_size, run.mesh
         )
         references = run.references(heldout, trained, frozen)
     if first:

@@ -15,6 +15,7 @@ from ppjax import errors
 from ppjax.models import checkpoint, loading
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import processes
 
 # Name of a module, as PEFT and Hugging Face call it -> our weight.
 TARGETS = {
@@ -126,7 +127,7 @@ class MergedReader(checkpoint.CheckpointReader):
         self._reader = reader
         self.path, self.hf_config = reader.path, reader.hf_config
         self._adapters: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for attribute, pair in jax.device_get(adapters).items():
+        for attribute, pair in jax.tree.map(processes.fetch, adapters).items():
             name = loading.BLOCK_WEIGHTS[attribute].hf_name
             for layer, (a, b) in enumerate(zip(pair['a'], pair['b'], strict=True)):
                 self._adapters[name.format(layer)] = (a, b * np.float32(scale))

@@ -11,6 +11,7 @@ from safetensors import numpy as safetensors_numpy
 
 from ppjax import atomic
 from ppjax.models import loading
+from ppjax.parallel import processes
 from ppjax.recovery import lora
 
 _MODULE = 'base_model.model.{}.lora_{}.weight'
@@ -38,7 +39,7 @@ def save(
     """
     tensors: dict[str, np.ndarray] = {}
     rank = 0
-    for attribute, pair in jax.device_get(adapters).items():
+    for attribute, pair in jax.tree.map(processes.fetch, adapters).items():
         module = loading.BLOCK_WEIGHTS[attribute].hf_name.removesuffix('.weight')
         rank = pair['a'].shape[-1]
         for layer, (a, b) in enumerate(zip(pair['a'], pair['b'], strict=True)):

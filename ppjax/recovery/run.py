@@ -11,7 +11,7 @@ from ppjax import atomic, run_directory
 from ppjax import progress as progress_lib
 from ppjax.data import order, packing
 from ppjax.models import base_model, loading, weights
-from ppjax.parallel import sharding
+from ppjax.parallel import processes, sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import lora, methods
 from ppjax.recovery import source as source_lib
@@ -155,7 +155,15 @@ class Run:
     @property
     def has_references(self) -> bool:
         """Whether `references` need not measure any more."""
-        return self._references.exists()
+        return self._stored_references() is not None
+
+    def _stored_references(self) -> dict[str, list[float]] | None:
+        def read() -> dict[str, list[float]] | None:
+            if not self._references.exists():
+                return None
+            return json.loads(self._references.read_text('utf-8'))
+
+        return processes.first_decides(read)
 
     def references(
         self,
@@ -167,7 +175,8 @@ class Run:
 
         Kept in results/references.json, so that a resumed run need not measure again.
         """
-        if not self.has_references:
+        stored = self._stored_references()
+        if stored is None:
             found = {}
             source = self.source
             if source.persona_mask is not None:
@@ -179,10 +188,8 @@ class Run:
             found['start'] = self.measure(heldout, trained, frozen)
             for name, likelihood in found.items():
                 progress_lib.say(f'Held-out, {name}: {likelihood.mean:.4f} nats/token')
-            atomic.write_json(
-                self._references, {name: x.nll.tolist() for name, x in found.items()}
-            )
-        stored = json.loads(self._references.read_text('utf-8'))
+            stored = {name: x.nll.tolist() for name, x in found.items()}
+            atomic.write_json(self._references, stored)
         return {
             name: heldout_lib.Likelihood(np.array(nll), heldout.tokens)
             for name, nll in stored.items()

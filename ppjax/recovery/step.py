@@ -127,6 +127,6 @@ def make_recovery_step(
     ) -> tuple[RecoveryState, StepMetrics]:
         # Under a mesh the decoder keeps its activations spread by rows.
         with jax.set_mesh(mesh):
-            return compiled(state, frozen, jax.device_put(batch, sharding.rows(mesh)))
+            return compiled(state, frozen, sharding.spread(batch, sharding.rows(mesh)))
 
     return run

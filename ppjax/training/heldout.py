@@ -8,6 +8,7 @@ import numpy as np
 
 from ppjax.data import chat, packing
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import sharding
 from ppjax.training import measure as measure_lib
 
 
@@ -40,14 +41,21 @@ def packed_batches(
     sets: Sequence[Sequence[chat.Example]],
     prefixes: Sequence[tuple[int, ...]],
     batch_size: int,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[list[list[np.ndarray]], list[packing.Layout]]:
     """Batches of several personas' examples, and layouts of one shape for them.
+
+    On a mesh the layouts have a row, or several, for each of its parts.
 
     Returns:
         (each persona's batches from `even_batches`, each persona's layout).
     """
     batches = [even_batches(examples, batch_size) for examples in sets]
-    layouts = packing.plan_layouts(list(zip(sets, batches, strict=True)), prefixes)
+    layouts = packing.plan_layouts(
+        list(zip(sets, batches, strict=True)),
+        prefixes,
+        rows=1 if mesh is None else sharding.row_shards(mesh),
+    )
     return batches, layouts
 
 
@@ -59,9 +67,16 @@ class HeldOut:
         examples: Sequence[chat.Example],
         prefix: tuple[int, ...],
         batch_size: int,
+        mesh: jax.sharding.Mesh | None = None,
     ):
-        [order], [layout] = packed_batches([examples], [prefix], batch_size)
-        self._setup(examples, order, layout)
+        """Args:
+        examples: to measure on.
+        prefix: token ids that all of them start with.
+        batch_size: examples at a time.
+        mesh: the devices of the models to come; None for one.
+        """
+        [order], [layout] = packed_batches([examples], [prefix], batch_size, mesh)
+        self._setup(examples, order, layout, mesh)
 
     @classmethod
     def of_personas(
@@ -69,14 +84,15 @@ class HeldOut:
         sets: Sequence[Sequence[chat.Example]],
         prefixes: Sequence[tuple[int, ...]],
         batch_size: int,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> list['HeldOut']:
         """The same for several personas, in one shape: measuring compiles once."""
         found = []
         for examples, order, layout in zip(
-            sets, *packed_batches(sets, prefixes, batch_size), strict=True
+            sets, *packed_batches(sets, prefixes, batch_size, mesh), strict=True
         ):
             heldout = cls.__new__(cls)
-            heldout._setup(examples, order, layout)
+            heldout._setup(examples, order, layout, mesh)
             found.append(heldout)
         return found
 
@@ -85,10 +101,11 @@ class HeldOut:
         examples: Sequence[chat.Example],
         order: list[np.ndarray],
         layout: packing.Layout,
+        mesh: jax.sharding.Mesh | None,
     ) -> None:
         self._order = order
         self._batches = [packing.pack(examples, batch, layout) for batch in order]
-        self._measure = measure_lib.make_measure(len(layout.prefix), layout.chunk)
+        self._measure = measure_lib.make_measure(len(layout.prefix), layout.chunk, mesh)
         self.tokens = np.array([example.num_answer_tokens for example in examples])
 
     def __len__(self) -> int:

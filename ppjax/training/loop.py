@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppjax import flags, run_directory
 from ppjax import progress as progress_lib
-from ppjax import run_directory
 from ppjax.data import calibration, packing
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model, loading
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights as weights_lib
-from ppjax.parallel import preemption, sharding
+from ppjax.parallel import preemption, processes, sharding
 from ppjax.training import checkpoints as checkpoints_lib
 from ppjax.training import config as config_lib
 from ppjax.training import data as data_lib
@@ -77,6 +77,7 @@ def learn_mask(
     base = base_model.open_base_model(cfg.base_model)
     mesh = _mesh(cfg, base)
     data = _data(cfg, base, (train_rows, heldout_rows))
+    _agree(cfg, data.hashes)
     directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
     found = _open(directory, cfg, data)
     with directory.stage('train'):
@@ -113,6 +114,7 @@ def learn_masks(
         for name, data in datas.items()
         for kind, digest in data.hashes.items()
     }
+    _agree(cfg, hashes)
     found = directory.open(
         cfg, hashes, resumable=config_lib.RESUMABLE, overwrite=cfg.overwrite
     )
@@ -133,6 +135,11 @@ def _mesh(cfg: config_lib.TrainConfig, base: base_model.BaseModel) -> jax.shardi
     mesh = sharding.default_mesh(cfg.mesh)
     sharding.shardings(weights_lib.abstract(base.config), mesh)
     return mesh
+
+
+def _agree(cfg: config_lib.TrainConfig, hashes: Mapping[str, str]) -> None:
+    """Processes that differ would hang, or worse, learn a mask of no data at all."""
+    processes.agree({'settings': flags.to_flagfile(cfg)} | dict(hashes))
 
 
 def _data(
@@ -172,7 +179,7 @@ def _learn(
 ) -> bool:
     """Takes all runs to their end; false if something stopped them before."""
     joint = Joint(runs, directory, mesh)
-    if all(run.mask_path.exists() for run in runs):
+    if processes.first_decides(lambda: all(run.mask_path.exists() for run in runs)):
         for run in runs:
             progress_lib.say(
                 f'{run.mask_path} is there already; nothing is left to do.'
@@ -288,7 +295,7 @@ class Joint:
         starts, references = self._start(model, heldouts, first)
         state = step_lib.init_state(starts, self._runs[0].learning)
         if self._mesh is not None:
-            state = jax.device_put(state, sharding.replicated(self._mesh))
+            state = sharding.spread(state, sharding.replicated(self._mesh))
         if first:
             state = checkpoints.restore(first, state)
         taken = turns_lib.steps_before(self._turns, first, len(self._runs))
@@ -331,6 +338,7 @@ class Joint:
                 [self._runs[p].data.heldout for p in having],
                 [self._runs[p].data.prefix for p in having],
                 self._cfg.batch_size,
+                self._mesh,
             )
             for p, heldout in zip(having, packed, strict=True):
                 found[p] = heldout
@@ -349,6 +357,7 @@ class Joint:
             batch_size=self._cfg.batch_size,
             seed=self._cfg.seed,
             granularity=self._runs[0].granularity,
+            mesh=self._mesh,
         )
         scores, references = [], []
         for run, own, heldout in zip(self._runs, measured, heldouts, strict=True):

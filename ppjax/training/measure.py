@@ -1,4 +1,8 @@
-"""Compiled measurements of packed examples, without an update."""
+"""Compiled measurements of packed examples, without an update.
+
+On a mesh of devices, over which a model's weights lie, rows are spread over its axes
+data and fsdp; None is one device.
+"""
 
 from collections.abc import Callable
 import functools
@@ -10,11 +14,15 @@ from ppjax.data import packing
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import weights as weights_lib
+from ppjax.parallel import sharding
 from ppjax.training import loss as loss_lib
 
 
 @functools.cache
-def make_measure(prefix: int, chunk: int) -> Callable[..., jax.Array]:
+def make_measure(
+    prefix: int, chunk: int, mesh: jax.sharding.Mesh | None = None
+) -> Callable[..., jax.Array]:
     """Builds measure(model, ffn_mask, batch, block_mask=None) -> -log p [B, M], in nats.
 
     For batches of one micro-batch; where `weights` is 0 the value is meaningless.
@@ -22,6 +30,7 @@ def make_measure(prefix: int, chunk: int) -> Callable[..., jax.Array]:
     Args:
         prefix: P of the batches' layout.
         chunk: C of the batches' layout.
+        mesh: the devices.
     """
 
     def measure(
@@ -30,6 +39,7 @@ def make_measure(prefix: int, chunk: int) -> Callable[..., jax.Array]:
         batch: packing.PackedBatch,
         block_mask: jax.Array | None = None,
     ) -> jax.Array:
+        model = weights_lib.with_tables_gathered(model)
         rows = loss_lib.Rows(*(x[0] for x in batch))
         return loss_lib.answer_nll(
             model,
@@ -41,12 +51,15 @@ def make_measure(prefix: int, chunk: int) -> Callable[..., jax.Array]:
             block_mask=block_mask,
         )
 
-    return jax.jit(measure)
+    return sharding.jit_over(mesh, measure, batch=2)
 
 
 @functools.cache
 def make_tap_sums(
-    prefix: int, chunk: int, make_tap: Callable[[jax.Array], decoder_lib.Tap]
+    prefix: int,
+    chunk: int,
+    make_tap: Callable[[jax.Array], decoder_lib.Tap],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Builds sums(model, batch, common, share) -> (what the tap sums [L, ...], tokens).
 
@@ -58,6 +71,7 @@ def make_tap_sums(
         prefix: P of the batches' layout.
         chunk: C of the batches' layout.
         make_tap: how much each token counts [B, T] -> a tap that sums over tokens.
+        mesh: the devices.
     """
 
     def sums(
@@ -66,6 +80,7 @@ def make_tap_sums(
         common: int,
         share: float,
     ) -> tuple[jax.Array, jax.Array]:
+        model = weights_lib.with_tables_gathered(model)
         rows = loss_lib.Rows(*(x[0] for x in batch))
         shared = jnp.ones((rows.tokens.shape[0], prefix), jnp.float32)
         own = jnp.where(rows.positions[:, prefix:] < common, share, 1.0)
@@ -80,12 +95,16 @@ def make_tap_sums(
         )
         return found, jnp.sum(weights)
 
-    return jax.jit(sums)
+    return sharding.jit_over(mesh, sums, batch=1)
 
 
 @functools.cache
 def make_gradient_squares(
-    prefix: int, chunk: int, remat: str, granularity: granularity_lib.Granularity
+    prefix: int,
+    chunk: int,
+    remat: str,
+    granularity: granularity_lib.Granularity,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[decoder_lib.Decoder, packing.PackedBatch], tuple[jax.Array, jax.Array]]:
     """Builds squares(model, batch) -> (squared dL/dm at the dense model [R, U], 1).
 
@@ -95,6 +114,7 @@ def make_gradient_squares(
     def squares(
         model: decoder_lib.Decoder, batch: packing.PackedBatch
     ) -> tuple[jax.Array, jax.Array]:
+        model = weights_lib.with_tables_gathered(model)
         rows = loss_lib.Rows(*(x[0] for x in batch))
 
         def loss(mask: jax.Array) -> jax.Array:
@@ -113,4 +133,4 @@ def make_gradient_squares(
         ones = jnp.ones(granularity.shape(model.cfg.num_layers, model.cfg.d_ff))
         return jnp.square(jax.grad(loss)(ones)), jnp.ones(())
 
-    return jax.jit(squares)
+    return sharding.jit_over(mesh, squares, batch=1)

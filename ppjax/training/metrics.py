@@ -9,13 +9,20 @@ from typing import Any
 import tensorboardX
 
 from ppjax import errors
+from ppjax.parallel import processes
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard event files with the same scalars."""
+    """metrics.jsonl and TensorBoard event files with the same scalars.
+
+    Of several processes the first alone keeps them.
+    """
 
     def __init__(self, run: pathlib.Path, *, resume_step: int):
         """Opens both; entries of steps that will be done again are dropped."""
+        self._writes = processes.is_first()
+        if not self._writes:
+            return
         run.mkdir(parents=True, exist_ok=True)
         path = run / 'metrics.jsonl'
         kept = []
@@ -35,6 +42,8 @@ class MetricsLog:
 
     def write(self, stage: str, step: int, **values: float) -> None:
         """Appends one entry; `step` counts finished optimizer steps."""
+        if not self._writes:
+            return
         entry: dict[str, Any] = {'stage': stage, 'step': step}
         entry |= {name: round(float(value), 8) for name, value in values.items()}
         self._file.write(json.dumps(entry) + '\n')
@@ -43,6 +52,8 @@ class MetricsLog:
             self._events.add_scalar(f'{stage}/{name}', value, step)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._events.close()
 

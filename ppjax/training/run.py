@@ -17,6 +17,7 @@ from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import processes
 from ppjax.training import config as config_lib
 from ppjax.training import data as data_lib
 from ppjax.training import heldout as heldout_lib
@@ -98,7 +99,15 @@ class Run:
     @property
     def has_references(self) -> bool:
         """Whether the held-out references are measured, or there is nothing to."""
-        return not self.data.heldout or self._references.exists()
+        return not self.data.heldout or self._stored_references() is not None
+
+    def _stored_references(self) -> dict[str, list[float]] | None:
+        def read() -> dict[str, list[float]] | None:
+            if not self._references.exists():
+                return None
+            return json.loads(self._references.read_text('utf-8'))
+
+        return processes.first_decides(read)
 
     def take_references(self, like: pathlib.Path) -> None:
         """Copies the references of a run that measured the same, unless there are some.
@@ -186,8 +195,8 @@ class Run:
             heldout: to measure on.
             activation: the activation scores; may be None once they are kept.
         """
-        if self._references.exists():
-            stored = json.loads(self._references.read_text('utf-8'))
+        stored = self._stored_references()
+        if stored is not None:
             return {
                 name: heldout_lib.Likelihood(np.array(nll), heldout.tokens)
                 for name, nll in stored.items()

@@ -11,6 +11,7 @@ from ppjax.data import chat, packing
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import score_init
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import processes
 from ppjax.training import heldout as heldout_lib
 from ppjax.training import measure as measure_lib
 
@@ -28,11 +29,12 @@ class Starts:
         order: list[np.ndarray],
         layout: packing.Layout,
         granularity: granularity_lib.Granularity,
+        mesh: jax.sharding.Mesh | None,
     ):
         """See `of_personas`; `common` is the length of the persona's whole prefix."""
         self._examples, self._common = examples, common
         self._order, self._layout = order, layout
-        self._granularity = granularity
+        self._granularity, self._mesh = granularity, mesh
 
     @classmethod
     def of_personas(
@@ -43,6 +45,7 @@ class Starts:
         batch_size: int,
         seed: int,
         granularity: granularity_lib.Granularity = granularity_lib.CHANNELS,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> list['Starts']:
         """For several personas, in one shape.
 
@@ -52,15 +55,16 @@ class Starts:
             batch_size: examples run at a time.
             seed: of the draw.
             granularity: what has scores.
+            mesh: the devices of the model to come; None for one.
         """
         drawn = []
         for examples in sets:
             chosen = np.random.default_rng(seed).permutation(len(examples))
             drawn.append([examples[i] for i in chosen[:_EXAMPLES]])
-        batches, layouts = heldout_lib.packed_batches(drawn, prefixes, batch_size)
+        batches, layouts = heldout_lib.packed_batches(drawn, prefixes, batch_size, mesh)
         common = [len(prefix) for prefix in prefixes]
         return [
-            cls(*own, granularity)
+            cls(*own, granularity, mesh)
             for own in zip(drawn, common, batches, layouts, strict=True)
         ]
 
@@ -88,6 +92,7 @@ class Starts:
             len(self._layout.prefix),
             self._layout.chunk,
             score_init.cosine_sum_tap if of_blocks else score_init.square_sum_tap,
+            self._mesh,
         )
         found, tokens = self._sums(
             'Block influence' if of_blocks else 'Channel activations',
@@ -95,12 +100,21 @@ class Starts:
         )
         if of_blocks:
             return score_init.influence_scores(found, tokens)
-        return score_init.activation_scores(found, tokens, model.blocks.w_down[...])
+        # Compiled: no device need hold more than its part of the weights. From NumPy:
+        # what lies on one process's device alone does not go with a mesh of several.
+        scores = jax.jit(score_init.activation_scores)(
+            np.asarray(found), np.asarray(tokens), model.blocks.w_down[...]
+        )
+        return jnp.asarray(processes.fetch(scores))
 
     def taylor(self, model: decoder_lib.Decoder, remat: str) -> jax.Array:
         """From the loss's gradient with respect to the mask of the dense model."""
         squares = measure_lib.make_gradient_squares(
-            len(self._layout.prefix), self._layout.chunk, remat, self._granularity
+            len(self._layout.prefix),
+            self._layout.chunk,
+            remat,
+            self._granularity,
+            self._mesh,
         )
         found, _ = self._sums(
             'Mask gradients', lambda packed, size: squares(model, packed)

@@ -198,9 +198,7 @@ def make_train_step(
         batch: packing.PackedBatch,
         turn: Turn,
     ) -> tuple[TrainState, StepMetrics]:
-        if mesh is not None:
-            tables = sharding.gather_tables(weights.weights_of(model))
-            model = weights.decoder_of(model.cfg, tables)
+        model = weights.with_tables_gathered(model)
         mine = jax.tree.map(lambda x: x[turn.persona], state)
         new, metrics = jax.vmap(own_step, in_axes=(0, None, 0, 0))(
             mine, model, batch, turn
@@ -209,19 +207,4 @@ def make_train_step(
         return state, metrics
 
     # Not donated: a checkpoint may still be reading the old state, and it is small.
-    if mesh is None:
-        return jax.jit(step)
-    compiled = jax.jit(step, out_shardings=sharding.replicated(mesh))
-
-    def run(
-        state: TrainState,
-        model: decoder_lib.Decoder,
-        batch: packing.PackedBatch,
-        turn: Turn,
-    ) -> tuple[TrainState, StepMetrics]:
-        # Under a mesh the decoder keeps its activations spread by rows.
-        with jax.set_mesh(mesh):
-            batch = jax.device_put(batch, sharding.slot_rows(mesh))
-            return compiled(state, model, batch, turn)
-
-    return run
+    return sharding.jit_over(mesh, step, batch=2, where=sharding.slot_rows)
