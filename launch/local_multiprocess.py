@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -83,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
         )
         return 2
     environment = {
+        # Each waits for the others on a thread of its own.
+        'PJRT_NPROC': str(4 * _DEVICES.value),
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(_DEVICES.value),
         'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
@@ -123,9 +126,12 @@ def main(argv: Sequence[str]) -> int:
         )
         for other in range(1, len(running)):
             lines = (logs / f'{other}.log').read_text('utf-8', 'replace').splitlines()
-            for line in lines[-_SHOWN_LINES:]:
+            told = [line for line in lines if not line.startswith('[Gloo]')]
+            for line in told[-_SHOWN_LINES:]:
                 print(f'[process {other}] {line}', file=sys.stderr)
         print(f'All of it: {logs}', file=sys.stderr)
+    else:
+        shutil.rmtree(logs)
     # A signal's number is no exit code.
     return 1 if code < 0 else code
 

@@ -10,10 +10,13 @@ import pathlib
 import signal
 from typing import Any
 
-# Both are read when the libraries are imported.
+# All are read when the libraries are imported.
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['TRANSFORMERS_OFFLINE'] = '1'
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+# Simulated devices wait for each other on threads, of which XLA makes one for each: too
+# few where a compiled program from the cache runs two collectives at a time.
+os.environ['PJRT_NPROC'] = '32'
 
 import hypothesis
 import jax

@@ -43,7 +43,8 @@ def _run(arguments: Sequence[str]) -> dict[str, float]:
 
 def _examples_per_s(run: pathlib.Path) -> float:
     """Median over the steps of one persona, but for the first, which compiles."""
-    entries = [json.loads(line) for line in (run / 'metrics.jsonl').open()]
+    lines = (run / 'metrics.jsonl').read_text('utf-8').splitlines()
+    entries = [json.loads(line) for line in lines]
     rates = [entry['examples_per_s'] for entry in entries if 'examples_per_s' in entry]
     return statistics.median(rates[1:] or rates)
 

@@ -13,9 +13,9 @@ import types
 import jax
 from jax.experimental import multihost_utils
 
-_NOTICE = (
-    'SIGTERM: saving after this step, then stopping; a second one stops at once.\n'
-)
+from ppjax import progress
+
+_NOTICE = 'SIGTERM: saving after this step, then stopping.'
 
 
 class Notice:
@@ -31,14 +31,17 @@ class Notice:
         Of several processes all are told so at the same step, whichever got the
         signal; each must ask after every step.
         """
-        if jax.process_count() > 1:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._given
+        if jax.process_count() == 1:
+            return self._given
+        reached = bool(multihost_utils.reached_preemption_sync_point(step))
+        if reached:
+            progress.say(_NOTICE)
+        return reached
 
     def _take(self, number: int, frame: types.FrameType | None) -> None:
         self._given = True
         # A print here could come in the middle of another.
-        os.write(2, _NOTICE.encode())
+        os.write(2, f'{_NOTICE} A second one stops at once.\n'.encode())
         signal.signal(signal.SIGTERM, self._before)
 
     @contextlib.contextmanager

@@ -239,11 +239,23 @@ def jit_over(
 
     def run(*args: Any) -> Any:
         placed = spread(args[batch], where(mesh))
-        # Under a mesh the decoder keeps its activations spread by rows.
-        with jax.set_mesh(mesh):
-            return compiled(*args[:batch], placed, *args[batch + 1 :])
+        return call(mesh, compiled, *args[:batch], placed, *args[batch + 1 :])
 
     return run
+
+
+def call(mesh: jax.sharding.Mesh, compiled: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function that is compiled for a mesh, under it.
+
+    There the decoder keeps its activations spread by rows.
+    """
+    with jax.set_mesh(mesh):
+        found = compiled(*args)
+    # The devices of a CPU share its threads: the collectives of two programs at a time
+    # can wait for each other for ever.
+    if mesh.size > 1 and mesh.devices.flat[0].platform == 'cpu':
+        jax.block_until_ready(found)
+    return found
 
 
 def spread_rows(x: jax.Array) -> jax.Array:

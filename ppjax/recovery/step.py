@@ -125,8 +125,7 @@ def make_recovery_step(
     def run(
         state: RecoveryState, frozen: Weights, batch: packing.PackedBatch
     ) -> tuple[RecoveryState, StepMetrics]:
-        # Under a mesh the decoder keeps its activations spread by rows.
-        with jax.set_mesh(mesh):
-            return compiled(state, frozen, sharding.spread(batch, sharding.rows(mesh)))
+        placed = sharding.spread(batch, sharding.rows(mesh))
+        return sharding.call(mesh, compiled, state, frozen, placed)
 
     return run

@@ -82,7 +82,9 @@ def make_tap_sums(
     ) -> tuple[jax.Array, jax.Array]:
         model = weights_lib.with_tables_gathered(model)
         rows = loss_lib.Rows(*(x[0] for x in batch))
-        shared = jnp.ones((rows.tokens.shape[0], prefix), jnp.float32)
+        # Every row holds the prefix; together they count it once.
+        size = rows.tokens.shape[0]
+        shared = jnp.full((size, prefix), 1 / size, jnp.float32)
         own = jnp.where(rows.positions[:, prefix:] < common, share, 1.0)
         own = jnp.where(rows.segments > 0, own, 0.0)
         weights = jnp.concatenate([shared, own], axis=1)

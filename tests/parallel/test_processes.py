@@ -1,0 +1,199 @@
+"""Several processes of several simulated devices, on this machine."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from ppjax import demo, errors
+from ppjax.masking import pmask
+from ppjax.parallel import processes
+from ppjax.training import config, loop
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_LAUNCHER = str(_ROOT / 'launch' / 'local_multiprocess.py')
+_MESH = 'data:2,fsdp:2,tensor:2'
+_STEPS = 40
+
+
+def _launch(count: int, devices: int, *verb: str, **options: Any) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            _LAUNCHER,
+            f'--processes={count}',
+            f'--devices={devices}',
+            '--',
+            *verb,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def _values(model: pathlib.Path, files: Any, run: pathlib.Path) -> dict[str, Any]:
+    return {
+        'base_model': str(model),
+        'calibration': str(files[0]),
+        'heldout': str(files[1]),
+        'output_dir': str(run),
+        'align': 1,
+        'batch_size': 4,
+        'steps': _STEPS,
+        'score_scale': 0.1,
+        'mesh': _MESH,
+        # Not due before the end: what is saved before, a notice made.
+        'checkpoint_every': 15,
+    }
+
+
+def _flags(values: dict[str, Any]) -> list[str]:
+    return [f'--{name}={value}' for name, value in values.items()]
+
+
+def _losses(run: pathlib.Path) -> list[tuple[int, float]]:
+    lines = (run / 'metrics.jsonl').read_text('utf-8').splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [(e['step'], e['loss']) for e in entries if e['stage'] == 'train']
+
+
+def _steps_done(run: pathlib.Path) -> int:
+    file = run / 'metrics.jsonl'
+    return len(_losses(run)) if file.exists() else 0
+
+
+def _second(run: pathlib.Path, launcher: subprocess.Popen) -> psutil.Process:
+    """The second process, once the run has done steps that it had not done."""
+    done, deadline = _steps_done(run), time.monotonic() + 240
+    while _steps_done(run) <= done and launcher.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    [second] = (
+        child
+        for child in psutil.Process(launcher.pid).children()
+        if '--process_id=1' in child.cmdline()
+    )
+    return second
+
+
+def test_processes_learn_what_one_does_whatever_befalls_them(
+    chatty_model: pathlib.Path, calibration_files: Any, tmp_path: pathlib.Path
+) -> None:
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    values = _values(chatty_model, calibration_files, whole)
+    loop.learn_mask(
+        config.TrainConfig(**values),
+        demo.read_rows(values['calibration'], split='train'),
+        demo.read_rows(values['heldout'], split='test'),
+    )
+    verb = ['ppjax.train', *_flags(values | {'output_dir': str(broken)})]
+
+    # A notice to one process stops all of them after the same step.
+    launcher = _launch(2, 4, *verb)
+    _second(broken, launcher).terminate()
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, said
+    assert 'SIGTERM: saving after this step, then stopping.' in said
+    status = json.loads((broken / 'status.json').read_text())
+    assert (status['state'], status['step']) == ('paused', _steps_done(broken))
+    assert 0 < status['step'] < _STEPS
+
+    # Where one is killed the others end too.
+    launcher = _launch(2, 4, *verb)
+    _second(broken, launcher).kill()
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert 'ERROR: process 1 ended with -9 (signal 9)' in said
+    assert not (broken / 'mask.pmask').exists()
+
+    # Others go on with it.
+    launcher = _launch(4, 2, *verb)
+    _, said = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, said
+    assert f'Resuming {broken} at step {status["step"]} of {_STEPS}' in said
+    assert (broken / 'report.html').exists()
+    ours, theirs = _losses(broken), _losses(whole)
+    assert [step for step, _ in ours] == list(range(1, _STEPS + 1))
+    np.testing.assert_allclose(
+        [loss for _, loss in ours], [loss for _, loss in theirs], rtol=1e-5
+    )
+    masks = [pmask.load(run / 'mask.pmask').mask for run in (broken, whole)]
+    # A tie, broken by rounding, moves two bits.
+    assert (masks[0] != masks[1]).sum() <= 2
+
+
+def test_processes_that_differ_do_not_start(
+    chatty_model: pathlib.Path, calibration_files: Any, tmp_path: pathlib.Path
+) -> None:
+    run = tmp_path / 'run'
+    listed = subprocess.run(
+        [
+            *(sys.executable, _LAUNCHER, '--processes=2', '--devices=1', '--dry_run'),
+            *('--', 'ppjax.train'),
+            *_flags(_values(chatty_model, calibration_files, run) | {'mesh': 'data:2'}),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    commands = listed.stdout.splitlines()
+    assert len(commands) == 2
+    both = [
+        subprocess.Popen(
+            f'{command} --seed={seed}',
+            shell=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed, command in enumerate(commands)
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert (
+            'ERROR: Process 1 has another settings than process 0; all need the same '
+            'command, files and versions.'
+        ) in said
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ((None, 2, 0), 'want --coordinator'),
+        ((None, None, 0), 'want --coordinator'),
+        (('auto', 2, 0), 'goes without --num_processes'),
+        (('10.0.0.1:80', None, None), 'goes with --num_processes'),
+        (('10.0.0.1:80', 2, None), 'goes with --num_processes'),
+        (('10.0.0.1', 2, 0), 'neither HOST:PORT nor auto'),
+        (('host:port', 2, 0), 'neither HOST:PORT nor auto'),
+    ],
+)
+def test_flags_that_name_no_process(given: Any, message: str) -> None:
+    with pytest.raises(errors.InputError, match=message):
+        processes.start(*given)
+    assert (processes.count(), processes.index()) == (1, 0)
+
+
+def test_one_process_decides_for_itself() -> None:
+    processes.start(None, None, None)
+    assert processes.first_decides(lambda: {'x': [1, None]}) == {'x': [1, None]}
+    processes.agree({'settings': 'any'})
+    assert processes.everywhere(True)
+    assert not processes.everywhere(False)
+
+
+def test_a_launcher_without_a_verb() -> None:
+    launcher = _launch(2, 1)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 2
+    assert 'ERROR: which verb?' in said
