@@ -18,7 +18,6 @@ PyTorch. Machines are noisy: believe the ratio, and rather that of a longer run.
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -39,10 +38,11 @@ from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
 from ppjax.evaluation.multiple_choice import benchmarks
 from ppjax.masking import pmask, topk
-from ppjax.models import base_model, decoder, safetensors_reader
+from ppjax.models import base_model, decoder
 from ppjax.models import config as config_lib
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import sources as persona_sources
+from ppjax.planning import step_shape
 from ppjax.synthesis import rewriting
 from ppjax.training import data
 
@@ -285,11 +285,11 @@ def _infer(cfg: BenchConfig, base: base_model.BaseModel) -> dict[str, Any]:
 
 
 def _costs(cfg: BenchConfig) -> dict[str, Any]:
-    hf_config = _hf_config(cfg.base_model)
+    hf_config = base_model.read_hf_config(cfg.base_model)
     layers = config_lib.from_hf_config(hf_config).num_layers
     return costs.measure(
         hf_config,
-        costs.Shape(
+        step_shape.Shape(
             persona=cfg.prompt_length,
             answer=cfg.answer_length,
             batch=cfg.batch_size,
@@ -302,14 +302,6 @@ def _costs(cfg: BenchConfig) -> dict[str, Any]:
         rounds=cfg.rounds,
         reference=cfg.reference,
     )
-
-
-def _hf_config(name: str) -> dict[str, Any]:
-    """Of a model, or of a folder with a config.json and no weights."""
-    file = pathlib.Path(name) / 'config.json'
-    if file.exists():
-        return safetensors_reader.read_json(file)
-    return dict(base_model.open_base_model(name).reader.hf_config)
 
 
 def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:

@@ -21,41 +21,23 @@ from ppjax.benchmarking import (
     matrix_peak,
     torch_mask_step,
     torch_model,
-    useful_flops,
 )
-from ppjax.data import chat, packing
+from ppjax.data import packing
 from ppjax.evaluation import efficiency, timing
 from ppjax.masking import topk
 from ppjax.models import attention
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import rope as rope_lib
+from ppjax.planning import step_shape, useful_flops
 from ppjax.training import loss as loss_lib
 from ppjax.training import step as step_lib
 
 _PEAK_SIZE = 4096
-_QUESTION = 16  # Tokens between the persona and the answer.
 _SPARSITIES = (0.0, 0.25, 0.5, 0.75)
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Of one step.
-
-    Attributes:
-        persona: tokens of the prompt that all examples share.
-        answer: tokens of every answer.
-        batch: examples a step.
-        layers: of the model.
-    """
-
-    persona: int
-    answer: int
-    batch: int
-    layers: int
-
-
-AXES = tuple(field.name for field in dataclasses.fields(Shape))
+AXES = tuple(field.name for field in dataclasses.fields(step_shape.Shape))
 
 
 def read_curves(text: str, num_layers: int) -> dict[str, list[int]]:
@@ -96,33 +78,22 @@ def read_curves(text: str, num_layers: int) -> dict[str, list[int]]:
     return curves
 
 
-def _examples(shape: Shape, vocab: int) -> list[chat.Example]:
-    rng = np.random.default_rng(0)
-    prefix = rng.integers(vocab, size=shape.persona)
-    own = _QUESTION + shape.answer
-    return [
-        chat.Example(
-            np.concatenate([prefix, rng.integers(vocab, size=own)]).astype(np.int32),
-            shape.persona + _QUESTION,
-            str(number),
-        )
-        for number in range(shape.batch)
-    ]
-
-
 class _Step:
     """The compiled step of one shape over a model of its depth."""
 
     def __init__(
-        self, model: decoder_lib.Decoder, shape: Shape, *, sparsity: float, remat: str
+        self,
+        model: decoder_lib.Decoder,
+        shape: step_shape.Shape,
+        *,
+        sparsity: float,
+        remat: str,
     ):
         cfg = model.cfg
-        examples = _examples(shape, cfg.vocab_size)
+        self.examples = shape.examples(cfg.vocab_size)
+        self.layout = shape.layout(self.examples)
         everyone = np.arange(shape.batch)
-        prefix = tuple(int(token) for token in examples[0].tokens[: shape.persona])
-        self.examples = examples
-        self.layout = packing.plan_layout(examples, [everyone], prefix=prefix)
-        self.packed = packing.pack(examples, everyone, self.layout)
+        self.packed = packing.pack(self.examples, everyone, self.layout)
         learning = step_lib.Learning(
             keep=topk.keep_size(cfg.d_ff, sparsity, 1),
             estimator='ste',
@@ -149,7 +120,7 @@ class _Step:
         self.useful_flops = useful_flops.mask_step(
             cfg,
             prefix=shape.persona,
-            own=[_QUESTION + shape.answer] * shape.batch,
+            own=[shape.own] * shape.batch,
             answers=shape.answer * shape.batch,
         )
 
@@ -297,7 +268,7 @@ def _reference(
 
 def measure(
     hf_config: Mapping[str, Any],
-    base: Shape,
+    base: step_shape.Shape,
     curves: Mapping[str, Sequence[int]],
     *,
     sparsity: float,
@@ -354,7 +325,7 @@ def measure(
     seconds = _take_turns(steps, rounds, 'Steps')
     peak = matrix_peak.flops_per_s(jnp.dtype(dtype), size=_PEAK_SIZE)
 
-    def point(shape: Shape) -> dict[str, Any]:
+    def point(shape: step_shape.Shape) -> dict[str, Any]:
         step, times = steps[shape], seconds[shape]
         median = statistics.median(times)
         return dataclasses.asdict(shape) | {
@@ -390,14 +361,14 @@ def measure(
 
 
 def _pruned(
-    cfg: config_lib.ModelConfig, shape: Shape, sparsity: float, dtype: str
+    cfg: config_lib.ModelConfig, shape: step_shape.Shape, sparsity: float, dtype: str
 ) -> dict[str, float]:
     """Sizes of the exported model, in closed form."""
     figures = efficiency.measure(
         cfg,
         topk.keep_size(cfg.d_ff, sparsity, 1),
         dtype=dtype,
-        prompt_length=shape.persona + _QUESTION,
+        prompt_length=shape.persona + step_shape.QUESTION,
         answer_length=shape.answer,
     ).pruned
     return {

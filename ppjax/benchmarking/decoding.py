@@ -1,6 +1,7 @@
 """Prefill and decoding against transformers' generate, dense and pruned, in turn."""
 
 from collections.abc import Callable, Sequence
+import functools
 import statistics
 import time
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import transformers
 
 from ppjax import errors
 from ppjax import progress as progress_lib
@@ -52,10 +54,13 @@ class _Clock:
         return self._torch.zeros(len(ids), dtype=self._torch.bool)
 
 
-def _theirs(base: base_model.BaseModel, dtype: str) -> Run:
-    model = torch_model.load(base)
+def _theirs(
+    base: base_model.BaseModel,
+    dtype: str,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+) -> Run:
+    model = torch_model.load(base, tokenizer)
     import torch
-    import transformers
 
     model = model.to(getattr(torch, dtype))
     # With the checkpoint's own its end-of-text token would end answers.
@@ -230,7 +235,10 @@ def compare_pruned(
     """
     prompts = _prompts(base, batch, prompt_length, answer_length, rounds)
     models = {'dense': base, 'pruned': sliced.sliced_model(base, mask)}
-    makers = {OURS: _ours, THEIRS: _theirs}
+    makers = {
+        OURS: _ours,
+        THEIRS: functools.partial(_theirs, tokenizer=base.tokenizer()),
+    }
     sides = {
         f'{runtime}_{name}': make(model, dtype)
         for name, model in models.items()

@@ -14,12 +14,12 @@ from ppjax.benchmarking import (
     matrix_peak,
     torch_mask_step,
     torch_model,
-    useful_flops,
 )
 from ppjax.data import chat, order, packing
 from ppjax.evaluation import timing
 from ppjax.masking import topk
 from ppjax.models import base_model, loading
+from ppjax.planning import useful_flops
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
 

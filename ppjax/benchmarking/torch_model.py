@@ -6,20 +6,34 @@ import tempfile
 from typing import Any
 
 import numpy as np
+import transformers
 
 from ppjax import errors
 from ppjax.models import base_model, hf_export, verify
 
 
-def write(base: base_model.BaseModel, target: pathlib.Path, *, dtype: str) -> None:
-    """Writes a model out as an export is, so that others can read GGUF files too."""
+def write(
+    base: base_model.BaseModel,
+    target: pathlib.Path,
+    *,
+    dtype: str,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Writes a model out as an export is, so that others can read GGUF files too.
+
+    Args:
+        base: the model.
+        target: a folder.
+        dtype: of its weights there.
+        tokenizer: the model's own by default, which one that was sliced need not have.
+    """
     cfg = base.config
     hf_export.export_pruned(
         base,
         np.ones((cfg.num_layers, cfg.d_ff), bool),
         target,
         dtype=dtype,
-        tokenizer=base.tokenizer(),
+        tokenizer=base.tokenizer() if tokenizer is None else tokenizer,
         model_card='',
         system_prompt='',
     )
@@ -47,7 +61,6 @@ def random(hf_config: Mapping[str, Any], *, dtype: str) -> Any:
     """
     check_installed()
     import torch
-    import transformers
 
     with torch.device('cuda' if torch.cuda.is_available() else 'cpu'):
         return transformers.AutoModelForCausalLM.from_config(
@@ -55,18 +68,23 @@ def random(hf_config: Mapping[str, Any], *, dtype: str) -> Any:
         ).eval()
 
 
-def load(base: base_model.BaseModel) -> Any:
+def load(
+    base: base_model.BaseModel,
+    tokenizer: transformers.PreTrainedTokenizerBase | None = None,
+) -> Any:
     """transformers' model with the same weights, float32, on the CPU.
+
+    Args:
+        base: the model.
+        tokenizer: see `write`.
 
     Raises:
         InputError: if PyTorch is not installed.
     """
     check_installed()
-    import transformers
-
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder) / 'dense'
-        write(base, target, dtype='float32')
+        write(base, target, dtype='float32', tokenizer=tokenizer)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             target, dtype='float32', local_files_only=True
         )

@@ -131,6 +131,38 @@ def _download(name: str) -> pathlib.Path:
         ) from error
 
 
+def read_hf_config(name: str) -> dict[str, Any]:
+    """The content of a model's config.json, without its weights.
+
+    Args:
+        name: a directory or file, or what `open_base_model` opens; of a Hub id only
+            this one file is fetched.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.suffix == '.json':
+        return safetensors_reader.read_json(path)
+    if (path / 'config.json').exists():
+        return safetensors_reader.read_json(path / 'config.json')
+    if path.exists() or name == SMOLLM2 or not _is_hub_id(name):
+        return open_base_model(name).reader.hf_config
+    try:
+        file = huggingface_hub.hf_hub_download(name, 'config.json')
+    except (OSError, ValueError, hub_errors.HfHubHTTPError) as error:
+        raise errors.InputError(
+            f'--base_model={name} is no local path, and its config.json could not be '
+            f'had from the Hugging Face Hub: {str(error).splitlines()[0]}'
+        ) from error
+    return safetensors_reader.read_json(pathlib.Path(file))
+
+
+def _is_hub_id(name: str) -> bool:
+    parts = name.split('/')
+    return len(parts) == 2 and all(parts) and not name.startswith(('.', '~'))
+
+
 def open_base_model(name: str) -> BaseModel:
     """Opens a directory, a `.gguf` file, `smollm2-135m`, or a Hub id.
 
@@ -143,8 +175,7 @@ def open_base_model(name: str) -> BaseModel:
     if name == SMOLLM2:
         path = smollm2_gguf()
     elif not path.exists():
-        parts = name.split('/')
-        if len(parts) != 2 or not all(parts) or name.startswith(('.', '~')):
+        if not _is_hub_id(name):
             raise errors.InputError(
                 f'--base_model={name!r} is neither a directory, a .gguf file, a Hub id '
                 f'(owner/model) nor {SMOLLM2!r}.'

@@ -8,7 +8,7 @@ replicated because it was forgotten.
 from collections.abc import Callable
 import math
 import re
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 from jax.experimental import mesh_utils
@@ -218,30 +218,60 @@ def spread(tree: Tree, where: jax.sharding.Sharding) -> Tree:
     return jax.tree.map(put, tree)
 
 
+class Compiled(Protocol):
+    """A function that `jax.jit` or `OverMesh` compiles."""
+
+    def __call__(self, *args: Any) -> Any: ...
+
+    def lower(self, *args: Any) -> Any: ...
+
+
+class OverMesh:
+    """A compiled function of a model and a batch of rows, over a mesh of devices.
+
+    Called like the function; its results are small, and all devices get them whole.
+    """
+
+    def __init__(
+        self,
+        mesh: jax.sharding.Mesh,
+        function: Callable[..., Any],
+        batch: int,
+        where: jax.sharding.Sharding,
+    ):
+        """Args: see `jit_over`."""
+        self._mesh, self._batch, self._where = mesh, batch, where
+        self._compiled = jax.jit(function, out_shardings=replicated(mesh))
+
+    def __call__(self, *args: Any) -> Any:
+        own = list(args)
+        own[self._batch] = spread(own[self._batch], self._where)
+        return call(self._mesh, self._compiled, *own)
+
+    def lower(self, *args: Any) -> Any:
+        """As `jax.jit`'s, from shapes that say where their arrays lie."""
+        with jax.set_mesh(self._mesh):
+            return self._compiled.lower(*args)
+
+
 def jit_over(
     mesh: jax.sharding.Mesh | None,
     function: Callable[..., Any],
     *,
     batch: int,
     where: Callable[[jax.sharding.Mesh], jax.sharding.Sharding] = rows,
-) -> Callable[..., Any]:
+) -> Compiled:
     """Compiles a function of a model and a batch of rows for a mesh.
 
     Args:
         mesh: the devices; None for one.
-        function: whose results are small; all devices get them whole.
+        function: whose results are small.
         batch: number of the argument that is a batch, on the host.
         where: how its arrays lie, from the mesh.
     """
     if mesh is None:
         return jax.jit(function)
-    compiled = jax.jit(function, out_shardings=replicated(mesh))
-
-    def run(*args: Any) -> Any:
-        placed = spread(args[batch], where(mesh))
-        return call(mesh, compiled, *args[:batch], placed, *args[batch + 1 :])
-
-    return run
+    return OverMesh(mesh, function, batch, where(mesh))
 
 
 def call(mesh: jax.sharding.Mesh, compiled: Callable[..., Any], *args: Any) -> Any:

@@ -1,6 +1,5 @@
 """One optimizer step of mask learning."""
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -108,10 +107,7 @@ def make_train_step(
     prefix: int,
     chunk: int,
     mesh: jax.sharding.Mesh | None = None,
-) -> Callable[
-    [TrainState, decoder_lib.Decoder, packing.PackedBatch, Turn],
-    tuple[TrainState, StepMetrics],
-]:
+) -> sharding.Compiled:
     """Builds the compiled step (paper, Eq. 4-6).
 
     Every slot is a step of that persona's own run, side by side in the batch over one

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ppjax import bench, errors
-from ppjax.benchmarking import mask_step, torch_mask_step, useful_flops
+from ppjax.benchmarking import mask_step, torch_mask_step
 from ppjax.models import base_model
 from ppjax.models import config as config_lib
+from ppjax.planning import useful_flops
 
 _STEPS, _BATCH = 3, 4
 

@@ -1,0 +1,176 @@
+"""`python -m ppjax.plan`: what mask learning takes, before anything is rented.
+
+python -m ppjax.plan --base_model=Qwen/Qwen2.5-32B-Instruct --topology=v5e:8x8 \\
+    --mesh=fsdp:8,tensor:8 --batch_size=64
+python -m ppjax.plan --base_model=config.json --topology=local
+
+Reads a config.json and no weights, and compiles the real step for the chips named; it
+runs on a laptop. Exit code 1 if it does not fit.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import os
+from typing import Any
+
+from ppjax import atomic, errors, flags, progress, settings
+from ppjax.models import base_model, decoder
+from ppjax.models import config as config_lib
+from ppjax.planning import chips, compiled, report, step_shape, topology
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """Flags of `python -m ppjax.plan`."""
+
+    base_model: str = flags.setting(
+        None,
+        'A directory with a config.json, the file itself, or a Hugging Face Hub id, of '
+        'which only config.json is fetched.',
+    )
+    topology: str = flags.setting(
+        topology.LOCAL,
+        'A TPU slice, as v5e:8x8, v5p:4x4x2 or v6e:4x4, or local for the devices here.',
+    )
+    mesh: str | None = flags.setting(
+        None, 'As for python -m ppjax.train; by default all devices along fsdp.'
+    )
+    batch_size: int = flags.setting(64, 'Examples a step.')
+    micro_batches: int = flags.setting(1, 'Parts that a step is accumulated from.')
+    prompt_length: int = flags.setting(
+        256, "Tokens of the persona's prompt, which all examples share."
+    )
+    answer_length: int = flags.setting(256, 'Tokens of every answer.')
+    dtype: str = flags.setting(
+        'bfloat16', 'Of weights and activations.', choices=settings.DTYPES
+    )
+    remat: str = flags.setting(
+        'full', 'What the backward pass recomputes.', choices=decoder.REMAT
+    )
+    sparsity: float = flags.setting(0.5, 'Share of FFN channels removed.')
+    steps: int = flags.setting(1000, 'Of the whole run, for its hours.')
+    utilisation: float = flags.setting(
+        0.4, "Share of the chips' stated peak that useful FLOPs are taken to reach."
+    )
+    suggest: bool = flags.setting(
+        True, 'Look for the smallest change that fits, where the step does not.'
+    )
+    result: str | None = flags.setting(None, 'JSON file to write the figures to.')
+
+    def __post_init__(self) -> None:
+        if not self.base_model:
+            raise errors.InputError('--base_model must be given.')
+        settings.require(
+            self,
+            'be at least 1',
+            lambda value: value >= 1,
+            'batch_size',
+            'micro_batches',
+            'prompt_length',
+            'answer_length',
+            'steps',
+        )
+        settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity')
+        settings.require(
+            self, 'be in (0, 1]', lambda value: 0 < value <= 1, 'utilisation'
+        )
+
+
+def _wanted(cfg: PlanConfig, layers: int) -> compiled.Wanted:
+    return compiled.Wanted(
+        mesh=cfg.mesh,
+        shape=step_shape.Shape(
+            persona=cfg.prompt_length,
+            answer=cfg.answer_length,
+            batch=cfg.batch_size,
+            layers=layers,
+        ),
+        micro_batches=cfg.micro_batches,
+        dtype=cfg.dtype,
+        remat=cfg.remat,
+        sparsity=cfg.sparsity,
+    )
+
+
+def _plan(
+    cfg: PlanConfig, model: config_lib.ModelConfig
+) -> tuple[compiled.Fit, dict[str, Any]]:
+    devices = topology.devices(cfg.topology)
+    if cfg.topology == topology.LOCAL:
+        chip = chips.of_device(devices[0])
+    else:
+        # Their compiler refuses by itself what does not fit.
+        chip = chips.of_topology(cfg.topology)
+    wanted = _wanted(cfg, model.num_layers)
+    progress.say(f'Compiling for {len(devices)} x {chip.name}; up to some minutes.')
+    fit = compiled.compile_step(model, devices, wanted, available=chip.memory)
+    return fit, report.figures(
+        model,
+        chip,
+        len(devices),
+        wanted,
+        fit,
+        utilisation=cfg.utilisation,
+        steps=cfg.steps,
+    )
+
+
+def _changes(cfg: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
+    """Settings that take less of a chip's memory, the smallest change first."""
+    if cfg.remat != 'full':
+        cfg = dataclasses.replace(cfg, remat='full')
+        yield '--remat=full', cfg
+    rows = max(1, cfg.batch_size // cfg.micro_batches)
+    for more in (2, 4, 8):
+        if rows >= more:
+            micro = cfg.micro_batches * more
+            text = f'--remat=full --micro_batches={micro}'
+            yield text, dataclasses.replace(cfg, micro_batches=micro)
+    if cfg.topology == topology.LOCAL:
+        return
+    for name in topology.larger(cfg.topology):
+        # Sizes that fitted fewer chips: those that are more share out the weights.
+        mesh = topology.spread_over_more(cfg.mesh)
+        text = f'--topology={name} --mesh={mesh} --remat=full'
+        yield text, dataclasses.replace(cfg, topology=name, mesh=mesh)
+
+
+def _suggestion(cfg: PlanConfig, model: config_lib.ModelConfig) -> str | None:
+    for text, changed in _changes(cfg):
+        progress.say(f'Trying {text} ...')
+        try:
+            fit, _ = _plan(changed, model)
+        except errors.InputError as error:
+            progress.say(str(error))
+            continue
+        if fit.fits:
+            return text
+    return None
+
+
+def main(cfg: PlanConfig) -> int:
+    """Plans, prints, and says whether it fits."""
+    if cfg.topology != topology.LOCAL:
+        # Nothing runs; and what compiles for TPUs must not look for one.
+        os.environ['JAX_PLATFORMS'] = 'cpu'
+    model = config_lib.from_hf_config(base_model.read_hf_config(cfg.base_model))
+    fit, found = _plan(cfg, model)
+    lines = [report.text(found)]
+    if not fit.fits and cfg.suggest:
+        found['suggestion'] = _suggestion(cfg, model)
+        lines.append(
+            f'Fits with {found["suggestion"]}.'
+            if found['suggestion']
+            else 'No change that was tried fits; learn on more or larger chips.'
+        )
+    print('\n'.join(lines))
+    if cfg.result:
+        found['settings'] = dataclasses.asdict(cfg)
+        atomic.write_text(cfg.result, json.dumps(found, indent=2) + '\n')
+        progress.say(f'Written to {cfg.result}.')
+    return 0 if fit.fits else 1
+
+
+if __name__ == '__main__':
+    flags.run(PlanConfig, main)

@@ -1,0 +1,187 @@
+"""The real mask learning step, compiled for devices that need not be here."""
+
+from collections.abc import Sequence
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppjax.data import packing
+from ppjax.masking import topk
+from ppjax.models import config as config_lib
+from ppjax.models import decoder as decoder_lib
+from ppjax.models import weights as weights_lib
+from ppjax.parallel import sharding
+from ppjax.planning import collectives, step_shape
+from ppjax.training import step as step_lib
+
+_NEEDED = re.compile(r'Used ([\d.]+)([KMGT])i?B? of ([\d.]+)([KMGT])')
+_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A step to plan.
+
+    Attributes:
+        mesh: as `--mesh`; see `sharding.make_mesh`.
+        shape: its examples.
+        micro_batches: that it accumulates over.
+        dtype: of weights and activations.
+        remat: see `Decoder.__call__`.
+        sparsity: share of channels removed.
+    """
+
+    mesh: str | None
+    shape: step_shape.Shape
+    micro_batches: int
+    dtype: str
+    remat: str
+    sparsity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What the compiler says of one device.
+
+    Attributes:
+        fits: whether the step fits into the memory that a program may use.
+        peak: bytes in use at the worst moment; None where the compiler gave up
+            before it knew.
+        arguments: bytes of what the step is given: its part of the weights, scores,
+            moments and the batch.
+        temporaries: bytes of activations and other intermediate results.
+        available: bytes that a program may use, if the compiler or the chip says.
+        traffic: kind of collective -> how many and how much.
+        layout: how the examples are packed.
+        seconds: that compiling took.
+    """
+
+    fits: bool
+    peak: int | None
+    arguments: int | None
+    temporaries: int | None
+    available: int | None
+    traffic: dict[str, collectives.Traffic]
+    layout: packing.Layout
+    seconds: float
+
+
+def compile_step(
+    cfg: config_lib.ModelConfig,
+    devices: Sequence[jax.Device],
+    wanted: Wanted,
+    *,
+    available: int | None,
+) -> Fit:
+    """Compiles the step; no array exists.
+
+    Args:
+        cfg: of the base model.
+        devices: of a topology, or those here.
+        wanted: the step.
+        available: bytes of a device, where its compiler does not refuse by itself.
+
+    Raises:
+        InputError: if the model cannot be split over the mesh, or the examples do
+            not make up its rows.
+    """
+    mesh = sharding.make_mesh(wanted.mesh, list(devices))
+    examples = wanted.shape.examples(cfg.vocab_size)
+    layout = wanted.shape.layout(
+        examples,
+        rows=sharding.row_shards(mesh),
+        micro_batches=wanted.micro_batches,
+    )
+    learning = step_lib.Learning(
+        keep=topk.keep_size(cfg.d_ff, wanted.sparsity, 1),
+        estimator='ste',
+        objective='ce',
+        anneal=0.0,
+        weight_decay=0.01,
+        remat=wanted.remat,
+        seed=0,
+    )
+    step = step_lib.make_train_step(
+        learning, prefix=len(layout.prefix), chunk=layout.chunk, mesh=mesh
+    )
+    batch = packing.pack(examples, np.arange(wanted.shape.batch), layout)
+    args = _arguments(cfg, mesh, learning, batch, wanted.dtype)
+    began = time.monotonic()
+    try:
+        program = step.lower(*args).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        needed, limit = _told(str(error))
+        spent = time.monotonic() - began
+        return Fit(False, needed, None, None, limit or available, {}, layout, spent)
+    spent = time.monotonic() - began
+    memory = program.memory_analysis()
+    peak = int(memory.peak_memory_in_bytes)
+    return Fit(
+        available is None or peak <= available,
+        peak,
+        int(memory.argument_size_in_bytes),
+        int(memory.temp_size_in_bytes),
+        available,
+        collectives.of_program(program.as_text()),
+        layout,
+        spent,
+    )
+
+
+def _told(message: str) -> tuple[int | None, int | None]:
+    """(bytes needed, bytes there), as XLA puts it when a program does not fit."""
+    found = _NEEDED.search(message)
+    if found is None:
+        return None, None
+    used, used_unit, limit, limit_unit = found.groups()
+    return (
+        int(float(used) * _UNITS[used_unit]),
+        int(float(limit) * _UNITS[limit_unit]),
+    )
+
+
+def _arguments(
+    cfg: config_lib.ModelConfig,
+    mesh: jax.sharding.Mesh,
+    learning: step_lib.Learning,
+    batch: packing.PackedBatch,
+    dtype: str,
+) -> tuple[Any, ...]:
+    """The step's arguments as shapes that say where they lie."""
+
+    def placed(tree: Any, where: jax.sharding.Sharding) -> Any:
+        def place(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+        return jax.tree.map(place, tree)
+
+    model = jax.eval_shape(
+        lambda: decoder_lib.Decoder(cfg, dtype=jnp.dtype(dtype), key=jax.random.key(0))
+    )
+    weights = weights_lib.weights_of(model)
+    weights = jax.tree.map(placed, weights, sharding.shardings(weights, mesh))
+    state = jax.eval_shape(
+        lambda: step_lib.init_state(jnp.zeros((1, cfg.num_layers, cfg.d_ff)), learning)
+    )
+    turn = step_lib.Turn(
+        persona=np.zeros(1, np.int32),
+        active=np.ones(1, bool),
+        step=np.zeros(1, np.int32),
+        progress=np.zeros(1, np.float32),
+        learning_rate=np.zeros(1, np.float32),
+    )
+    whole = sharding.replicated(mesh)
+    slots = jax.tree.map(lambda x: x[None], batch)
+    return (
+        placed(state, whole),
+        weights_lib.decoder_of(cfg, weights),
+        placed(slots, sharding.slot_rows(mesh)),
+        placed(turn, whole),
+    )
