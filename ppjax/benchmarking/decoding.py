@@ -235,7 +235,7 @@ def compare_pruned(
     """
     prompts = _prompts(base, batch, prompt_length, answer_length, rounds)
     models = {'dense': base, 'pruned': sliced.sliced_model(base, mask)}
-    makers = {
+    makers: dict[str, Callable[[base_model.BaseModel, str], Run]] = {
         OURS: _ours,
         THEIRS: functools.partial(_theirs, tokenizer=base.tokenizer()),
     }

@@ -12,7 +12,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from ppjax.models import attention, products
+from ppjax.models import attention, int8, products
 from ppjax.models import config as config_lib
 from ppjax.models import rope as rope_lib
 from ppjax.parallel import sharding
@@ -43,16 +43,25 @@ class DecoderBlock(nnx.Module):
     """Pre-norm attention and SwiGLU. Holds parameters only; never mutated."""
 
     def __init__(
-        self, cfg: config_lib.ModelConfig, *, dtype: jax.typing.DTypeLike, key: Any
+        self,
+        cfg: config_lib.ModelConfig,
+        *,
+        dtype: jax.typing.DTypeLike,
+        key: Any,
+        int8_matrices: bool = False,
     ):
+        """Random weights; with `int8_matrices` each matrix has a scale beside it."""
         keys = iter(jax.random.split(key, 16))
         d, f, h = cfg.d_model, cfg.d_ff, cfg.head_dim
         n, kv = cfg.num_heads, cfg.num_kv_heads
 
-        def weight(*shape: int) -> nnx.Param:
+        def weight(*shape: int) -> tuple[nnx.Param, nnx.Param | None]:
             scale = shape[0] ** -0.5
             noise = jax.random.normal(next(keys), shape, jnp.float32) * scale
-            return nnx.Param(noise.astype(dtype))
+            if not int8_matrices:
+                return nnx.Param(noise.astype(dtype)), None
+            values, scales = int8.quantise(noise)
+            return nnx.Param(values), nnx.Param(scales)
 
         def bias(used: bool, *shape: int) -> nnx.Param | None:
             return nnx.Param(jnp.zeros(shape, dtype)) if used else None
@@ -62,12 +71,10 @@ class DecoderBlock(nnx.Module):
 
         self.cfg = cfg
         self.attn_norm = nnx.Param(jnp.ones((d,), dtype))
-        self.w_q, self.w_k, self.w_v = (
-            weight(d, n * h),
-            weight(d, kv * h),
-            weight(d, kv * h),
-        )
-        self.w_o = weight(n * h, d)
+        self.w_q, self.w_q_scale = weight(d, n * h)
+        self.w_k, self.w_k_scale = weight(d, kv * h)
+        self.w_v, self.w_v_scale = weight(d, kv * h)
+        self.w_o, self.w_o_scale = weight(n * h, d)
         self.b_q = bias(cfg.qkv_bias, n * h)
         self.b_k = bias(cfg.qkv_bias, kv * h)
         self.b_v = bias(cfg.qkv_bias, kv * h)
@@ -75,7 +82,9 @@ class DecoderBlock(nnx.Module):
         self.q_norm = scale(cfg.qk_norm, h)
         self.k_norm = scale(cfg.qk_norm, h)
         self.ffn_norm = nnx.Param(jnp.ones((d,), dtype))
-        self.w_gate, self.w_up, self.w_down = weight(d, f), weight(d, f), weight(f, d)
+        self.w_gate, self.w_gate_scale = weight(d, f)
+        self.w_up, self.w_up_scale = weight(d, f)
+        self.w_down, self.w_down_scale = weight(f, d)
         self.b_gate = bias(cfg.mlp_bias, f)
         self.b_up = bias(cfg.mlp_bias, f)
         self.b_down = bias(cfg.mlp_bias, d)
@@ -111,7 +120,7 @@ class DecoderBlock(nnx.Module):
         cfg = self.cfg
 
         def heads(name: str, b: nnx.Param | None, count: int) -> jax.Array:
-            y = _linear(x, getattr(self, name), b, adapters.get(name))
+            y = self._linear(name, x, b, adapters)
             return y.reshape((*x.shape[:2], count, cfg.head_dim))
 
         q = heads('w_q', self.b_q, cfg.num_heads)
@@ -125,7 +134,7 @@ class DecoderBlock(nnx.Module):
             rope_lib.rotate(q, rope), rope_lib.rotate(k, rope), v, cache
         )
         flat = out.reshape((*x.shape[:2], -1))
-        return _linear(flat, self.w_o, self.b_o, adapters.get('w_o')), cache
+        return self._linear('w_o', flat, self.b_o, adapters), cache
 
     def ffn(
         self, x: jax.Array, ffn_mask: jax.Array | None, adapters: Adapters
@@ -142,30 +151,38 @@ class DecoderBlock(nnx.Module):
         Returns:
             (y [B, T, D], the activations before the mask [B, T, F]).
         """
-        gate = _linear(x, self.w_gate, self.b_gate, adapters.get('w_gate'))
-        up = _linear(x, self.w_up, self.b_up, adapters.get('w_up'))
+        gate = self._linear('w_gate', x, self.b_gate, adapters)
+        up = self._linear('w_up', x, self.b_up, adapters)
         hidden = jax.nn.silu(gate) * up
         if ffn_mask is None:
             kept = hidden
         else:
             per_row = jnp.atleast_2d(ffn_mask)[:, None, :]  # [1 or B, 1, F]
             kept = hidden * per_row.astype(hidden.dtype)
-        return _linear(kept, self.w_down, self.b_down, adapters.get('w_down')), hidden
+        return self._linear('w_down', kept, self.b_down, adapters), hidden
 
+    def matrix(self, name: str) -> jax.Array:
+        """A weight [..., in, out] as it is computed with; float32 if it is int8."""
+        values = getattr(self, name)[...]
+        scale = getattr(self, f'{name}_scale')
+        return values if scale is None else int8.dequantise(values, scale[...])
 
-def _linear(
-    x: jax.Array,
-    w: nnx.Param,
-    b: nnx.Param | None,
-    adapter: tuple[jax.Array, jax.Array] | None,
-) -> jax.Array:
-    y = products.product('btd,df->btf', x, w[...])
-    y = checkpoint_name(y, _PRODUCT)
-    if adapter is not None:
-        down, up = adapter
-        narrow = jnp.einsum('btd,dr->btr', x.astype(down.dtype), down)
-        y = (y + jnp.einsum('btr,rf->btf', narrow, up)).astype(y.dtype)
-    return y if b is None else y + b[...][None, None, :]
+    def _linear(
+        self, name: str, x: jax.Array, b: nnx.Param | None, adapters: Adapters
+    ) -> jax.Array:
+        w, scale = getattr(self, name)[...], getattr(self, f'{name}_scale')
+        if scale is None:
+            y = products.product('btd,df->btf', x, w)
+        else:
+            # Scaled after the product, so that int8 is what devices send each other.
+            y = products.product('btd,df->btf', x, w.astype(x.dtype), jnp.float32)
+            y = (y * scale[...][None, None, :]).astype(x.dtype)
+        y = checkpoint_name(y, _PRODUCT)
+        if name in adapters:
+            down, up = adapters[name]
+            narrow = jnp.einsum('btd,dr->btr', x.astype(down.dtype), down)
+            y = (y + jnp.einsum('btr,rf->btf', narrow, up)).astype(y.dtype)
+        return y if b is None else y + b[...][None, None, :]
 
 
 def _blend(x: jax.Array, y: jax.Array, share: jax.Array) -> jax.Array:
@@ -202,8 +219,16 @@ class Decoder(nnx.Module):
         *,
         dtype: jax.typing.DTypeLike,
         key: jax.Array,
+        int8_matrices: bool = False,
     ):
-        """Random weights; `models.loading` fills in a checkpoint's."""
+        """Random weights; `models.loading` fills in a checkpoint's.
+
+        Args:
+            cfg: the constants.
+            dtype: of weights and activations.
+            key: of the draw.
+            int8_matrices: whether the blocks' matrices are int8 (`models.int8`).
+        """
         embed_key, head_key, block_key = jax.random.split(key, 3)
 
         def table(key: jax.Array) -> nnx.Param:
@@ -212,9 +237,11 @@ class Decoder(nnx.Module):
 
         self.cfg = cfg
         self.embedding = table(embed_key)
-        self.blocks = jax.vmap(lambda key: DecoderBlock(cfg, dtype=dtype, key=key))(
-            jax.random.split(block_key, cfg.num_layers)
-        )
+
+        def block(key: jax.Array) -> DecoderBlock:
+            return DecoderBlock(cfg, dtype=dtype, key=key, int8_matrices=int8_matrices)
+
+        self.blocks = jax.vmap(block)(jax.random.split(block_key, cfg.num_layers))
         self.final_norm = nnx.Param(jnp.ones((cfg.d_model,), dtype))
         self.head = None if cfg.tie_embeddings else table(head_key)
 

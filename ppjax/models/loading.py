@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax import errors
-from ppjax.models import checkpoint
+from ppjax.models import checkpoint, int8
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.parallel import sharding
@@ -136,6 +136,7 @@ def load_decoder(
     cfg: config_lib.ModelConfig,
     *,
     dtype: jax.typing.DTypeLike,
+    int8_matrices: bool = False,
     mesh: jax.sharding.Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> decoder_lib.Decoder:
@@ -149,6 +150,7 @@ def load_decoder(
         reader: the open checkpoint.
         cfg: from its config.
         dtype: of all parameters.
+        int8_matrices: whether the blocks' matrices are rounded to int8 instead.
         mesh: the devices, over which weights lie as `parallel.sharding` says; None
             for JAX's default device.
         progress: called with (tensors read, tensors in all).
@@ -159,31 +161,44 @@ def load_decoder(
     """
     check_tensors(reader, cfg)
     model = jax.eval_shape(
-        lambda: decoder_lib.Decoder(cfg, dtype=dtype, key=jax.random.key(0))
+        lambda: decoder_lib.Decoder(
+            cfg, dtype=dtype, key=jax.random.key(0), int8_matrices=int8_matrices
+        )
     )
     total = len(_expected(cfg))
     done = 0
 
-    def load(path: str, shape: tuple[int, ...], weight: Weight) -> nnx.Param:
+    def load(owner: Any, prefix: str, attribute: str, weight: Weight) -> None:
         nonlocal done
-        stacked = path.startswith('blocks/')
-        parts = _Parts(shape, dtype, path, mesh)
-        for layer in range(cfg.num_layers if stacked else 1):
+        like = getattr(owner, attribute).get_value()
+        scale = getattr(owner, f'{attribute}_scale', None)
+        path = prefix + attribute
+        parts = _Parts(like.shape, like.dtype, path, mesh)
+        scales = None
+        if scale is not None:
+            shape = scale.get_value().shape
+            scales = _Parts(shape, jnp.float32, f'{path}_scale', mesh)
+        for layer in range(cfg.num_layers if prefix else 1):
             done += 1
             progress(done, total)
-            blocks = parts.of_tensor(layer if stacked else None, weight.transpose)
-            _read_into(blocks, reader, weight.hf_name.format(layer))
-        return nnx.Param(parts.assembled())
+            number = layer if prefix else None
+            _read_into(
+                parts.of_tensor(number, weight.transpose),
+                None if scales is None else scales.of_tensor(number, False),
+                reader,
+                weight.hf_name.format(layer),
+            )
+        setattr(owner, attribute, nnx.Param(parts.assembled()))
+        if scales is not None:
+            setattr(owner, f'{attribute}_scale', nnx.Param(scales.assembled()))
 
     for table, owner, prefix in (
         (TOP_WEIGHTS, model, ''),
         (BLOCK_WEIGHTS, model.blocks, 'blocks/'),
     ):
         for attribute, weight in table.items():
-            param = getattr(owner, attribute)
-            if param is not None:
-                shape = param.get_value().shape
-                setattr(owner, attribute, load(prefix + attribute, shape, weight))
+            if getattr(owner, attribute) is not None:
+                load(owner, prefix, attribute, weight)
     return model
 
 
@@ -268,29 +283,53 @@ def _aligned_empty(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> np.ndar
 
 
 def _read_into(
-    blocks: Sequence[_Block], reader: checkpoint.CheckpointReader, name: str
+    blocks: Sequence[_Block],
+    scales: Sequence[_Block] | None,
+    reader: checkpoint.CheckpointReader,
+    name: str,
 ) -> None:
     """Fills blocks from a tensor, a few rows at a time, converted to their dtype.
 
     Rows that no block holds are not read; of the others all columns are, for files
     are read in pages that are longer than most parts of a row.
+
+    Args:
+        blocks: of the tensor; int8 where there are scales.
+        scales: of its rows, the output channels, or None.
+        reader: of the checkpoint.
+        name: of the tensor.
     """
     rows, *width = reader.shape(name)
     step = max(1, _READ_ENTRIES // max(math.prod(width), 1))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        piece = None
-        for values, (row, *columns) in blocks:
-            first, last = max(start, row), min(stop, row + len(values))
-            if first >= last:
-                continue
-            if piece is None:
-                piece = reader.read(name, slice(start, stop))
-            own = piece[first - start : last - start]
-            if columns:
-                [column] = columns
-                own = own[:, column : column + values.shape[1]]
-            values[first - row : last - row] = own
+        touched = [
+            block
+            for block in (*blocks, *(scales or ()))
+            if block.start[0] < stop and start < block.start[0] + len(block.values)
+        ]
+        if not touched:
+            continue
+        piece = reader.read(name, slice(start, stop))
+        if scales is not None:
+            piece, of_rows = int8.quantise_rows(piece)
+            for block in scales:
+                _copy_rows(of_rows, start, block)
+        for block in blocks:
+            _copy_rows(piece, start, block)
+
+
+def _copy_rows(piece: np.ndarray, start: int, block: _Block) -> None:
+    """Copies what a block holds of some rows, `start` and following."""
+    values, (row, *columns) = block
+    first, last = max(start, row), min(start + len(piece), row + len(values))
+    if first >= last:
+        return
+    own = piece[first - start : last - start]
+    if columns:
+        [column] = columns
+        own = own[:, column : column + values.shape[1]]
+    values[first - row : last - row] = own
 
 
 def fingerprint(

@@ -22,9 +22,16 @@ def _names(path: tuple[Any, ...]) -> list[str]:
     return [key.name for key in path[:-1]]
 
 
-def _abstract(cfg: config_lib.ModelConfig) -> decoder_lib.Decoder:
+def _abstract(
+    cfg: config_lib.ModelConfig, int8_matrices: bool = False
+) -> decoder_lib.Decoder:
     return jax.eval_shape(
-        lambda: decoder_lib.Decoder(cfg, dtype=jnp.float32, key=jax.random.key(0))
+        lambda: decoder_lib.Decoder(
+            cfg,
+            dtype=jnp.float32,
+            key=jax.random.key(0),
+            int8_matrices=int8_matrices,
+        )
     )
 
 
@@ -58,7 +65,8 @@ def decoder_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.Dec
             found = found[name]
         return found
 
-    return jax.tree_util.tree_map_with_path(value, _abstract(cfg))
+    int8_matrices = 'w_q_scale' in weights['blocks']
+    return jax.tree_util.tree_map_with_path(value, _abstract(cfg, int8_matrices))
 
 
 def with_tables_gathered(decoder: decoder_lib.Decoder) -> decoder_lib.Decoder:

@@ -19,7 +19,7 @@ from ppjax.parallel import sharding
 from ppjax.planning import collectives, step_shape
 from ppjax.training import step as step_lib
 
-_NEEDED = re.compile(r'Used ([\d.]+)([KMGT])i?B? of ([\d.]+)([KMGT])')
+_SIZE = re.compile(r'\b([\d.]+)([KMGT])\b')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -34,6 +34,7 @@ class Wanted:
         dtype: of weights and activations.
         remat: see `Decoder.__call__`.
         sparsity: share of channels removed.
+        int8_base: whether the blocks' matrices are int8.
     """
 
     mesh: str | None
@@ -42,6 +43,7 @@ class Wanted:
     dtype: str
     remat: str
     sparsity: float
+    int8_base: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,9 @@ class Fit:
 
     Attributes:
         fits: whether the step fits into the memory that a program may use.
-        peak: bytes in use at the worst moment; None where the compiler gave up
-            before it knew.
+        weights: bytes of all weights.
+        peak: bytes in use at the worst moment, or at least so many where the step does
+            not fit; None where the compiler did not say.
         arguments: bytes of what the step is given: its part of the weights, scores,
             moments and the batch.
         temporaries: bytes of activations and other intermediate results.
@@ -62,6 +65,7 @@ class Fit:
     """
 
     fits: bool
+    weights: int
     peak: int | None
     arguments: int | None
     temporaries: int | None
@@ -110,7 +114,8 @@ def compile_step(
         learning, prefix=len(layout.prefix), chunk=layout.chunk, mesh=mesh
     )
     batch = packing.pack(examples, np.arange(wanted.shape.batch), layout)
-    args = _arguments(cfg, mesh, learning, batch, wanted.dtype)
+    args = _arguments(cfg, mesh, learning, batch, wanted)
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args[1]))
     began = time.monotonic()
     try:
         program = step.lower(*args).compile()
@@ -119,15 +124,23 @@ def compile_step(
             raise
         needed, limit = _told(str(error))
         spent = time.monotonic() - began
-        return Fit(False, needed, None, None, limit or available, {}, layout, spent)
+        return Fit(
+            False, weights, needed, None, None, limit or available, {}, layout, spent
+        )
     spent = time.monotonic() - began
     memory = program.memory_analysis()
+    arguments = int(memory.argument_size_in_bytes)
+    temporaries = int(memory.temp_size_in_bytes)
     peak = int(memory.peak_memory_in_bytes)
+    if devices[0].platform == 'cpu':
+        # There XLA tells no peak that has anything to do with temporaries.
+        peak = arguments + temporaries
     return Fit(
         available is None or peak <= available,
+        weights,
         peak,
-        int(memory.argument_size_in_bytes),
-        int(memory.temp_size_in_bytes),
+        arguments,
+        temporaries,
         available,
         collectives.of_program(program.as_text()),
         layout,
@@ -136,15 +149,13 @@ def compile_step(
 
 
 def _told(message: str) -> tuple[int | None, int | None]:
-    """(bytes needed, bytes there), as XLA puts it when a program does not fit."""
-    found = _NEEDED.search(message)
-    if found is None:
-        return None, None
-    used, used_unit, limit, limit_unit = found.groups()
-    return (
-        int(float(used) * _UNITS[used_unit]),
-        int(float(limit) * _UNITS[limit_unit]),
-    )
+    """(bytes needed, bytes there), as XLA puts it when a program does not fit.
+
+    "Used 57.5G of 15.75G hbm", or "... for HLO temporaries (131.50G) exceeds available
+    HBM (15.75G)": then the arguments come on top.
+    """
+    found = [int(float(n) * _UNITS[unit]) for n, unit in _SIZE.findall(message)[:2]]
+    return (found[0], found[1]) if len(found) == 2 else (None, None)
 
 
 def _arguments(
@@ -152,7 +163,7 @@ def _arguments(
     mesh: jax.sharding.Mesh,
     learning: step_lib.Learning,
     batch: packing.PackedBatch,
-    dtype: str,
+    wanted: Wanted,
 ) -> tuple[Any, ...]:
     """The step's arguments as shapes that say where they lie."""
 
@@ -163,7 +174,12 @@ def _arguments(
         return jax.tree.map(place, tree)
 
     model = jax.eval_shape(
-        lambda: decoder_lib.Decoder(cfg, dtype=jnp.dtype(dtype), key=jax.random.key(0))
+        lambda: decoder_lib.Decoder(
+            cfg,
+            dtype=jnp.dtype(wanted.dtype),
+            key=jax.random.key(0),
+            int8_matrices=wanted.int8_base,
+        )
     )
     weights = weights_lib.weights_of(model)
     weights = jax.tree.map(placed, weights, sharding.shardings(weights, mesh))

@@ -63,9 +63,10 @@ def figures(
             'tokens_per_row': fit.layout.tokens_per_row,
             'dtype': wanted.dtype,
             'remat': wanted.remat,
+            'int8_base': wanted.int8_base,
         },
         'parameters': sizes.dense.parameters,
-        'weights_bytes': sizes.dense.bytes,
+        'weights_bytes': fit.weights,
         'mask_bytes': -(-entries // 8),
         # Scores and Adam's two moments, float32, whole on every device.
         'optimizer_bytes': 3 * 4 * entries,
@@ -94,18 +95,23 @@ def figures(
     }
 
 
-def _gib(size: int | None) -> str:
-    return 'unknown' if size is None else f'{size / _GIB:.2f} GiB'
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return 'unknown'
+    if size >= _GIB // 10:
+        return f'{size / _GIB:.2f} GiB'
+    return f'{size / 2**20:.2f} MiB'
 
 
 def text(found: dict[str, Any]) -> str:
     """Figures as lines for people."""
     step, memory = found['step'], found['bytes_per_chip']
+    kind = f'int8 and {step["dtype"]}' if step['int8_base'] else step['dtype']
     model = (
-        f'{found["parameters"] / 1e9:.2f} B parameters, '
-        f'{_gib(found["weights_bytes"])} in {step["dtype"]}; a mask file '
-        f'{found["mask_bytes"] / 1e3:.0f} KB, scores and moments '
-        f'{found["optimizer_bytes"] / 2**20:.1f} MiB on every chip'
+        f'{found["parameters"]:,} parameters, '
+        f'{_bytes(found["weights_bytes"])} in {kind}; a mask file '
+        f'{found["mask_bytes"] / 1e3:.1f} KB, scores and moments '
+        f'{_bytes(found["optimizer_bytes"])} on every chip'
     )
     shape = (
         f'{step["batch"]} examples of {step["persona"]} shared and '
@@ -118,20 +124,20 @@ def text(found: dict[str, Any]) -> str:
     if found['fits']:
         there = ''
         if memory['available'] is not None:
-            there = f' of {_gib(memory["available"])}'
+            there = f' of {_bytes(memory["available"])}'
         lines.append(
-            f'Memory     fits: a chip peaks at {_gib(memory["peak"])}{there} ({_gib(memory["arguments"])} weights '
-            f'and inputs, {_gib(memory["temporaries"])} temporaries)'
+            f'Memory     fits: a chip peaks at {_bytes(memory["peak"])}{there} ({_bytes(memory["arguments"])} weights '
+            f'and inputs, {_bytes(memory["temporaries"])} temporaries)'
         )
         for kind, traffic in found['collectives_per_step'].items():
             lines.append(
                 f'           {kind}: {traffic["count"]} a step, '
-                f'{_gib(traffic["bytes"])} on each chip'
+                f'{_bytes(traffic["bytes"])} on each chip'
             )
     else:
         lines.append(
-            f'Memory     DOES NOT FIT: {_gib(memory["peak"])} wanted a chip, '
-            f'{_gib(memory["available"])} there'
+            f'Memory     DOES NOT FIT: {_bytes(memory["peak"])} or more wanted a chip, '
+            f'{_bytes(memory["available"])} there'
         )
     rate = f'{found["useful_flops_per_step"]:.3g} useful FLOPs a step'
     if found['step_seconds'] is None:

@@ -37,10 +37,11 @@ def devices(name: str) -> list[jax.Device]:
             f'--topology={name} is compiled for by libtpu, which is not installed: '
             "pip install 'ppjax[tpu-plan]'"
         )
-    # Else libtpu looks for the TPU of this machine, and waits for a cloud's metadata.
+    # Else libtpu looks for the TPU of this machine, waits for a cloud's metadata and
+    # complains of what it does not find; what it compiles for is the topology alone.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-    os.environ.setdefault('TPU_ACCELERATOR_TYPE', '')
+    os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
     try:
         found = topologies.get_topology_desc(
             platform='tpu',

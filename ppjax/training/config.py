@@ -77,6 +77,12 @@ class LearningSettings(settings.CommonSettings):
     micro_batches: int = flags.setting(
         1, 'Pieces a step is cut into to save memory; gradients are accumulated.'
     )
+    int8_base: bool = flags.setting(
+        False,
+        "Keep the frozen blocks' matrices as int8 with a scale for each output "
+        "channel, in half of bfloat16's memory. Held-out figures of the run are then of "
+        'the rounded model; what is exported is not rounded.',
+    )
     remat: str = flags.setting(
         'dots',
         'What the backward pass recomputes: none, dots (all but the products with '
@@ -146,6 +152,7 @@ _REFERENCE_SETTINGS = (
     'align',
     'batch_size',
     'dtype',
+    'int8_base',
     'max_length',
     'date',
     'seed',

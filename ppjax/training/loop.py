@@ -274,6 +274,7 @@ class Joint:
             base.reader,
             base.config,
             dtype=jnp.dtype(self._cfg.dtype),
+            int8_matrices=self._cfg.int8_base,
             mesh=self._mesh,
             progress=progress_lib.counter('Loading tensors'),
         )

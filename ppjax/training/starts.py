@@ -19,6 +19,14 @@ from ppjax.training import measure as measure_lib
 _EXAMPLES = 128
 
 
+@jax.jit
+def _activation_scores(
+    square_sums: jax.Array, num_tokens: jax.Array, blocks: decoder_lib.DecoderBlock
+) -> jax.Array:
+    w_down = blocks.matrix('w_down')
+    return score_init.activation_scores(square_sums, num_tokens, w_down)
+
+
 class Starts:
     """Scores [R, U] of one persona, before `--score_scale`."""
 
@@ -102,9 +110,7 @@ class Starts:
             return score_init.influence_scores(found, tokens)
         # Compiled: no device need hold more than its part of the weights. From NumPy:
         # what lies on one process's device alone does not go with a mesh of several.
-        scores = jax.jit(score_init.activation_scores)(
-            np.asarray(found), np.asarray(tokens), model.blocks.w_down[...]
-        )
+        scores = _activation_scores(np.asarray(found), np.asarray(tokens), model.blocks)
         return jnp.asarray(processes.fetch(scores))
 
     def taylor(self, model: decoder_lib.Decoder, remat: str) -> jax.Array:

@@ -142,17 +142,21 @@ def test_tensors_may_be_read_in_pieces(tmp_path, source, monkeypatch, entries):
 @pytest.mark.parametrize(
     'text', ['data:8', 'fsdp:8', 'fsdp:4,tensor:2', 'data:2,fsdp:2,tensor:2']
 )
-def test_a_mesh_gets_the_same_weights(tmp_path, source, monkeypatch, text, entries):
+@pytest.mark.parametrize('int8_matrices', [False, True])
+def test_a_mesh_gets_the_same_weights(
+    tmp_path, source, monkeypatch, text, entries, int8_matrices
+):
     config, tensors = source
     # 104 words can be shared out.
     tensors = dict(tensors)
     for name in ('model.embed_tokens.weight', 'lm_head.weight'):
         tensors[name] = np.resize(tensors[name], (104, tensors[name].shape[1]))
     folder = _write(tmp_path / 'x', config | {'vocab_size': 104}, tensors)
-    plain = _load(folder, jnp.bfloat16)
+    settings = {'dtype': jnp.bfloat16, 'int8_matrices': int8_matrices}
+    plain = loading.load_decoder(*_open(folder), **settings)
     monkeypatch.setattr(loading, '_READ_ENTRIES', entries)
     mesh = sharding.make_mesh(text, jax.devices())
-    spread = loading.load_decoder(*_open(folder), dtype=jnp.bfloat16, mesh=mesh)
+    spread = loading.load_decoder(*_open(folder), **settings, mesh=mesh)
     _assert_equal(plain, spread)
     placed = sharding.shardings(weights.weights_of(plain), mesh)
     for value, place in zip(
