@@ -9,11 +9,13 @@ python -m ppjax.bench mask_step --calibration=jack.jsonl --batch_size=16 --steps
 python -m ppjax.bench generate --batches=1,8,64
 python -m ppjax.bench infer --mask=jack.pmask
 python -m ppjax.bench load
+python -m ppjax.bench load --base_model=config.json --mesh=fsdp:8 --dtype=bfloat16
 python -m ppjax.bench costs --page=costs.html
 
 Both sides do the same work, and their results are compared. `costs` has another side
-with --reference alone; that of `personas` is one run after the other; all others need
-PyTorch. Machines are noisy: believe the ratio, and rather that of a longer run.
+with --reference alone, and `load --mesh` none; that of `personas` is one run after the
+other; all others need PyTorch. Machines are noisy: believe the ratio, and rather that
+of a longer run.
 """
 
 import dataclasses
@@ -32,6 +34,7 @@ from ppjax.benchmarking import (
     many_personas,
     mask_step,
     multiple_choice,
+    sharded_load,
 )
 from ppjax.benchmarking import rewriting as rewriting_bench
 from ppjax.benchmarking import scoring as scoring_bench
@@ -134,6 +137,11 @@ class BenchConfig:
         'dots',
         'For mask_step: what the backward pass of ours recomputes.',
         choices=decoder.REMAT,
+    )
+    mesh: str | None = flags.setting(
+        None,
+        'For load: sizes of a mesh, as fsdp:8, of simulated devices, that random '
+        'weights of a config.json are loaded onto and exported from, without PyTorch.',
     )
     curves: str = flags.setting(
         'persona=32,128,512;answer=16,64,256;batch=2,8,32;layers=0.25,0.5,1',
@@ -339,6 +347,11 @@ def main(cfg: BenchConfig, what: str) -> int:
             atomic.write_text(cfg.page, costs_page.render(found))
             progress_lib.say(f'Page: {cfg.page}')
         return 0
+    if what == 'load' and cfg.mesh:
+        hf_config = base_model.read_hf_config(cfg.base_model)
+        return _write(
+            cfg, sharded_load.measure(hf_config, dtype=cfg.dtype, mesh=cfg.mesh)
+        )
     base = base_model.open_base_model(cfg.base_model)
     if what == 'benchmarks':
         return _write(cfg, _benchmarks(cfg, base))

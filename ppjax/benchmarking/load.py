@@ -26,7 +26,7 @@ _STATUS = pathlib.Path('/proc/self/status')
 _EVERY_S = 0.002
 
 
-def _anonymous_bytes() -> int:
+def anonymous_bytes() -> int:
     """The process's own memory; pages of mapped files, which can be dropped, aside."""
     for line in _STATUS.read_text('ascii').splitlines():
         if line.startswith('RssAnon:'):
@@ -38,12 +38,12 @@ class _Peak:
     """The most memory at any time, sampled by a thread."""
 
     def __init__(self) -> None:
-        self.bytes = _anonymous_bytes()
+        self.bytes = anonymous_bytes()
         self._stop = threading.Event()
 
     def _sample(self) -> None:
         while not self._stop.wait(_EVERY_S):
-            self.bytes = max(self.bytes, _anonymous_bytes())
+            self.bytes = max(self.bytes, anonymous_bytes())
 
     @contextlib.contextmanager
     def sampled(self) -> Iterator[None]:
@@ -54,12 +54,21 @@ class _Peak:
         finally:
             self._stop.set()
             thread.join()
-            self.bytes = max(self.bytes, _anonymous_bytes())
+            self.bytes = max(self.bytes, anonymous_bytes())
+
+
+def peak_bytes(act: Callable[[], None]) -> int:
+    """The most memory of this process while something is done."""
+    gc.collect()
+    peak = _Peak()
+    with peak.sampled():
+        act()
+    return peak.bytes
 
 
 def _measured(load: Callable[[], Any]) -> dict[str, Any]:
     gc.collect()
-    before = _anonymous_bytes()
+    before = anonymous_bytes()
     peak = _Peak()
     with peak.sampled():
         began = time.perf_counter()
@@ -67,6 +76,14 @@ def _measured(load: Callable[[], Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     del kept
     return {'seconds': seconds, 'peak_bytes': peak.bytes - before}
+
+
+def check_memory_is_told() -> None:
+    """Raises:
+    InputError: if this system does not tell processes their memory.
+    """
+    if not _STATUS.exists():
+        raise errors.InputError('bench load reads memory from /proc, as Linux has it.')
 
 
 def _ours(name: str, dtype: str) -> dict[str, Any]:
@@ -90,7 +107,7 @@ def _theirs(folder: str, dtype: str) -> dict[str, Any]:
     )
 
 
-def _alone(measure: Callable[[str, str], dict[str, Any]], *args: str) -> dict[str, Any]:
+def alone(measure: Callable[..., dict[str, Any]], *args: str) -> dict[str, Any]:
     """In a process of its own: what another loader left must not count."""
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context('spawn')
@@ -116,8 +133,7 @@ def compare(base: base_model.BaseModel, *, rounds: int, dtype: str) -> dict[str,
     Raises:
         InputError: if PyTorch is not installed, or processes do not tell their memory.
     """
-    if not _STATUS.exists():
-        raise errors.InputError('bench load reads memory from /proc, as Linux has it.')
+    check_memory_is_told()
     torch_model.check_installed()
     itemsize = jnp.dtype(dtype).itemsize
     leaves = jax.tree.leaves(weights.abstract(base.config))
@@ -134,7 +150,7 @@ def compare(base: base_model.BaseModel, *, rounds: int, dtype: str) -> dict[str,
         torch_model.write(base, target, dtype=dtype)
         for done in range(rounds):
             for name, load in sides.items():
-                found[name].append(_alone(load, str(target), dtype))
+                found[name].append(alone(load, str(target), dtype))
             progress.update((done + 1) * len(sides))
     progress.close()
     times = {

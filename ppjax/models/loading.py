@@ -67,7 +67,7 @@ _READ_ENTRIES = 1 << 22
 _DERIVED = ('rotary_emb.inv_freq',)
 
 
-def _expected(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the decoder needs, with its shape in the file."""
     abstract = jax.eval_shape(
         lambda: decoder_lib.Decoder(cfg, dtype=jnp.float32, key=jax.random.key(0))
@@ -99,7 +99,7 @@ def check_tensors(
         InputError: naming the first missing, misshapen, non-float or unknown
             tensor and how many there are.
     """
-    expected = _expected(cfg)
+    expected = tensor_shapes(cfg)
     present = set(reader.names())
     if missing := sorted(expected.keys() - present):
         raise errors.InputError(
@@ -165,7 +165,7 @@ def load_decoder(
             cfg, dtype=dtype, key=jax.random.key(0), int8_matrices=int8_matrices
         )
     )
-    total = len(_expected(cfg))
+    total = len(tensor_shapes(cfg))
     done = 0
 
     def load(owner: Any, prefix: str, attribute: str, weight: Weight) -> None:
@@ -357,6 +357,6 @@ def fingerprint(
 def _sampled_rows(
     cfg: config_lib.ModelConfig,
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, shape in sorted(_expected(cfg).items()):
+    for name, shape in sorted(tensor_shapes(cfg).items()):
         last = shape[0] - 1
         yield name, tuple(sorted({0, last // 2, last}))

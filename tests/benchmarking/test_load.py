@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 import time
 
 import numpy as np
 import pytest
 
-from ppjax import bench
+from ppjax import bench, errors
 from ppjax.benchmarking import load
 from ppjax.models import base_model
 
@@ -46,3 +47,29 @@ def test_peak_is_what_a_load_held_at_once():
     found = load._measured(hold)
     assert size * 0.9 < found['peak_bytes'] < size * 1.5
     assert found['seconds'] > 0.3
+
+
+def test_onto_a_mesh_and_back(chatty_model, tmp_path):
+    path = tmp_path / 'load.json'
+    cfg = bench.BenchConfig(
+        base_model=str(chatty_model / 'config.json'), mesh='fsdp:2', result=str(path)
+    )
+    before = dict(os.environ)
+    try:
+        assert bench.main(cfg, 'load') == 0
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    found = json.loads(path.read_text('utf-8'))
+    assert found['same_weights']
+    assert found['array_bytes'] == found['parameter_bytes']
+    for name in ('load', 'export'):
+        assert found[name]['peak_to_arrays'] == pytest.approx(
+            found[name]['peak_bytes'] / found['array_bytes']
+        )
+
+
+def test_a_mesh_without_sizes(chatty_model):
+    cfg = bench.BenchConfig(base_model=str(chatty_model), mesh='fsdp:-1')
+    with pytest.raises(errors.InputError, match='must give sizes'):
+        bench.main(cfg, 'load')

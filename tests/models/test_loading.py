@@ -585,7 +585,7 @@ _BIG = {
 @pytest.mark.parametrize('name', sorted(_BIG))
 def test_published_models_have_their_published_size(name):
     millions, hf_config = _BIG[name]
-    expected = loading._expected(config_lib.from_hf_config(hf_config))
+    expected = loading.tensor_shapes(config_lib.from_hf_config(hf_config))
     assert sum(np.prod(shape) for shape in expected.values()) / 1e6 == pytest.approx(
         millions, abs=0.1
     )

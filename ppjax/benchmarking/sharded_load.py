@@ -1,0 +1,165 @@
+"""Host memory of loading onto a mesh and of exporting from one, in a process alone.
+
+The devices are a CPU's, simulated: their arrays are host memory too, so that whatever
+comes on top of them is what loading or exporting takes.
+"""
+
+from collections.abc import Callable
+import hashlib
+import math
+import os
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+import transformers
+
+from ppjax import errors
+from ppjax import progress as progress_lib
+from ppjax.benchmarking import load
+from ppjax.models import (
+    array_reader,
+    base_model,
+    checkpoint,
+    hf_export,
+    loading,
+    weights,
+)
+from ppjax.models import config as config_lib
+from ppjax.parallel import sharding
+
+_FILE_BYTES = 1e9
+
+
+class _RandomReader(checkpoint.CheckpointReader):
+    """Random tensors of a model's shapes; none exists before it is read."""
+
+    def __init__(self, hf_config: dict[str, Any], dtype: str):
+        self.path, self.hf_config = pathlib.Path('random'), hf_config
+        self._dtype = jnp.dtype(dtype)
+        self._shapes = loading.tensor_shapes(config_lib.from_hf_config(hf_config))
+
+    def names(self) -> list[str]:
+        return sorted(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(self._dtype)
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        shape = self._shapes[name]
+        start, stop, _ = rows.indices(shape[0])
+        seed = hashlib.sha256(f'{name} {start}'.encode()).digest()
+        rng = np.random.default_rng(list(seed))
+        drawn = rng.standard_normal((stop - start, *shape[1:]), dtype=np.float32)
+        return (drawn * np.float32(0.02)).astype(self._dtype)
+
+
+def _export(model: base_model.BaseModel, folder: pathlib.Path, dtype: str) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({'a': 0}, unk_token='a'))
+    hf_export.export_model(
+        model,
+        folder,
+        dtype=dtype,
+        tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=words),
+        model_card='',
+        system_prompt='',
+        shard_bytes=_FILE_BYTES,
+    )
+
+
+def _there_and_back(folder: str, dtype: str, mesh: str, target: str) -> dict[str, Any]:
+    base = base_model.open_base_model(folder)
+    devices = sharding.make_mesh(mesh, jax.devices())
+    jax.block_until_ready(jax.device_put(jnp.zeros(8), sharding.replicated(devices)))
+    before = load.anonymous_bytes()
+    kept: list[Any] = []
+
+    def read() -> None:
+        decoder = loading.load_decoder(
+            base.reader, base.config, dtype=jnp.dtype(dtype), mesh=devices
+        )
+        kept.append(jax.block_until_ready(decoder))
+
+    def write() -> None:
+        arrays = array_reader.ArrayReader(weights.weights_of(kept[0]), base.reader)
+        model = base_model.BaseModel(folder, arrays, base.config)
+        _export(model, pathlib.Path(target), dtype)
+
+    found: dict[str, Any] = {}
+    for name, act in (('load', read), ('export', write)):
+        began = time.perf_counter()
+        peak = load.peak_bytes(act)
+        found[name] = {
+            'peak_bytes': peak - before,
+            'seconds': time.perf_counter() - began,
+        }
+    held: set[tuple[int, int]] = set()
+    for leaf in jax.tree.leaves(kept[0]):
+        for shard in leaf.addressable_shards:
+            # Devices with the same part share it.
+            held.add((shard.data.unsafe_buffer_pointer(), shard.data.nbytes))
+    found['array_bytes'] = sum(size for _, size in held)
+    return found
+
+
+def measure(hf_config: dict[str, Any], *, dtype: str, mesh: str) -> dict[str, Any]:
+    """Writes random weights to a folder, loads them onto a mesh, and exports them.
+
+    Args:
+        hf_config: of the model.
+        dtype: of its weights everywhere.
+        mesh: as `--mesh`, with sizes alone.
+
+    Returns:
+        Bytes of the parameters and of the arrays on the devices; of loading and of
+        exporting seconds, the peak of the process beyond what it had before loading,
+        and that peak in arrays.
+
+    Raises:
+        InputError: if the mesh is none, or processes do not tell their memory.
+    """
+    load.check_memory_is_told()
+    sizes = [part.partition(':')[2] for part in mesh.split(',')]
+    if not all(size.strip().isdecimal() for size in sizes):
+        raise errors.InputError(f'--mesh={mesh!r} must give sizes, as in fsdp:8.')
+    count = math.prod(int(size) for size in sizes)
+    reader = _RandomReader(hf_config, dtype)
+    cfg = config_lib.from_hf_config(hf_config)
+    with tempfile.TemporaryDirectory() as parent:
+        source = pathlib.Path(parent, 'random')
+        progress_lib.say(f'Writing random weights to {source} ...')
+        _export(base_model.BaseModel('random', reader, cfg), source, dtype)
+        # Read by JAX where the other process starts.
+        os.environ['JAX_NUM_CPU_DEVICES'] = str(count)
+        os.environ['JAX_PLATFORMS'] = 'cpu'
+        progress_lib.say(f'Loading onto {mesh} and exporting ...')
+        target = str(pathlib.Path(parent, 'exported'))
+        found = load.alone(_there_and_back, str(source), dtype, mesh, target)
+        same = _same_weights(source, pathlib.Path(target))
+    arrays = found['array_bytes']
+    for name in ('load', 'export'):
+        found[name]['peak_to_arrays'] = found[name]['peak_bytes'] / arrays
+    shapes = (reader.shape(name) for name in reader.names())
+    itemsize = jnp.dtype(dtype).itemsize
+    return found | {
+        'parameter_bytes': itemsize * sum(math.prod(shape) for shape in shapes),
+        'same_weights': same,
+    }
+
+
+def _same_weights(one: pathlib.Path, other: pathlib.Path) -> bool:
+    readers = [checkpoint.open_checkpoint(path) for path in (one, other)]
+    read: Callable[[checkpoint.CheckpointReader, str], bytes] = lambda reader, name: (
+        reader.read(name).tobytes()
+    )
+    return all(
+        read(readers[0], name) == read(readers[1], name) for name in readers[0].names()
+    )
