@@ -119,31 +119,34 @@ def _plan(
     )
 
 
-def _changes(cfg: PlanConfig) -> Iterator[tuple[str, PlanConfig]]:
+def _changes(cfg: PlanConfig) -> Iterator[PlanConfig]:
     """Settings that take less of a chip's memory, the smallest change first."""
     if cfg.remat != 'full':
         cfg = dataclasses.replace(cfg, remat='full')
-        yield '--remat=full', cfg
+        yield cfg
     rows = max(1, cfg.batch_size // cfg.micro_batches)
     for more in (2, 4, 8):
         if rows >= more:
-            micro = cfg.micro_batches * more
-            text = f'--remat=full --micro_batches={micro}'
-            yield text, dataclasses.replace(cfg, micro_batches=micro)
+            yield dataclasses.replace(cfg, micro_batches=cfg.micro_batches * more)
     if not cfg.int8_base:
-        text = '--remat=full --int8_base'
-        yield text, dataclasses.replace(cfg, int8_base=True)
+        yield dataclasses.replace(cfg, int8_base=True)
     if cfg.topology == topology.LOCAL:
         return
     for name in topology.larger(cfg.topology):
         # Sizes that fitted fewer chips: those that are more share out the weights.
         mesh = topology.spread_over_more(cfg.mesh)
-        text = f'--topology={name} --mesh={mesh} --remat=full'
-        yield text, dataclasses.replace(cfg, topology=name, mesh=mesh)
+        yield dataclasses.replace(cfg, topology=name, mesh=mesh)
+
+
+def _text_of_change(cfg: PlanConfig, changed: PlanConfig) -> str:
+    given = flags.to_flagfile(cfg).splitlines()
+    lines = flags.to_flagfile(changed).splitlines()
+    return ' '.join(line for line in lines if line not in given)
 
 
 def _suggestion(cfg: PlanConfig, model: config_lib.ModelConfig) -> str | None:
-    for text, changed in _changes(cfg):
+    for changed in _changes(cfg):
+        text = _text_of_change(cfg, changed)
         progress.say(f'Trying {text} ...')
         try:
             fit, _ = _plan(changed, model)
