@@ -5,6 +5,12 @@ from typing import Any
 
 from ppjax import errors, flags
 
+MESH_HELP = (
+    'Sizes of the mesh axes data (copies of the model), fsdp (its weights shared out) '
+    'and tensor (products split), as in data:2,fsdp:4; one may be -1. By default '
+    'learning takes fsdp over all devices, on a CPU one, and what only runs a model '
+    'copies it to all.'
+)
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -49,6 +55,7 @@ class CommonSettings:
         'Precision of weights and activations; bfloat16 suits accelerators.',
         choices=DTYPES,
     )
+    mesh: str | None = flags.setting(None, MESH_HELP)
     seed: int = flags.setting(0, 'Fixes orders, samples and random scores.')
     date: str = flags.setting(
         '2026-01-01', 'The date that chat templates which print one are told.'

@@ -1,9 +1,10 @@
 """The models that an evaluation compares: dense, masked, pruned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from ppjax import progress as progress_lib
 from ppjax.evaluation import config as config_lib
 from ppjax.masking import apply, pmask
 from ppjax.models import base_model
+from ppjax.parallel import sharding
 from ppjax.training import config as train_config
 
 LABELS = {'dense': 'Dense', 'masked': 'Masked', 'pruned': 'Pruned'}
@@ -101,13 +103,13 @@ def heldout_source(cfg: config_lib.EvaluateConfig, models: Candidates) -> str:
     )
 
 
-def _exported(path: str, dtype: str) -> Candidate:
+def _exported(path: str, how: Mapping[str, Any]) -> Candidate:
     base, system_prompt = apply.open_exported(path)
     return Candidate(
         'pruned',
         base,
         system_prompt=system_prompt,
-        _load=lambda: apply.load_masked(model=path, dtype=dtype),
+        _load=lambda: apply.load_masked(model=path, **how),
     )
 
 
@@ -128,13 +130,18 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
     name = cfg.base_model or (trained.base_model if trained else None)
     found = []
     base = None
+    # How weights are loaded.
+    how: dict[str, Any] = {
+        'dtype': cfg.dtype,
+        'mesh': sharding.inference_mesh(cfg.mesh),
+    }
     if name:
         base = base_model.open_base_model(name)
         found.append(
             Candidate(
                 'dense',
                 base,
-                _load=lambda: apply.load_masked(base_model=name, dtype=cfg.dtype),
+                _load=lambda: apply.load_masked(base_model=name, **how),
             )
         )
     mask_path, exported = cfg.mask, cfg.model
@@ -150,9 +157,9 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
             )
     if mask_path:
         assert base is not None
-        found.append(_masked(mask_path, base, found[0], cfg.dtype))
+        found.append(_masked(mask_path, base, found[0], how))
     if exported:
-        pruned = _exported(exported, cfg.dtype)
+        pruned = _exported(exported, how)
         if base is not None and pruned.base.config.vocab_size != base.config.vocab_size:
             raise errors.InputError(
                 f'{exported} embeds {pruned.base.config.vocab_size} tokens, the dense '
@@ -164,7 +171,7 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
 
 
 def _masked(
-    path: str, base: base_model.BaseModel, dense: Candidate, dtype: str
+    path: str, base: base_model.BaseModel, dense: Candidate, how: Mapping[str, Any]
 ) -> Candidate:
     file = pmask.load(pathlib.Path(path).expanduser())
     file.check_base(base.fingerprint(), base.config.num_layers, base.config.d_ff)
@@ -174,7 +181,7 @@ def _masked(
             file.kind.pruned(base, file.mask),
             system_prompt=file.system_prompt,
             _load=lambda: apply.load_masked(
-                base_model=base.name, mask_path=path, dtype=dtype
+                base_model=base.name, mask_path=path, **how
             ),
         )
 

@@ -135,6 +135,7 @@ class EvaluateConfig:
         'Precision of weights and activations; bfloat16 suits accelerators.',
         choices=settings.DTYPES,
     )
+    mesh: str | None = flags.setting(None, settings.MESH_HELP)
     seed: int = flags.setting(
         0, 'Fixes the timed prompt, and what a dialogue partner is asked with.'
     )

@@ -10,6 +10,7 @@ from ppjax.evaluation.dialogues import speakers
 from ppjax.evaluation.judges import judge_local, judge_openai, judge_scoring
 from ppjax.models import base_model, generation, loading
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import sharding
 
 # The partner's part of a dialogue is a few sentences a turn.
 PARTNER_TOKENS = 256
@@ -80,7 +81,10 @@ class HelperModels:
         renderer = chat.ChatRenderer(base.tokenizer(), date=self._cfg.date)
         progress_lib.say(f'Loading the {role} {name} ...')
         decoder = loading.load_decoder(
-            base.reader, base.config, dtype=jnp.dtype(self._cfg.dtype)
+            base.reader,
+            base.config,
+            dtype=jnp.dtype(self._cfg.dtype),
+            mesh=sharding.inference_mesh(self._cfg.mesh),
         )
         self._loaded[name] = base, renderer, decoder
         return base, renderer, decoder

@@ -18,6 +18,7 @@ from ppjax.data import chat, packing
 from ppjax.evaluation import bootstrap
 from ppjax.masking import apply
 from ppjax.models import decoder as decoder_lib
+from ppjax.parallel import sharding
 from ppjax.training import heldout as heldout_lib
 from ppjax.training import loss as loss_lib
 
@@ -106,20 +107,34 @@ def measure(
     """
     prefix = packing.common_prefix(examples)
     order = heldout_lib.even_batches(examples, batch_size)
-    layout = packing.plan_layout(examples, order, prefix=prefix)
-    run = functools.partial(_states, prefix=len(prefix), chunk=layout.chunk)
+    mesh = sharding.lies_on(dense.decoder)
+    layout = packing.plan_layout(
+        examples,
+        order,
+        prefix=prefix,
+        rows=1 if mesh is None else sharding.row_shards(mesh),
+    )
+
+    def call(compiled: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        if mesh is None:
+            return compiled(*args, **more)
+        return sharding.call(mesh, compiled, *args, **more)
+
+    run = functools.partial(call, _states, prefix=len(prefix), chunk=layout.chunk)
     sums = np.zeros((len(models), 3, len(examples)))
     for done, batch in enumerate(order):
         progress(done, len(order))
         packed = packing.pack(examples, batch, layout)
         rows = loss_lib.Rows(*(x[0] for x in packed))
+        placed = rows if mesh is None else sharding.shard_rows(rows, mesh)
         real = np.asarray(rows.weights) > 0
         owners = batch[np.asarray(rows.owners)[real]]
-        before = run(dense.decoder, dense.ffn_mask, rows)
+        before = run(dense.decoder, dense.ffn_mask, placed)
         flat = (-1, before.shape[-1])
         for own, model in zip(sums, models, strict=True):
-            after = run(model.decoder, model.ffn_mask, rows)
-            found = _compare(
+            after = run(model.decoder, model.ffn_mask, placed)
+            found = call(
+                _compare,
                 dense.decoder,
                 model.decoder,
                 before.reshape(flat),

@@ -45,6 +45,7 @@ def load_masked(
     mask_path: str | None = None,
     model: str | None = None,
     dtype: jax.typing.DTypeLike,
+    mesh: jax.sharding.Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LoadedModel:
     """Loads what `--model`, or `--base_model` and `--mask`, name.
@@ -55,6 +56,7 @@ def load_masked(
         mask_path: a `.pmask` to apply to the base; None for the dense model.
         model: a Hugging Face directory, exported or not, instead of the two.
         dtype: of the weights.
+        mesh: that they are loaded onto; None for one device.
         progress: called with (tensors read, tensors in all).
 
     Raises:
@@ -93,7 +95,7 @@ def load_masked(
     tokenizer = base.tokenizer()  # Before the weights: it fails sooner.
     read = read or base
     decoder = loading.load_decoder(
-        read.reader, read.config, dtype=dtype, progress=progress
+        read.reader, read.config, dtype=dtype, mesh=mesh, progress=progress
     )
     return LoadedModel(base, decoder, ffn_mask, tokenizer, system_prompt)
 

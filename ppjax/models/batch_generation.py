@@ -9,7 +9,7 @@ from ppjax import errors
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import generation, shared_prefix
-from ppjax.parallel import mesh as mesh_lib
+from ppjax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,8 @@ def generate_all(
         prompts: lists of token ids, of any lengths; none is empty.
         max_new_tokens: at most this many tokens an answer, the stop token included.
         stop_ids: the tokens that end an answer.
-        batch_size: rows at a time, rounded up to a multiple of the devices.
+        batch_size: rows at a time, rounded up to a multiple of what they are spread
+            over.
         sampling: how tokens are drawn.
         seed: of the draws.
         streams: a number below 2^32 a prompt, which with the seed fixes its draws;
@@ -102,8 +103,9 @@ def generate_all(
         yield Generated(index, [], False, reason)
     if not fitting:
         return
-    mesh = mesh_lib.data_mesh()
-    model, ffn_mask = mesh_lib.replicate((model, ffn_mask), mesh)
+    mesh = sharding.mesh_of(model)
+    model = sharding.on_mesh(model, mesh)
+    ffn_mask = sharding.replicate(ffn_mask, mesh)
     shared = shared_prefix.shared_length([prompts[index] for index in fitting])
     prefix = shared_prefix.compute(
         model,
@@ -111,9 +113,10 @@ def generate_all(
         prompts[fitting[0]][:shared],
         slots=generation.bucket(max(shared, 1)),
     )
-    prefix = mesh_lib.replicate(prefix, mesh)
+    prefix = sharding.replicate(prefix, mesh)
     # All batches have one size, so that only lengths make new shapes.
-    size = -(-min(batch_size, len(fitting)) // mesh.size) * mesh.size
+    shards = sharding.row_shards(mesh)
+    size = -(-min(batch_size, len(fitting)) // shards) * shards
     order = sorted(fitting, key=lambda index: (len(prompts[index]), index))
     for start in range(0, len(order), size):
         rows = order[start : start + size]

@@ -20,7 +20,7 @@ from ppjax import errors
 from ppjax.models import attention, shared_prefix
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import mesh as mesh_lib
+from ppjax.parallel import sharding
 
 # Prompt and cache lengths are rounded up to multiples of this at least.
 _BUCKET = 64
@@ -247,8 +247,8 @@ def stream(
             ([L, F] or None); `prompts` are then what follows it.
         streams: a number below 2^32 a row, which with the seed fixes its draws;
             0, 1, ... by default.
-        mesh: spreads the rows, a multiple of its devices, over which the model and
-            the prefix have to be replicated.
+        mesh: spreads the rows, a multiple of `sharding.row_shards`; the model lies on
+            it, and the prefix is replicated.
 
     Returns:
         int32 [B] arrays: each row's next token, or -1 once the row has ended. The
@@ -278,9 +278,7 @@ def stream(
         ),
         prefix,
         shared,
-        jnp.asarray
-        if mesh is None
-        else functools.partial(mesh_lib.shard_rows, mesh=mesh),
+        mesh,
     )
 
 
@@ -294,10 +292,19 @@ def _stream(
     keys: jax.Array,
     prefix: shared_prefix.SharedPrefix | None,
     shared: int,
-    place: Callable[[Any], jax.Array],
+    mesh: jax.sharding.Mesh | None,
 ) -> Iterator[np.ndarray]:
     if not prompts:
         return
+
+    def place(rows: Any) -> jax.Array:
+        return jnp.asarray(rows) if mesh is None else sharding.shard_rows(rows, mesh)
+
+    def run(compiled: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        if mesh is None:
+            return compiled(*args, **more)
+        return sharding.call(mesh, compiled, *args, **more)
+
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     limits = np.minimum(max_new_tokens, model.cfg.max_position - shared - lengths)
     padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
@@ -308,7 +315,8 @@ def _stream(
     if prefix is not None:
         slots = max(slots, prefix.cache.k.shape[2])
     keys = place(keys)
-    cache, tokens, positions = _prefill(
+    cache, tokens, positions = run(
+        _prefill,
         model,
         ffn_mask,
         place(padded),
@@ -327,8 +335,8 @@ def _stream(
         ended |= np.isin(drawn, stops) | (count >= limits)
         if ended.all():
             return
-        cache, tokens, positions = _step(
-            model, ffn_mask, cache, tokens, positions, keys, sampling=sampling
+        cache, tokens, positions = run(
+            _step, model, ffn_mask, cache, tokens, positions, keys, sampling=sampling
         )
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import types
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -23,7 +24,7 @@ class Notice:
 
     def __init__(self) -> None:
         self._given = False
-        self._before: signal._HANDLER = signal.SIG_DFL
+        self._before: Any = signal.SIG_DFL
 
     def given(self, step: int) -> bool:
         """Whether to save and stop after this step.

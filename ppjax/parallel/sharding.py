@@ -18,6 +18,7 @@ from ppjax import errors
 from ppjax.parallel import processes
 
 Tree = TypeVar('Tree')
+Model = TypeVar('Model', bound=Any)
 
 # Copies that take different rows; copies that also share out the weights; parts of
 # one layer's product.
@@ -119,6 +120,47 @@ def default_mesh(text: str | None) -> jax.sharding.Mesh:
     if text is None and devices[0].platform == 'cpu' and alone:
         devices = devices[:1]
     return make_mesh(text, devices)
+
+
+def inference_mesh(text: str | None) -> jax.sharding.Mesh | None:
+    """The mesh that a model to be only run is loaded onto.
+
+    Without a text none: it is loaded onto one device, and copied to all (`mesh_of`).
+
+    Raises:
+        InputError: see `make_mesh`.
+    """
+    return None if text is None else make_mesh(text, jax.devices())
+
+
+def lies_on(model: Any) -> jax.sharding.Mesh | None:
+    """The mesh that a decoder was loaded onto, if it was."""
+    where = model.embedding[...].sharding
+    mesh = getattr(where, 'mesh', None)
+    if isinstance(mesh, jax.sharding.Mesh) and mesh.axis_names == AXES:
+        return mesh
+    return None
+
+
+def mesh_of(model: Any) -> jax.sharding.Mesh:
+    """The mesh that a decoder lies on; where on none, all devices for its rows."""
+    return lies_on(model) or make_mesh('data:-1', jax.devices())
+
+
+def on_mesh(model: Model, mesh: jax.sharding.Mesh) -> Model:
+    """A decoder where `mesh_of` says: as it lies there, or whole on every device."""
+    return replicate(model, mesh) if lies_on(model) is None else model
+
+
+def replicate(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    """Puts every array whole on every device."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def shard_rows(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
+    """Spreads the first axis of every array; it must be a multiple of `row_shards`."""
+    spec = jax.sharding.PartitionSpec(('data', 'fsdp'))
+    return spread(tree, jax.sharding.NamedSharding(mesh, spec))
 
 
 def text_of(mesh: jax.sharding.Mesh) -> str:
@@ -278,16 +320,20 @@ def jit_over(
     return OverMesh(mesh, function, batch, where(mesh))
 
 
-def call(mesh: jax.sharding.Mesh, compiled: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function that is compiled for a mesh, under it.
+def call(
+    mesh: jax.sharding.Mesh, compiled: Callable[..., Any], *args: Any, **more: Any
+) -> Any:
+    """Calls a compiled function of what lies on a mesh, under it.
 
     There the decoder keeps its activations spread by rows.
     """
+    if mesh.size == 1:
+        return compiled(*args, **more)
     with jax.set_mesh(mesh):
-        found = compiled(*args)
+        found = compiled(*args, **more)
     # The devices of a CPU share its threads: the collectives of two programs at a time
     # can wait for each other for ever.
-    if mesh.size > 1 and mesh.devices.flat[0].platform == 'cpu':
+    if mesh.devices.flat[0].platform == 'cpu':
         jax.block_until_ready(found)
     return found
 
@@ -320,4 +366,6 @@ def gather_tables(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))

@@ -166,6 +166,7 @@ RESUMABLE = frozenset(
     {
         'output_dir',
         'overwrite',
+        'mesh',
         'batch_tokens',
         'print_persona',
         'rewriter',

@@ -19,6 +19,7 @@ from ppjax import atomic, errors, run_directory, versions
 from ppjax import progress as progress_lib
 from ppjax.data import chat, instructions
 from ppjax.models import base_model
+from ppjax.parallel import sharding
 from ppjax.personas import evaluation_set, prompts
 from ppjax.personas import persona as persona_lib
 from ppjax.synthesis import config as config_lib
@@ -285,6 +286,7 @@ def synthesize(
             max_length=cfg.max_length,
             batch_tokens=cfg.batch_tokens,
             dtype=cfg.dtype,
+            mesh=sharding.inference_mesh(cfg.mesh),
         )
         selected = split(
             scored,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 import hashlib
 
+import jax
 import jax.numpy as jnp
 
 from ppjax import errors
@@ -30,6 +31,7 @@ class LocalRewriter:
         batch_size: int,
         seed: int,
         dtype: str = 'float32',
+        mesh: jax.sharding.Mesh | None = None,
         model: decoder_lib.Decoder | None = None,
     ):
         """Args:
@@ -40,13 +42,14 @@ class LocalRewriter:
         batch_size: replies written at a time.
         seed: of the draws.
         dtype: precision of weights and activations.
+        mesh: that the weights are loaded onto; None copies them to all devices.
         model: its weights, if they are loaded; otherwise they are when the first
             reply is asked for.
         """
         self._base, self._renderer = base, renderer
         self._max_tokens, self._batch_size = max_tokens, batch_size
         self._sampling = generation.Sampling(temperature=temperature)
-        self._seed, self._dtype = seed, dtype
+        self._seed, self._dtype, self._mesh = seed, dtype, mesh
         self._model = model
 
     @property
@@ -73,7 +76,10 @@ class LocalRewriter:
             return
         if self._model is None:
             self._model = loading.load_decoder(
-                self._base.reader, self._base.config, dtype=jnp.dtype(self._dtype)
+                self._base.reader,
+                self._base.config,
+                dtype=jnp.dtype(self._dtype),
+                mesh=self._mesh,
             )
         tokenizer = self._renderer.tokenizer
         for answer in batch_generation.generate_all(

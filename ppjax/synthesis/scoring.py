@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import pathlib
 
+import jax
 import jax.numpy as jnp
 
 from ppjax import errors, json_lines
@@ -53,6 +54,7 @@ def score(
     max_length: int,
     batch_tokens: int,
     dtype: str,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Scored:
     """Scores every instruction's query; scores that `path` has are not made again.
 
@@ -66,6 +68,7 @@ def score(
         max_length: longer prompts are left out.
         batch_tokens: tokens of queries that run at a time.
         dtype: precision of weights and activations.
+        mesh: that the model is loaded onto; None copies it to all devices.
 
     Raises:
         InputError: if no row can be scored, or `path` is no file of scores or cannot
@@ -88,6 +91,7 @@ def score(
                 base.reader,
                 base.config,
                 dtype=jnp.dtype(dtype),
+                mesh=mesh,
                 progress=progress_lib.counter('Loading tensors'),
             )
             scorer = sensitivity.Scorer(

@@ -16,7 +16,7 @@ import numpy as np
 from ppjax import errors
 from ppjax.models import attention, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import mesh as mesh_lib
+from ppjax.parallel import sharding
 from ppjax.synthesis import prompt_tokens, query_packing
 
 
@@ -109,15 +109,15 @@ class Scorer:
                 'Sensitivity compares the persona with reference personas, and there '
                 'is none besides the persona itself.'
             )
-        self._mesh = mesh_lib.data_mesh()
-        self._model = mesh_lib.replicate(model, self._mesh)
+        self._mesh = sharding.mesh_of(model)
+        self._model = sharding.on_mesh(model, self._mesh)
         self._calls = query_packing.pack(
             prompts.suffixes,
             batch_tokens=batch_tokens,
-            row_multiple=self._mesh.size,
+            row_multiple=sharding.row_shards(self._mesh),
         )
         self._prefixes = [
-            mesh_lib.replicate(
+            sharding.replicate(
                 shared_prefix.compute(
                     model, None, prefix, slots=generation.bucket(len(prefix))
                 ),
@@ -144,14 +144,15 @@ class Scorer:
             wanted = (call.owners >= 0) & ~np.isin(call.owners, known)
             if not wanted.any():
                 continue
-            batch = mesh_lib.shard_rows(call, self._mesh)
+            batch = sharding.shard_rows(call, self._mesh)
             target, *references = self._prefixes
-            mine = _last_states(self._model, target, batch)
+            run = functools.partial(sharding.call, self._mesh)
+            mine = run(_last_states, self._model, target, batch)
             total: jax.Array | float = 0.0
             for reference in references:
-                theirs = _last_states(self._model, reference, batch)
-                total = total + _distance(
-                    mine, theirs, first=max(first, 1), last=stop - 1
+                theirs = run(_last_states, self._model, reference, batch)
+                total = total + run(
+                    _distance, mine, theirs, first=max(first, 1), last=stop - 1
                 )
             mean = np.asarray(total, np.float64) / (len(references) * (stop - first))
             yield call.owners[wanted], mean[wanted]

@@ -7,6 +7,7 @@ from ppjax import demo, errors
 from ppjax import progress as progress_lib
 from ppjax.data import chat, instructions, mixture
 from ppjax.models import base_model
+from ppjax.parallel import sharding
 from ppjax.personas import evaluation_set, sources
 from ppjax.personas import persona as persona_lib
 from ppjax.synthesis import config as config_lib
@@ -151,6 +152,7 @@ def open_rewriter(
             batch_size=cfg.rewrite_batch_size,
             seed=cfg.seed,
             dtype=cfg.dtype,
+            mesh=sharding.inference_mesh(cfg.mesh),
         )
     assert cfg.rewriter == 'file' and cfg.rewrites
     if cfg.rewrites.startswith(_DEMO_PREFIX):

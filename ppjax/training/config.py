@@ -89,11 +89,6 @@ class LearningSettings(settings.CommonSettings):
         'weights) or full (least memory).',
         choices=decoder.REMAT,
     )
-    mesh: str | None = flags.setting(
-        None,
-        'Sizes of the mesh axes data, fsdp and tensor, as in data:2,fsdp:4; one may '
-        'be -1. By default fsdp has all devices, on a CPU one.',
-    )
     heldout_every: int = flags.setting(
         0, 'Steps between held-out measurements; 0 measures 8 times a run.'
     )

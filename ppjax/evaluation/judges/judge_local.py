@@ -14,7 +14,7 @@ from ppjax.data import chat
 from ppjax.evaluation.judges import judge_scoring, token_trie
 from ppjax.models import attention, base_model, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import mesh as mesh_lib
+from ppjax.parallel import sharding
 
 REPLIES = (*map(str, range(judge_scoring.NUM_SCORES)), judge_scoring.REFUSAL)
 
@@ -131,11 +131,11 @@ class LocalJudge:
         """
         if not prompts:
             return
-        mesh = mesh_lib.data_mesh()
-        model = mesh_lib.replicate(self._decoder, mesh)
+        mesh = sharding.mesh_of(self._decoder)
+        model = sharding.on_mesh(self._decoder, mesh)
         ffn_mask = self._ffn_mask
         if ffn_mask is not None:
-            ffn_mask = mesh_lib.replicate(jnp.asarray(ffn_mask), mesh)
+            ffn_mask = sharding.replicate(jnp.asarray(ffn_mask), mesh)
         # Short of the last token of every prompt, which is the root of the tree.
         shared = shared_prefix.shared_length(prompts)
         prefix = shared_prefix.compute(
@@ -144,20 +144,23 @@ class LocalJudge:
             prompts[0][:shared],
             slots=generation.bucket(max(shared, 1)),
         )
-        prefix = mesh_lib.replicate(prefix, mesh)
+        prefix = sharding.replicate(prefix, mesh)
         # All batches have one size, so that only lengths make new shapes.
-        size = -(-min(self._batch_size, len(prompts)) // mesh.size) * mesh.size
+        shards = sharding.row_shards(mesh)
+        size = -(-min(self._batch_size, len(prompts)) // shards) * shards
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             padded = rows + rows[-1:] * (size - len(rows))
             tokens, lengths = self._pack([prompts[row][shared:] for row in padded])
-            found = _log_probs(
+            found = sharding.call(
+                mesh,
+                _log_probs,
                 model,
                 ffn_mask,
                 prefix,
-                mesh_lib.shard_rows(tokens, mesh),
-                mesh_lib.shard_rows(lengths, mesh),
+                sharding.shard_rows(tokens, mesh),
+                sharding.shard_rows(lengths, mesh),
                 self._trie.depths,
                 self._trie.ancestors(),
                 self._wanted,

@@ -18,7 +18,7 @@ from ppjax.data import row_calls
 from ppjax.evaluation.multiple_choice import choice_tokens
 from ppjax.models import attention, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import mesh as mesh_lib
+from ppjax.parallel import sharding
 from ppjax.training import loss as loss_lib
 
 # Numbers of targets in a row are rounded up to multiples of it: fewer shapes.
@@ -165,13 +165,13 @@ def log_likelihoods(
     Yields:
         (choices [n], their log-likelihoods [n] float64 in nats), each choice once.
     """
-    mesh = mesh_lib.data_mesh()
+    mesh = sharding.mesh_of(model)
     shared = shared_prefix.shared_length([choice.context for choice in choices])
     trees = _trees(choices, shared)
     calls = row_calls.plan(
         [_fed(choices, tree) for tree in trees],
         batch_tokens=batch_tokens,
-        row_multiple=mesh.size,
+        row_multiple=sharding.row_shards(mesh),
     )
     slots = generation.bucket(max(shared, 1))
     prefix = (
@@ -179,7 +179,8 @@ def log_likelihoods(
         if shared
         else _no_prefix(model, slots=slots)
     )
-    model, ffn_mask, prefix = mesh_lib.replicate((model, ffn_mask, prefix), mesh)
+    model = sharding.on_mesh(model, mesh)
+    ffn_mask, prefix = sharding.replicate((ffn_mask, prefix), mesh)
     most: dict[int, int] = {}  # By capacity, so that calls of one have one shape.
     for call in calls:
         needed = max(_targets(choices, [trees[i] for i in row]) for row in call.rows)
@@ -187,9 +188,8 @@ def log_likelihoods(
         most[call.capacity] = max(most.get(call.capacity, 0), needed)
     for call in calls:
         batch = _batch(choices, trees, call, most[call.capacity])
-        found = _log_probabilities(
-            model, ffn_mask, prefix, mesh_lib.shard_rows(batch, mesh)
-        )
+        rows = sharding.shard_rows(batch, mesh)
+        found = sharding.call(mesh, _log_probabilities, model, ffn_mask, prefix, rows)
         values = np.asarray(found, np.float64)
         real = batch.owners >= 0
         owners, where = np.unique(batch.owners[real], return_inverse=True)
