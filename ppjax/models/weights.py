@@ -4,7 +4,7 @@ Optimizers, checkpoints and sharding rules want plain arrays under names; the na
 are those of `Decoder` and `DecoderBlock`.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.parallel import sharding
+
+Model = TypeVar('Model', bound=Any)
 
 # {'embedding': [V, D], 'blocks': {'w_q': [L, D, N*H], ...}, ...}
 Weights = dict[str, Any]
@@ -69,8 +71,18 @@ def decoder_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.Dec
     return jax.tree_util.tree_map_with_path(value, _abstract(cfg, int8_matrices))
 
 
-def with_tables_gathered(decoder: decoder_lib.Decoder) -> decoder_lib.Decoder:
-    """See `sharding.gather_tables`; the decoder itself where no mesh is in force."""
+def with_tables_gathered(model: Model) -> Model:
+    """See `sharding.gather_tables`; the model itself where no mesh is in force.
+
+    Args:
+        model: a decoder, or what holds one.
+    """
     if jax.sharding.get_abstract_mesh().empty:
-        return decoder
-    return decoder_of(decoder.cfg, sharding.gather_tables(weights_of(decoder)))
+        return model
+
+    def gathered(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
+        # The last key is Param's own.
+        name = getattr(path[-2], 'name', '')
+        return sharding.gather_tables({name: value})[name]
+
+    return jax.tree_util.tree_map_with_path(gathered, model)

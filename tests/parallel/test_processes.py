@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from ppjax import demo, errors
 from ppjax.masking import pmask
 from ppjax.parallel import processes
+from ppjax.recovery import config as recovery_config
+from ppjax.recovery import loop as recovery_loop
 from ppjax.training import config, loop
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -128,6 +131,47 @@ def test_processes_learn_what_one_does_whatever_befalls_them(
     masks = [pmask.load(run / 'mask.pmask').mask for run in (broken, whole)]
     # A tie, broken by rounding, moves two bits.
     assert (masks[0] != masks[1]).sum() <= 2
+
+
+def test_two_processes_recover_what_one_does(
+    chatty_model: pathlib.Path, calibration_files: Any, tmp_path: pathlib.Path
+) -> None:
+    values = {
+        'model': str(chatty_model),
+        'calibration': str(calibration_files[0]),
+        'heldout': str(calibration_files[1]),
+        'batch_size': 8,
+        'steps': 4,
+        'learning_rate': 1e-3,
+        'lora_rank': 4,
+        'mesh': _MESH,
+    }
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    cfg = recovery_config.RecoverConfig(**values, output_dir=str(one))
+    recovery_loop.recover(
+        cfg.resolved(),
+        demo.read_rows(values['calibration'], split='train'),
+        demo.read_rows(values['heldout'], split='test'),
+    )
+    launcher = _launch(
+        2, 4, 'ppjax.recover', *_flags(values | {'output_dir': str(two)})
+    )
+    _, said = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, said
+    theirs, ours = (
+        safetensors_numpy.load_file(run / 'hf' / 'model.safetensors')
+        for run in (one, two)
+    )
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=1e-6)
+    assert (two / 'adapter' / 'adapter_model.safetensors').exists()
+    found = [
+        json.loads((run / 'results' / 'recovery.json').read_text())['models']
+        for run in (one, two)
+    ]
+    for name in ('start', 'recovered'):
+        assert found[1][name]['nll'] == pytest.approx(found[0][name]['nll'], rel=1e-5)
 
 
 def test_processes_that_differ_do_not_start(
