@@ -18,7 +18,7 @@ from ppjax.data import chat, packing
 from ppjax.evaluation import bootstrap
 from ppjax.masking import apply
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import execution, sharding
 from ppjax.training import heldout as heldout_lib
 from ppjax.training import loss as loss_lib
 
@@ -118,7 +118,7 @@ def measure(
     def call(compiled: Callable[..., Any], *args: Any, **more: Any) -> Any:
         if mesh is None:
             return compiled(*args, **more)
-        return sharding.call(mesh, compiled, *args, **more)
+        return execution.call(mesh, compiled, *args, **more)
 
     run = functools.partial(call, _states, prefix=len(prefix), chunk=layout.chunk)
     sums = np.zeros((len(models), 3, len(examples)))

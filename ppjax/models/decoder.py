@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ppjax.models import attention, int8, products
 from ppjax.models import config as config_lib
 from ppjax.models import rope as rope_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import execution
 
 # Given a block's input and output [B, T, D] and its FFN activations before the mask
 # [B, T, F], returns what to keep of them; the results are stacked over layers.
@@ -283,7 +283,7 @@ class Decoder(nnx.Module):
                 cfg.head_dim, cfg.rope_theta, cfg.rope_scaling
             ),
         )
-        x = sharding.spread_rows(jnp.take(self.embedding[...], tokens, axis=0))
+        x = execution.spread_rows(jnp.take(self.embedding[...], tokens, axis=0))
 
         def layer(carry: Any, scanned: Any) -> tuple[Any, Any]:
             x, cache = carry
@@ -292,7 +292,7 @@ class Decoder(nnx.Module):
             y, hidden, own = block(x, mask, rope, attend, own, low_rank)
             if share is not None:
                 y = _blend(x, y, share)
-            y = sharding.spread_rows(y)
+            y = execution.spread_rows(y)
             cache = None if own is None else own.whole
             return (y, cache), None if tap is None else tap(x, y, hidden)
 
@@ -305,6 +305,6 @@ class Decoder(nnx.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""
         table = self.embedding if self.head is None else self.head
-        flat = sharding.spread_rows(hidden.reshape(-1, hidden.shape[-1]))
+        flat = execution.spread_rows(hidden.reshape(-1, hidden.shape[-1]))
         logits = products.product('td,vd->tv', flat, table[...], jnp.float32)
         return logits.reshape(*hidden.shape[:-1], -1)

@@ -20,7 +20,7 @@ from ppjax import errors
 from ppjax.models import attention, shared_prefix
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import execution, sharding
 
 # Prompt and cache lengths are rounded up to multiples of this at least.
 _BUCKET = 64
@@ -303,7 +303,7 @@ def _stream(
     def run(compiled: Callable[..., Any], *args: Any, **more: Any) -> Any:
         if mesh is None:
             return compiled(*args, **more)
-        return sharding.call(mesh, compiled, *args, **more)
+        return execution.call(mesh, compiled, *args, **more)
 
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     limits = np.minimum(max_new_tokens, model.cfg.max_position - shared - lengths)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import execution
 
 Model = TypeVar('Model', bound=Any)
 
@@ -72,7 +72,7 @@ def decoder_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.Dec
 
 
 def with_tables_gathered(model: Model) -> Model:
-    """See `sharding.gather_tables`; the model itself where no mesh is in force.
+    """See `execution.gather_tables`; the model itself where no mesh is in force.
 
     Args:
         model: a decoder, or what holds one.
@@ -83,6 +83,6 @@ def with_tables_gathered(model: Model) -> Model:
     def gathered(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
         # The last key is Param's own.
         name = getattr(path[-2], 'name', '')
-        return sharding.gather_tables({name: value})[name]
+        return execution.gather_tables({name: value})[name]
 
     return jax.tree_util.tree_map_with_path(gathered, model)

@@ -1,14 +1,13 @@
-"""One table that says how every parameter lies over the devices.
+"""Meshes of devices, and one table that says how every parameter lies over them.
 
 A parameter's path gives its logical axes, a logical axis the mesh axis that it is
 split over. What matches no rule, or cannot be split evenly, is an error: nothing is
 replicated because it was forgotten.
 """
 
-from collections.abc import Callable
 import math
 import re
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import mesh_utils
@@ -36,6 +35,8 @@ _MESH_AXES: dict[str, str | None] = {
     'norm': None,
     'rank': None,
 }
+# Over which an embedding's words are split.
+VOCAB_AXIS = _MESH_AXES['vocab']
 _PARAM_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r'embedding|head', ('vocab', 'embed')),
     (r'final_norm', ('norm',)),
@@ -262,110 +263,3 @@ def spread(tree: Tree, where: jax.sharding.Sharding) -> Tree:
         return jax.make_array_from_callback(own.shape, where, lambda index: own[index])
 
     return jax.tree.map(put, tree)
-
-
-class Compiled(Protocol):
-    """A function that `jax.jit` or `OverMesh` compiles."""
-
-    def __call__(self, *args: Any) -> Any: ...
-
-    def lower(self, *args: Any) -> Any: ...
-
-
-class OverMesh:
-    """A compiled function of a model and a batch of rows, over a mesh of devices.
-
-    Called like the function; its results are small, and all devices get them whole.
-    """
-
-    def __init__(
-        self,
-        mesh: jax.sharding.Mesh,
-        function: Callable[..., Any],
-        batch: int,
-        where: jax.sharding.Sharding,
-    ):
-        """Args: see `jit_over`."""
-        self._mesh, self._batch, self._where = mesh, batch, where
-        self._compiled = jax.jit(function, out_shardings=replicated(mesh))
-
-    def __call__(self, *args: Any) -> Any:
-        own = list(args)
-        own[self._batch] = spread(own[self._batch], self._where)
-        return call(self._mesh, self._compiled, *own)
-
-    def lower(self, *args: Any) -> Any:
-        """As `jax.jit`'s, from shapes that say where their arrays lie."""
-        with jax.set_mesh(self._mesh):
-            return self._compiled.lower(*args)
-
-
-def jit_over(
-    mesh: jax.sharding.Mesh | None,
-    function: Callable[..., Any],
-    *,
-    batch: int,
-    where: Callable[[jax.sharding.Mesh], jax.sharding.Sharding] = rows,
-) -> Compiled:
-    """Compiles a function of a model and a batch of rows for a mesh.
-
-    Args:
-        mesh: the devices; None for one.
-        function: whose results are small.
-        batch: number of the argument that is a batch, on the host.
-        where: how its arrays lie, from the mesh.
-    """
-    if mesh is None:
-        return jax.jit(function)
-    return OverMesh(mesh, function, batch, where(mesh))
-
-
-def call(
-    mesh: jax.sharding.Mesh, compiled: Callable[..., Any], *args: Any, **more: Any
-) -> Any:
-    """Calls a compiled function of what lies on a mesh, under it.
-
-    There the decoder keeps its activations spread by rows.
-    """
-    if mesh.size == 1:
-        return compiled(*args, **more)
-    with jax.set_mesh(mesh):
-        found = compiled(*args, **more)
-    # The devices of a CPU share its threads: the collectives of two programs at a time
-    # can wait for each other for ever.
-    if mesh.devices.flat[0].platform == 'cpu':
-        jax.block_until_ready(found)
-    return found
-
-
-def spread_rows(x: jax.Array) -> jax.Array:
-    """Keeps activations [B, ...] spread by rows where `jax.set_mesh` is in force.
-
-    Left alone, the compiler follows the weights instead: every device would hold a
-    part of the width of all rows, and gather activations again and again. Rows that
-    cannot be spread evenly are left to it.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
-        return x
-    return _constrain(x, ('data', 'fsdp'))
-
-
-def gather_tables(tree: dict[str, Any]) -> dict[str, Any]:
-    """Parameters with the embedding and the unembedding of their whole width.
-
-    Rows spread over `fsdp` look up and multiply all of it. Gathered here it is done
-    once a step, and not for every chunk of logits.
-    """
-    return {
-        name: _constrain(value, _MESH_AXES['vocab'])
-        if name in ('embedding', 'head')
-        else value
-        for name, value in tree.items()
-    }
-
-
-def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))

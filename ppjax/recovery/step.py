@@ -9,7 +9,7 @@ import optax
 
 from ppjax.data import packing
 from ppjax.models.weights import Weights
-from ppjax.parallel import sharding
+from ppjax.parallel import execution, sharding
 from ppjax.recovery import methods
 from ppjax.training import loss as loss_lib
 
@@ -91,15 +91,15 @@ def make_recovery_step(
         total = jnp.sum(batch.weights)
         # Once a step, not once a micro-batch; the gradient by what was cast is that
         # by the float32 arrays.
-        cast = sharding.gather_tables(method.cast(state.trained))
-        frozen = sharding.gather_tables(frozen)
+        cast = execution.gather_tables(method.cast(state.trained))
+        frozen = execution.gather_tables(frozen)
 
         def accumulate(carry: Any, rows: Any) -> tuple[Any, None]:
             value, grads = jax.value_and_grad(micro_loss)(
                 cast, frozen, loss_lib.Rows(*rows)
             )
             # Tables as they were looked up in; then each device adds up its own part.
-            found = (value, sharding.gather_tables(grads))
+            found = (value, execution.gather_tables(grads))
             carry = jax.tree.map(lambda x, y: x + y.astype(x.dtype), carry, found)
             grads = jax.lax.with_sharding_constraint(carry[1], placed.trained)
             return (carry[0], grads), None
@@ -126,6 +126,6 @@ def make_recovery_step(
         state: RecoveryState, frozen: Weights, batch: packing.PackedBatch
     ) -> tuple[RecoveryState, StepMetrics]:
         placed = sharding.spread(batch, sharding.rows(mesh))
-        return sharding.call(mesh, compiled, state, frozen, placed)
+        return execution.call(mesh, compiled, state, frozen, placed)
 
     return run

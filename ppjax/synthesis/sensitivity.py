@@ -16,7 +16,7 @@ import numpy as np
 from ppjax import errors
 from ppjax.models import attention, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import execution, sharding
 from ppjax.synthesis import prompt_tokens, query_packing
 
 
@@ -146,7 +146,7 @@ class Scorer:
                 continue
             batch = sharding.shard_rows(call, self._mesh)
             target, *references = self._prefixes
-            run = functools.partial(sharding.call, self._mesh)
+            run = functools.partial(execution.call, self._mesh)
             mine = run(_last_states, self._model, target, batch)
             total: jax.Array | float = 0.0
             for reference in references:

@@ -15,7 +15,7 @@ from ppjax.masking import granularity as granularity_lib
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights as weights_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import execution
 from ppjax.training import loss as loss_lib
 
 
@@ -51,7 +51,7 @@ def make_measure(
             block_mask=block_mask,
         )
 
-    return sharding.jit_over(mesh, measure, batch=2)
+    return execution.jit_over(mesh, measure, batch=2)
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def make_tap_sums(
         )
         return found, jnp.sum(weights)
 
-    return sharding.jit_over(mesh, sums, batch=1)
+    return execution.jit_over(mesh, sums, batch=1)
 
 
 @functools.cache
@@ -135,4 +135,4 @@ def make_gradient_squares(
         ones = jnp.ones(granularity.shape(model.cfg.num_layers, model.cfg.d_ff))
         return jnp.square(jax.grad(loss)(ones)), jnp.ones(())
 
-    return sharding.jit_over(mesh, squares, batch=1)
+    return execution.jit_over(mesh, squares, batch=1)

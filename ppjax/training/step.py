@@ -13,7 +13,7 @@ from ppjax.masking import estimators, topk
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights
-from ppjax.parallel import sharding
+from ppjax.parallel import execution, sharding
 from ppjax.training import loss as loss_lib
 
 
@@ -107,7 +107,7 @@ def make_train_step(
     prefix: int,
     chunk: int,
     mesh: jax.sharding.Mesh | None = None,
-) -> sharding.Compiled:
+) -> execution.Compiled:
     """Builds the compiled step (paper, Eq. 4-6).
 
     Every slot is a step of that persona's own run, side by side in the batch over one
@@ -203,4 +203,4 @@ def make_train_step(
         return state, metrics
 
     # Not donated: a checkpoint may still be reading the old state, and it is small.
-    return sharding.jit_over(mesh, step, batch=2, where=sharding.slot_rows)
+    return execution.jit_over(mesh, step, batch=2, where=sharding.slot_rows)

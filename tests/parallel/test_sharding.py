@@ -9,7 +9,7 @@ import pytest
 
 from ppjax import errors
 from ppjax.models import weights
-from ppjax.parallel import sharding
+from ppjax.parallel import execution, sharding
 from ppjax.recovery import lora
 
 _MOMENT = '0/mu/'
@@ -112,7 +112,7 @@ def test_a_path_without_a_rule_is_refused() -> None:
 
 def test_without_a_mesh_nothing_is_constrained() -> None:
     x = jnp.ones((3, 2))
-    assert sharding.spread_rows(x) is x
+    assert execution.spread_rows(x) is x
     with jax.set_mesh(_mesh('data:2,fsdp:4')):
-        spread = jax.jit(lambda x: sharding.spread_rows(x * 2))(jnp.ones((8, 2)))
+        spread = jax.jit(lambda x: execution.spread_rows(x * 2))(jnp.ones((8, 2)))
     assert spread.sharding.spec == P(('data', 'fsdp'))

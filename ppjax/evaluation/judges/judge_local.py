@@ -14,7 +14,7 @@ from ppjax.data import chat
 from ppjax.evaluation.judges import judge_scoring, token_trie
 from ppjax.models import attention, base_model, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import execution, sharding
 
 REPLIES = (*map(str, range(judge_scoring.NUM_SCORES)), judge_scoring.REFUSAL)
 
@@ -153,7 +153,7 @@ class LocalJudge:
             rows = order[start : start + size]
             padded = rows + rows[-1:] * (size - len(rows))
             tokens, lengths = self._pack([prompts[row][shared:] for row in padded])
-            found = sharding.call(
+            found = execution.call(
                 mesh,
                 _log_probs,
                 model,

@@ -18,7 +18,7 @@ from ppjax.data import row_calls
 from ppjax.evaluation.multiple_choice import choice_tokens
 from ppjax.models import attention, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import sharding
+from ppjax.parallel import execution, sharding
 from ppjax.training import loss as loss_lib
 
 # Numbers of targets in a row are rounded up to multiples of it: fewer shapes.
@@ -189,7 +189,7 @@ def log_likelihoods(
     for call in calls:
         batch = _batch(choices, trees, call, most[call.capacity])
         rows = sharding.shard_rows(batch, mesh)
-        found = sharding.call(mesh, _log_probabilities, model, ffn_mask, prefix, rows)
+        found = execution.call(mesh, _log_probabilities, model, ffn_mask, prefix, rows)
         values = np.asarray(found, np.float64)
         real = batch.owners >= 0
         owners, where = np.unique(batch.owners[real], return_inverse=True)
