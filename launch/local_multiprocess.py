@@ -19,8 +19,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
+from typing import IO
 
 from absl import app, flags
 
@@ -53,6 +55,15 @@ def _commands(verb: Sequence[str], port: int) -> list[list[str]]:
         ]
         for index in range(_PROCESSES.value)
     ]
+
+
+def _show(output: IO[bytes]) -> None:
+    """Passes the first process's output on, line by line."""
+    for line in output:
+        # The collectives' own lines are for nobody.
+        if not line.startswith(b'[Gloo]'):
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
 
 
 def _wait(running: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
@@ -99,16 +110,19 @@ def main(argv: Sequence[str]) -> int:
     logs = pathlib.Path(tempfile.mkdtemp(prefix='ppjax-processes-'))
     running: list[subprocess.Popen[bytes]] = []
     for index, command in enumerate(commands):
-        # The collectives' own lines on stdout are for nobody.
         with (logs / f'{index}.log').open('wb') as log:
             running.append(
                 subprocess.Popen(
                     command,
                     env=os.environ | environment,
-                    stdout=log,
-                    stderr=None if index == 0 else log,
+                    stdout=log if index else subprocess.PIPE,
+                    stderr=log if index else None,
                 )
             )
+    output = running[0].stdout
+    assert output is not None
+    showing = threading.Thread(target=_show, args=(output,))
+    showing.start()
 
     def pass_on(number: int, _: types.FrameType | None) -> None:
         for process in running:
@@ -117,6 +131,7 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     index, code = _wait(running)
+    showing.join()
     if code:
         print(
             f'ERROR: process {index} ended with {code}'

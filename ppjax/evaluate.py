@@ -14,18 +14,20 @@ from ppjax import compile_cache, flags
 from ppjax import progress as progress_lib
 from ppjax.evaluation import config, pipeline, tables
 from ppjax.evaluation.page import report
+from ppjax.parallel import processes
 
 
 def main(cfg: config.EvaluateConfig) -> int:
     """Measures and prints, task by task."""
     compile_cache.enable()
     for task, result in pipeline.Evaluation(cfg).run():
-        print(f'{tables.TABLES[task](result)}\n', flush=True)
-    if cfg.is_run:
+        if processes.is_first():
+            print(f'{tables.TABLES[task](result)}\n', flush=True)
+    if cfg.is_run and processes.is_first():
         progress_lib.say(f'Report: {report.write_report(cfg.run)}')
     progress_lib.say(f'Results: {cfg.run / "results"}')
     return 0
 
 
 if __name__ == '__main__':
-    flags.run(config.EvaluateConfig, main)
+    flags.run(config.EvaluateConfig, main, joined=True)

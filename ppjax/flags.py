@@ -140,6 +140,7 @@ def run(
     *,
     what: Sequence[str] = (),
     joined: bool = False,
+    saves: bool = False,
 ) -> None:
     """The whole of a verb's `__main__`: parse, check, do, exit.
 
@@ -151,6 +152,7 @@ def run(
             a choice of them.
         what: those words, one of which must then be given.
         joined: whether several processes may run the verb together.
+        saves: whether they save and stop when told by SIGTERM, which else ends them.
     """
     define(settings)
     if joined:
@@ -184,7 +186,9 @@ def run(
             return wrong_usage(error)
         # Libraries narrate through absl; what people should read we print.
         logging.set_verbosity(logging.WARNING)
-        code = _outcome(functools.partial(verb, parsed, *words), joined=joined)
+        code = _outcome(
+            functools.partial(verb, parsed, *words), joined=joined, saves=saves
+        )
         if code:
             processes.leave(code)
         return code
@@ -192,7 +196,7 @@ def run(
     app.run(main, flags_parser=parse)
 
 
-def _outcome(verb: Callable[[], int | None], *, joined: bool) -> int:
+def _outcome(verb: Callable[[], int | None], *, joined: bool, saves: bool) -> int:
     """Runs a verb, together with other processes if the flags name some.
 
     Returns:
@@ -201,7 +205,9 @@ def _outcome(verb: Callable[[], int | None], *, joined: bool) -> int:
     try:
         if joined:
             own = _settings_of(_Processes, flags.FLAGS)
-            processes.start(own.coordinator, own.num_processes, own.process_id)
+            processes.start(
+                own.coordinator, own.num_processes, own.process_id, saves=saves
+            )
         return verb() or 0
     except errors.InputError as error:
         print(f'ERROR: {error}', file=sys.stderr)
@@ -217,7 +223,7 @@ def _outcome(verb: Callable[[], int | None], *, joined: bool) -> int:
             f'ERROR: process {processes.index()} of {processes.count()} stopped: '
             f'{(str(error).splitlines() or [repr(error)])[0]}\n'
             'If another process ended before, its output says why. The same command '
-            'goes on from the last checkpoint.',
+            'goes on from what is saved.',
             file=sys.stderr,
         )
         return 1

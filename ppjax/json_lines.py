@@ -4,9 +4,10 @@ from collections.abc import Iterator
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 
 from ppjax import errors
+from ppjax.parallel import processes
 
 
 def parse(line: bytes, where: str) -> Any:
@@ -54,7 +55,9 @@ def read(path: str | pathlib.Path, what: str) -> Iterator[tuple[str, Any]]:
 class AppendLog:
     """A file that grows by whole lines and survives being cut short.
 
-    Opening it drops a torn last line; what `append` returned from is on disk.
+    Opening it drops a torn last line; what `append` returned from is on disk. Of
+    several processes the first alone reads and writes it, and tells the others what
+    it had.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -65,18 +68,24 @@ class AppendLog:
                 last is no JSON.
         """
         self._path = pathlib.Path(path)
-        self.entries: list[Any] = []
+        self._file: BinaryIO | None = None
+        self.entries: list[Any] = processes.first_decides(self._open)
+
+    def _open(self) -> list[Any]:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             data = self._path.read_bytes() if self._path.exists() else b''
             whole = data[: data.rfind(b'\n') + 1]
-            for number, line in enumerate(whole.splitlines(), start=1):
-                self.entries.append(parse(line, f'{self._path}:{number}'))
+            entries = [
+                parse(line, f'{self._path}:{number}')
+                for number, line in enumerate(whole.splitlines(), start=1)
+            ]
             self._file = self._path.open('ab')
             if len(whole) != len(data):
                 self._file.truncate(len(whole))
         except OSError as error:
             raise self._failed(error) from error
+        return entries
 
     def append(self, *values: Any) -> None:
         """Adds lines and returns once they are on disk.
@@ -84,6 +93,8 @@ class AppendLog:
         Raises:
             InputError: if the disk is full or the file cannot be written.
         """
+        if self._file is None:
+            return
         lines = [
             json.dumps(value, ensure_ascii=False, allow_nan=False) + '\n'
             for value in values
@@ -96,7 +107,8 @@ class AppendLog:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _failed(self, error: OSError) -> errors.InputError:
         return errors.InputError(

@@ -24,4 +24,4 @@ def main(cfg: config.RecoverConfig) -> int:
 
 
 if __name__ == '__main__':
-    flags.run(config.RecoverConfig, main, joined=True)
+    flags.run(config.RecoverConfig, main, joined=True, saves=True)

@@ -39,4 +39,4 @@ def main(cfg: config.SynthesizeConfig) -> int:
 
 
 if __name__ == '__main__':
-    flags.run(config.SynthesizeConfig, main)
+    flags.run(config.SynthesizeConfig, main, joined=True)

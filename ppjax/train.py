@@ -32,4 +32,4 @@ def main(cfg: config.TrainConfig) -> int:
 
 
 if __name__ == '__main__':
-    flags.run(config.TrainConfig, main, joined=True)
+    flags.run(config.TrainConfig, main, joined=True, saves=True)

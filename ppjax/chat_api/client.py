@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Generator, Iterator, Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import queue
 import random
@@ -24,6 +25,7 @@ import tenacity
 
 from ppjax import errors
 from ppjax.chat_api import replies
+from ppjax.parallel import processes
 
 # Besides all of 500-599: the server is busy, starting, or in between.
 _PASSING = frozenset({408, 409, 425, 429})
@@ -192,13 +194,26 @@ class ChatClient:
     def ask(self, calls: Sequence[Call]) -> Generator[Answer, None, None]:
         """Answers as they come; rows that the server did not answer are failures.
 
-        The event loop has a thread of its own: requests go on while the caller is
-        busy, an interrupt reaches the caller at once, and a notebook's own event
-        loop is not in the way. Closing the generator ends what is on its way.
+        Closing the generator ends what is on its way. Of several processes the first
+        alone asks, and tells the others.
 
         Raises:
             Refused: if the server refuses the run (key, model, settings).
             InputError: if it stays away, or the key is none.
+        """
+        with contextlib.closing(self._ask_all(calls)) as answers:
+            told = functools.partial(processes.first_decides, lambda: _told(answers))
+            while (found := told()) is not None:
+                if 'refused' in found:
+                    raise Refused(**found['refused'])
+                yield Answer(**found)
+
+    def _ask_all(self, calls: Sequence[Call]) -> Generator[Answer, None, None]:
+        """See `ask`, of one process.
+
+        The event loop has a thread of its own: requests go on while the caller is
+        busy, an interrupt reaches the caller at once, and a notebook's own event
+        loop is not in the way.
         """
         done: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         key = self._key()
@@ -403,6 +418,16 @@ class ChatClient:
             404: f'is the address right, and does the server have {self.model!r}?',
         }.get(status, f'asked for row {call.key!r}')
         raise Refused(f'{self.url} answered {reason} ({hint}).', status, said)
+
+
+def _told(answers: Iterator[Answer]) -> dict[str, Any] | None:
+    """The next answer, or what the server refused, as JSON; None after the last."""
+    try:
+        answer = next(answers, None)
+    except Refused as error:
+        own = {'message': str(error), 'status': error.status, 'said': error.said}
+        return {'refused': own}
+    return None if answer is None else dataclasses.asdict(answer)
 
 
 def _checked(base_url: str) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import hashlib
+import json
 from typing import Any
 
-from ppjax import demo, progress
+from ppjax import demo, errors, progress
 from ppjax.data import calibration, chat
 from ppjax.evaluation import (
     candidates,
@@ -19,6 +20,7 @@ from ppjax.evaluation import (
 from ppjax.evaluation.answers import judged_answers
 from ppjax.evaluation.dialogues import multi_turn
 from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choice_tasks
+from ppjax.parallel import processes
 
 
 class Evaluation:
@@ -40,14 +42,22 @@ class Evaluation:
         Raises:
             InputError: if a task's input is unusable; earlier results stay.
         """
+        cfg = self.cfg
+        identities = [model.identity for model in self.candidates.models]
+        processes.agree({'settings': repr(cfg), 'models': json.dumps(identities)})
+        if processes.count() > 1 and 'efficiency' in cfg.task_list:
+            raise errors.InputError(
+                '--tasks: efficiency takes the times of one process; ask for it without '
+                '--coordinator.'
+            )
         tasks: dict[str, Callable[[], dict[str, Any]]] = {
             'likelihood': self.likelihood,
             'efficiency': self.efficiency,
             'judge': lambda: self.judged,
-            'failures': lambda: judged_answers.failures(self.cfg, self.judged),
-            'multiturn': lambda: multi_turn.measure(self.cfg, self.candidates),
+            'failures': lambda: judged_answers.failures(cfg, self.judged),
+            'multiturn': lambda: multi_turn.measure(cfg, self.candidates),
         }
-        for name in self.cfg.task_list:
+        for name in cfg.task_list:
             if name in benchmarks.TASKS:
                 yield name, self.benchmark(name)
             else:

@@ -7,20 +7,40 @@ from typing import Any
 
 from ppjax import atomic, versions
 from ppjax import progress as progress_lib
+from ppjax.parallel import processes
 
 
-def read_current(
-    path: pathlib.Path, settings: Mapping[str, Any]
+def stored(
+    path: pathlib.Path, settings: Mapping[str, Any], *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """A stored result of the very same settings; None if there is none."""
+    """A stored result of the very same settings; None if there is none.
+
+    Args:
+        path: of the file.
+        settings: all that its figures depend on, as JSON values.
+        overwrite: it is measured in any case.
+
+    Raises:
+        InputError: if several processes would measure different things.
+    """
+    processes.agree({f'input of {path.name}': json.dumps(settings)})
+    if overwrite:
+        return None
+    found = processes.first_decides(lambda: _read(path, settings))
+    if found:
+        progress_lib.say(f'{path} is there already, of the same settings.')
+    return found
+
+
+def _read(path: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
-        stored = json.loads(path.read_text('utf-8'))
+        found = json.loads(path.read_text('utf-8'))
     except (OSError, ValueError, RecursionError):
         return None
     # As JSON spells them: tuples come back as lists.
     wanted = json.loads(json.dumps(settings))
-    if isinstance(stored, dict) and stored.get('settings') == wanted:
-        return stored
+    if isinstance(found, dict) and found.get('settings') == wanted:
+        return found
     return None
 
 
@@ -39,9 +59,8 @@ def measured(
         measure: makes the figures.
         overwrite: measure in any case.
     """
-    if not overwrite and (stored := read_current(path, settings)):
-        progress_lib.say(f'{path} is there already, of the same settings.')
-        return stored
+    if there := stored(path, settings, overwrite=overwrite):
+        return there
     found = dict(measure()) | {
         'settings': dict(settings),
         'versions': versions.versions(),

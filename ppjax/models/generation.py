@@ -161,7 +161,8 @@ def _prefill(
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     logits = model.unembed(last)  # [B, V]
     following = start + lengths
-    return cache, draw(logits, _row_keys(keys, following), sampling), following
+    drawn = draw(logits, _row_keys(keys, following), sampling)
+    return cache, execution.whole(drawn), following
 
 
 @functools.partial(jax.jit, static_argnames=('sampling',), donate_argnames=('cache',))
@@ -182,7 +183,8 @@ def _step(
     )
     logits = model.unembed(hidden[:, 0])  # [B, V]
     positions = positions + 1
-    return cache, draw(logits, _row_keys(keys, positions), sampling), positions
+    drawn = draw(logits, _row_keys(keys, positions), sampling)
+    return cache, execution.whole(drawn), positions
 
 
 def _check(

@@ -99,6 +99,11 @@ def spread_rows(x: jax.Array) -> jax.Array:
     return _constrain(x, ('data', 'fsdp'))
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """Keeps a small result whole on every device, for the host of each to read."""
+    return _constrain(x)
+
+
 def gather_tables(tree: dict[str, Any]) -> dict[str, Any]:
     """Parameters with the embedding and the unembedding of their whole width.
 

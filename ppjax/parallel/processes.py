@@ -53,7 +53,11 @@ def is_first() -> bool:
 
 
 def start(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    saves: bool = False,
 ) -> None:
     """Joins the other processes; without a coordinator this is the only one.
 
@@ -62,6 +66,8 @@ def start(
             the environment of a TPU pod, Slurm, Kubernetes or MPI.
         num_processes: how many there are.
         process_id: which this one is, from 0 on.
+        saves: whether the command listens for SIGTERM (`preemption`); if not, that
+            ends it.
 
     Raises:
         InputError: if they do not fit together, the others cannot be reached, or
@@ -101,6 +107,8 @@ def start(
         # Else it listens on every interface of the machine.
         if host == 'localhost' or host.startswith('127.'):
             address['coordinator_bind_address'] = coordinator
+    # It takes SIGTERM for itself, and leaves it to the command to ask.
+    jax.config.update('jax_enable_preemption_service', saves)
     try:
         jax.distributed.initialize(
             **address,

@@ -127,11 +127,14 @@ def inference_mesh(text: str | None) -> jax.sharding.Mesh | None:
     """The mesh that a model to be only run is loaded onto.
 
     Without a text none: it is loaded onto one device, and copied to all (`mesh_of`).
+    Devices of several processes share its weights out.
 
     Raises:
         InputError: see `make_mesh`.
     """
-    return None if text is None else make_mesh(text, jax.devices())
+    if text is None and processes.count() == 1:
+        return None
+    return make_mesh(text, jax.devices())
 
 
 def lies_on(model: Any) -> jax.sharding.Mesh | None:
@@ -154,8 +157,8 @@ def on_mesh(model: Model, mesh: jax.sharding.Mesh) -> Model:
 
 
 def replicate(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
-    """Puts every array whole on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    """Puts every array, the same in every process, whole on every device."""
+    return spread(tree, replicated(mesh))
 
 
 def shard_rows(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
@@ -251,14 +254,20 @@ def place(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
 
 
 def spread(tree: Tree, where: jax.sharding.Sharding) -> Tree:
-    """Puts host arrays, the same in every process, where they belong.
+    """Puts arrays, the same in every process, where they belong.
 
-    A process sends its own devices' parts, and hears nothing of the others.
+    Of host arrays a process sends its own devices' parts, and hears nothing of the
+    others; what lies on devices of all processes is sent around among them.
     """
     if where.is_fully_addressable:
         return jax.device_put(tree, where)
 
     def put(value: Any) -> jax.Array:
+        if isinstance(value, jax.Array):
+            if not value.is_fully_addressable:
+                return jax.device_put(value, where)
+            if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(value)))
         own = np.asarray(value)
         return jax.make_array_from_callback(own.shape, where, lambda index: own[index])
 

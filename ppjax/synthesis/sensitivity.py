@@ -74,7 +74,7 @@ def _distance(
     b = other[blocks].astype(jnp.float32)
     dot = jnp.einsum('lbmd,lbmd->lbm', a, b)
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return jnp.sum(1 - dot / norms, axis=0)
+    return execution.whole(jnp.sum(1 - dot / norms, axis=0))
 
 
 class Scorer:

@@ -105,4 +105,6 @@ def test_text_survives(path):
     results_store.measured(
         path, {}, lambda: {'a': 'Grüße, 渡し守 \u2028'}, overwrite=False
     )
-    assert results_store.read_current(path, {})['a'] == 'Grüße, 渡し守 \u2028'
+    assert (
+        results_store.stored(path, {}, overwrite=False)['a'] == 'Grüße, 渡し守 \u2028'
+    )

@@ -135,9 +135,8 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
     asked = questions(cfg, models)
     settings = _settings(cfg, models, asked)
     path = cfg.run / 'results' / 'judge.json'
-    if not cfg.overwrite and (stored := results_store.read_current(path, settings)):
-        progress_lib.say(f'{path} is there already, of the same settings.')
-        return stored
+    if there := results_store.stored(path, settings, overwrite=cfg.overwrite):
+        return there
     # Before hours of answers: it fails sooner.
     judging_model = helper_models.HelperModels(cfg).judge()
     given = {model.name: answer(cfg, model, asked) for model in models.models}

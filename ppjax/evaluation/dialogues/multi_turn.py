@@ -207,9 +207,8 @@ def measure(
     begun = starts(cfg, models)
     settings = _settings(cfg, models, begun)
     path = cfg.run / 'results' / 'multiturn.json'
-    if not cfg.overwrite and (stored := results_store.read_current(path, settings)):
-        progress_lib.say(f'{path} is there already, of the same settings.')
-        return stored
+    if there := results_store.stored(path, settings, overwrite=cfg.overwrite):
+        return there
     helpers = helper_models.HelperModels(cfg)
     # Before hours of dialogues: they fail sooner.
     judge, partner = helpers.judge(), helpers.partner()

@@ -270,7 +270,7 @@ def _log_probs(
     states = states.reshape(batch, chunks, _UNEMBED_NODES, -1).swapaxes(0, 1)
     found = jax.lax.map(log_probs, states)  # [chunks, B, C, U]
     found = found.swapaxes(0, 1).reshape(batch, chunks * _UNEMBED_NODES, -1)
-    return found[:, :nodes]
+    return execution.whole(found[:, :nodes])
 
 
 def _prompt(renderer: chat.ChatRenderer, text: str) -> list[int]:

@@ -134,7 +134,7 @@ def _log_probabilities(
     flat = states.reshape(-1, states.shape[-1])
     targets = jnp.asarray(batch.targets).reshape(-1)
     nll = loss_lib.token_losses(model, flat, targets, None, objective='ce')
-    return -nll.reshape(batch.targets.shape)
+    return execution.whole(-nll.reshape(batch.targets.shape))
 
 
 @functools.partial(jax.jit, static_argnames=('slots',))
