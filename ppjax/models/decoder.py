@@ -283,7 +283,7 @@ class Decoder(nnx.Module):
                 cfg.head_dim, cfg.rope_theta, cfg.rope_scaling
             ),
         )
-        x = execution.spread_rows(jnp.take(self.embedding[...], tokens, axis=0))
+        x = execution.spread_looked_up(jnp.take(self.embedding[...], tokens, axis=0))
 
         def layer(carry: Any, scanned: Any) -> tuple[Any, Any]:
             x, cache = carry

@@ -99,6 +99,19 @@ def spread_rows(x: jax.Array) -> jax.Array:
     return _constrain(x, ('data', 'fsdp'))
 
 
+def spread_looked_up(x: jax.Array) -> jax.Array:
+    """`spread_rows` of what was looked up in an embedding, [B, T, D].
+
+    A device finds a part of the width, for rows of others too. The compiler knows no
+    way from there to whole rows but through a whole copy; by way of rows spread over
+    `data` alone it is one exchange.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']) == 0:
+        x = _constrain(x, 'data', None, 'fsdp')
+    return spread_rows(x)
+
+
 def whole(x: jax.Array) -> jax.Array:
     """Keeps a small result whole on every device, for the host of each to read."""
     return _constrain(x)
