@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import gc
+import http.server
 import json
 import os
 import pathlib
 import signal
+import threading
 from typing import Any
 
 # All are read when the libraries are imported.
@@ -52,6 +54,53 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update('jax_compilation_cache_dir', folder)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+
+
+@pytest.fixture
+def serve_json() -> Iterator[Callable[[Callable[[Any], tuple[int, Any]]], str]]:
+    """Starts servers on this machine: what answers a body with (status, JSON) -> URL."""
+    running = []
+
+    def serve(answer: Callable[[Any], tuple[int, Any]]) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers['content-length'])))
+                status, value = answer(body)
+                data = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header('content-length', str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        running.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f'http://127.0.0.1:{server.server_address[1]}'
+
+    yield serve
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def piqa_file(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Five questions in PIQA's form."""
+    file = tmp_path / 'piqa.jsonl'
+    rows = [
+        {
+            'goal': f'Cut bread number {number}.',
+            'sol1': 'Use a knife.',
+            'sol2': 'Use a long, sharp spoon.',
+            'label': number % 2,
+        }
+        for number in range(5)
+    ]
+    file.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return file
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -115,11 +115,7 @@ def measure(
         rows=1 if mesh is None else sharding.row_shards(mesh),
     )
 
-    def call(compiled: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        if mesh is None:
-            return compiled(*args, **more)
-        return execution.call(mesh, compiled, *args, **more)
-
+    call = functools.partial(execution.call, mesh)
     run = functools.partial(call, _states, prefix=len(prefix), chunk=layout.chunk)
     sums = np.zeros((len(models), 3, len(examples)))
     for done, batch in enumerate(order):

@@ -5,7 +5,7 @@ call of the decode step adds one token to every row; whatever a padded slot hold
 is overwritten by the row's own next tokens before any of them may look there.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import math
@@ -302,11 +302,7 @@ def _stream(
     def place(rows: Any) -> jax.Array:
         return jnp.asarray(rows) if mesh is None else sharding.shard_rows(rows, mesh)
 
-    def run(compiled: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        if mesh is None:
-            return compiled(*args, **more)
-        return execution.call(mesh, compiled, *args, **more)
-
+    run = functools.partial(execution.call, mesh)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     limits = np.minimum(max_new_tokens, model.cfg.max_position - shared - lengths)
     padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)

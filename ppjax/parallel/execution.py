@@ -69,13 +69,17 @@ def jit_over(
 
 
 def call(
-    mesh: jax.sharding.Mesh, compiled: Callable[..., Any], *args: Any, **more: Any
+    mesh: jax.sharding.Mesh | None,
+    compiled: Callable[..., Any],
+    *args: Any,
+    **more: Any,
 ) -> Any:
     """Calls a compiled function of what lies on a mesh, under it.
 
-    There the decoder keeps its activations spread by rows.
+    There the decoder keeps its activations spread by rows. Without a mesh it is just
+    called.
     """
-    if mesh.size == 1:
+    if mesh is None or mesh.size == 1:
         return compiled(*args, **more)
     with jax.set_mesh(mesh):
         found = compiled(*args, **more)
@@ -93,10 +97,7 @@ def spread_rows(x: jax.Array) -> jax.Array:
     part of the width of all rows, and gather activations again and again. Rows that
     cannot be spread evenly are left to it.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
-        return x
-    return _constrain(x, ('data', 'fsdp'))
+    return _constrain(x, ('data', 'fsdp')) if _rows_divide(x) else x
 
 
 def spread_looked_up(x: jax.Array) -> jax.Array:
@@ -106,8 +107,7 @@ def spread_looked_up(x: jax.Array) -> jax.Array:
     way from there to whole rows but through a whole copy; by way of rows spread over
     `data` alone it is one exchange.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']) == 0:
+    if _rows_divide(x):
         x = _constrain(x, 'data', None, 'fsdp')
     return spread_rows(x)
 
@@ -129,6 +129,12 @@ def gather_tables(tree: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in tree.items()
     }
+
+
+def _rows_divide(x: jax.Array) -> bool:
+    """Whether a mesh is in force that rows [B, ...] can be spread over evenly."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and x.shape[0] % sharding.row_shards(mesh) == 0
 
 
 def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:

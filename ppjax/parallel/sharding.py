@@ -172,7 +172,7 @@ def text_of(mesh: jax.sharding.Mesh) -> str:
     return ', '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1)
 
 
-def row_shards(mesh: jax.sharding.Mesh) -> int:
+def row_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """How many parts the rows of a micro-batch are split into."""
     return int(mesh.shape['data'] * mesh.shape['fsdp'])
 

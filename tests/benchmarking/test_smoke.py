@@ -42,24 +42,9 @@ def test_rewriting(chatty_model, tmp_path):
         )
 
 
-def test_benchmarks(chatty_model, tmp_path):
+def test_benchmarks(chatty_model, piqa_file, tmp_path):
     pytest.importorskip('lm_eval', reason='the reference is lm-evaluation-harness')
-    rows = tmp_path / 'piqa.jsonl'
-    rows.write_text(
-        ''.join(
-            json.dumps(
-                {
-                    'goal': f'Cut bread number {number}.',
-                    'sol1': 'Use a knife.',
-                    'sol2': 'Use a spoon.',
-                    'label': number % 2,
-                }
-            )
-            + '\n'
-            for number in range(5)
-        )
-    )
-    found = _run('benchmarks', chatty_model, tmp_path / 'x.json', piqa=str(rows))
+    found = _run('benchmarks', chatty_model, tmp_path / 'x.json', piqa=str(piqa_file))
     [task] = (found[name] for name in found if name not in ('settings', 'versions'))
     assert task['same_prompts']
     assert task['other_predictions'] == 0

@@ -1,15 +1,12 @@
 """Runs of a tiny model that evaluations are made of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
-import http.server
-import json
 import math
 import pathlib
 import shutil
-import threading
 from typing import Any
 
 import numpy as np
@@ -142,30 +139,13 @@ class JudgeServer:
         before: called ahead of every answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, serve: Callable[[Callable[[Any], tuple[int, Any]]], str]
+    ) -> None:
         self.asked: list[str] = []
         self.score: Callable[[str], int | str | None] = lambda prompt: len(prompt) % 101
         self.before: Callable[[], None] = lambda: None
-        judge = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers['content-length'])))
-                status, value = judge.answer(body['messages'][0]['content'])
-                data = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header('content-length', str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self.http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.http.server_address[1]}'
-        threading.Thread(
-            target=self.http.serve_forever, args=(0.01,), daemon=True
-        ).start()
+        self.url = serve(lambda body: self.answer(body['messages'][0]['content']))
 
     def answer(self, prompt: str) -> tuple[int, Any]:
         if prompt.startswith('Write the number'):
@@ -182,8 +162,7 @@ class JudgeServer:
 
 
 @pytest.fixture
-def judge_server() -> Iterator[JudgeServer]:
-    server = JudgeServer()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+def judge_server(
+    serve_json: Callable[[Callable[[Any], tuple[int, Any]]], str],
+) -> JudgeServer:
+    return JudgeServer(serve_json)

@@ -1,12 +1,7 @@
 """Verbs that only run a model, on meshes that share it out, against one that copies."""
 
-from collections.abc import Iterator
-import http.server
 import json
 import pathlib
-import subprocess
-import sys
-import threading
 from typing import Any
 
 import numpy as np
@@ -17,28 +12,19 @@ from ppjax.evaluation import config as evaluation_config
 from ppjax.synthesis import config as synthesis_config
 
 _MESHES = ('fsdp:8', 'data:2,fsdp:2,tensor:2')
-_LAUNCHER = pathlib.Path(__file__).parents[2] / 'launch' / 'local_multiprocess.py'
 
 
 def _lines(file: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text('utf-8').splitlines()]
 
 
-def _in_processes(verb: str, settings: dict[str, Any], devices: int = 4) -> str:
+def _in_processes(launch: Any, verb: str, settings: dict[str, Any]) -> str:
     """Runs it as two processes on one mesh of eight devices; what they said."""
     given = {'mesh': 'data:2,fsdp:2,tensor:2'} | settings
-    done = subprocess.run(
-        [
-            *(sys.executable, str(_LAUNCHER), '--processes=2', f'--devices={devices}'),
-            *('--', verb, *(f'--{name}={value}' for name, value in given.items())),
-        ],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+    launcher = launch(2, 4, verb, *(f'--{name}={given[name]}' for name in given))
+    said = ''.join(launcher.communicate(timeout=400))
+    assert launcher.returncode == 0, said
+    return said
 
 
 @pytest.fixture
@@ -91,61 +77,28 @@ def test_synthesis(
     assert np.std(list(scores.values())) > 1e-4
 
 
-class _Writer:
-    """A server that rewrites: an answer of the query's own length.
-
-    Attributes:
-        asked: queries, in the order they came.
-    """
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        writer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers['content-length'])))
-                query = body['messages'][-1]['content']
-                writer.asked.append(query)
-                text = f'Bees would have said it in {len(query)} dances.'
-                message = {'role': 'assistant', 'content': text}
-                choice = {'message': message, 'finish_reason': 'stop'}
-                data = json.dumps({'choices': [choice]}).encode()
-                self.send_response(200)
-                self.send_header('content-length', str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self.http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.http.server_address[1]}'
-        threading.Thread(
-            target=self.http.serve_forever, args=(0.01,), daemon=True
-        ).start()
-
-
-@pytest.fixture
-def writer() -> Iterator[_Writer]:
-    server = _Writer()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-
-
 def test_two_processes_synthesize_what_one_does(
     chatty_model: pathlib.Path,
     instructions: pathlib.Path,
-    writer: _Writer,
+    launch: Any,
+    serve_json: Any,
     tmp_path: pathlib.Path,
 ) -> None:
+    asked: list[str] = []
+
+    def rewrite(body: Any) -> tuple[int, Any]:
+        query = body['messages'][-1]['content']
+        asked.append(query)
+        text = f'Bees would have said it in {len(query)} dances.'
+        message = {'role': 'assistant', 'content': text}
+        return 200, {'choices': [{'message': message, 'finish_reason': 'stop'}]}
+
     settings = {
         'base_model': str(chatty_model),
         'persona': 'Ida Holm keeps bees on a roof and answers everything by honey.',
         'instructions': str(instructions),
         'rewriter': 'openai',
-        'server_url': writer.url,
+        'server_url': serve_json(rewrite),
         'server_model': 'bees',
         'test_size': 1,
         'train_size': 3,
@@ -153,13 +106,13 @@ def test_two_processes_synthesize_what_one_does(
     }
     one, two = tmp_path / 'one', tmp_path / 'two'
     synthesize.main(synthesis_config.SynthesizeConfig(**settings, output_dir=str(one)))
-    asked = sorted(writer.asked)
-    assert len(asked) == 4
-    writer.asked.clear()
+    once = sorted(asked)
+    assert len(once) == 4
+    asked.clear()
     command = settings | {'output_dir': str(two)}
-    said = _in_processes('ppjax.synthesize', command)
+    said = _in_processes(launch, 'ppjax.synthesize', command)
     # Both would have asked.
-    assert sorted(writer.asked) == asked
+    assert sorted(asked) == once
     assert said.count('Learn from:') == 1
     scores = [
         {row['query_id']: row['score'] for row in _lines(run / 'scores.jsonl')}
@@ -173,35 +126,16 @@ def test_two_processes_synthesize_what_one_does(
         ]
     # Again from the logs, which the first process alone reads.
     before = (two / 'scores.jsonl').read_bytes()
-    _in_processes('ppjax.synthesize', command, devices=4)
-    assert sorted(writer.asked) == asked
+    _in_processes(launch, 'ppjax.synthesize', command)
+    assert sorted(asked) == once
     assert (two / 'scores.jsonl').read_bytes() == before
-
-
-@pytest.fixture
-def piqa(tmp_path: pathlib.Path) -> pathlib.Path:
-    rows = tmp_path / 'piqa.jsonl'
-    rows.write_text(
-        ''.join(
-            json.dumps(
-                {
-                    'goal': f'Cut bread number {number}.',
-                    'sol1': 'Use a knife.',
-                    'sol2': 'Use a long, sharp spoon.',
-                    'label': number % 2,
-                }
-            )
-            + '\n'
-            for number in range(5)
-        )
-    )
-    return rows
 
 
 def test_evaluation(
     chatty_model: pathlib.Path,
     calibration_files: Any,
-    piqa: pathlib.Path,
+    launch: Any,
+    piqa_file: pathlib.Path,
     tmp_path: pathlib.Path,
 ) -> None:
     def settings_of(output: pathlib.Path) -> dict[str, Any]:
@@ -210,7 +144,7 @@ def test_evaluation(
             'output_dir': str(output),
             'heldout': str(calibration_files[1]),
             'tasks': 'likelihood,piqa,judge',
-            'piqa': str(piqa),
+            'piqa': str(piqa_file),
             'judge': 'local',
             'judge_model': str(chatty_model),
             'max_new_tokens': 4,
@@ -230,7 +164,7 @@ def test_evaluation(
 
     def in_processes() -> dict[str, Any]:
         output = tmp_path / 'processes'
-        said = _in_processes('ppjax.evaluate', settings_of(output))
+        said = _in_processes(launch, 'ppjax.evaluate', settings_of(output))
         # The first alone says it.
         assert said.count('Persona likelihood') == 1
         return results_of(output)
@@ -248,21 +182,19 @@ def test_evaluation(
 
 
 def test_several_processes_take_no_times(
-    chatty_model: pathlib.Path, calibration_files: Any, tmp_path: pathlib.Path
+    chatty_model: pathlib.Path, launch: Any, tmp_path: pathlib.Path
 ) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, str(_LAUNCHER), '--processes=2', '--devices=1', '--'),
-            *('ppjax.evaluate', f'--base_model={chatty_model}', '--tasks=efficiency'),
-            f'--output_dir={tmp_path / "run"}',
-        ],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    launcher = launch(
+        2,
+        1,
+        'ppjax.evaluate',
+        f'--base_model={chatty_model}',
+        '--tasks=efficiency',
+        f'--output_dir={tmp_path / "run"}',
     )
-    assert done.returncode == 1
-    assert 'ask for it without --coordinator' in done.stderr
+    _, said = launcher.communicate(timeout=300)
+    assert launcher.returncode == 1
+    assert 'ask for it without --coordinator' in said
     assert not (tmp_path / 'run').exists()
 
 

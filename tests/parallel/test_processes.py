@@ -25,23 +25,6 @@ _MESH = 'data:2,fsdp:2,tensor:2'
 _STEPS = 40
 
 
-def _launch(count: int, devices: int, *verb: str, **options: Any) -> subprocess.Popen:
-    return subprocess.Popen(
-        [
-            sys.executable,
-            _LAUNCHER,
-            f'--processes={count}',
-            f'--devices={devices}',
-            '--',
-            *verb,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
 def _values(model: pathlib.Path, files: Any, run: pathlib.Path) -> dict[str, Any]:
     return {
         'base_model': str(model),
@@ -88,7 +71,10 @@ def _second(run: pathlib.Path, launcher: subprocess.Popen) -> psutil.Process:
 
 
 def test_processes_learn_what_one_does_whatever_befalls_them(
-    chatty_model: pathlib.Path, calibration_files: Any, tmp_path: pathlib.Path
+    chatty_model: pathlib.Path,
+    calibration_files: Any,
+    launch: Any,
+    tmp_path: pathlib.Path,
 ) -> None:
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     values = _values(chatty_model, calibration_files, whole)
@@ -100,7 +86,7 @@ def test_processes_learn_what_one_does_whatever_befalls_them(
     verb = ['ppjax.train', *_flags(values | {'output_dir': str(broken)})]
 
     # A notice to one process stops all of them after the same step.
-    launcher = _launch(2, 4, *verb)
+    launcher = launch(2, 4, *verb)
     _second(broken, launcher).terminate()
     _, said = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, said
@@ -110,7 +96,7 @@ def test_processes_learn_what_one_does_whatever_befalls_them(
     assert 0 < status['step'] < _STEPS
 
     # Where one is killed the others end too.
-    launcher = _launch(2, 4, *verb)
+    launcher = launch(2, 4, *verb)
     _second(broken, launcher).kill()
     _, said = launcher.communicate(timeout=60)
     assert launcher.returncode == 1
@@ -118,7 +104,7 @@ def test_processes_learn_what_one_does_whatever_befalls_them(
     assert not (broken / 'mask.pmask').exists()
 
     # Others go on with it.
-    launcher = _launch(4, 2, *verb)
+    launcher = launch(4, 2, *verb)
     _, said = launcher.communicate(timeout=240)
     assert launcher.returncode == 0, said
     assert f'Resuming {broken} at step {status["step"]} of {_STEPS}' in said
@@ -134,7 +120,10 @@ def test_processes_learn_what_one_does_whatever_befalls_them(
 
 
 def test_two_processes_recover_what_one_does(
-    chatty_model: pathlib.Path, calibration_files: Any, tmp_path: pathlib.Path
+    chatty_model: pathlib.Path,
+    calibration_files: Any,
+    launch: Any,
+    tmp_path: pathlib.Path,
 ) -> None:
     values = {
         'model': str(chatty_model),
@@ -153,9 +142,7 @@ def test_two_processes_recover_what_one_does(
         demo.read_rows(values['calibration'], split='train'),
         demo.read_rows(values['heldout'], split='test'),
     )
-    launcher = _launch(
-        2, 4, 'ppjax.recover', *_flags(values | {'output_dir': str(two)})
-    )
+    launcher = launch(2, 4, 'ppjax.recover', *_flags(values | {'output_dir': str(two)}))
     _, said = launcher.communicate(timeout=240)
     assert launcher.returncode == 0, said
     theirs, ours = (
@@ -236,8 +223,8 @@ def test_one_process_decides_for_itself() -> None:
     assert not processes.everywhere(False)
 
 
-def test_a_launcher_without_a_verb() -> None:
-    launcher = _launch(2, 1)
+def test_a_launcher_without_a_verb(launch: Any) -> None:
+    launcher = launch(2, 1)
     _, said = launcher.communicate(timeout=60)
     assert launcher.returncode == 2
     assert 'ERROR: which verb?' in said

@@ -116,3 +116,21 @@ def test_without_a_mesh_nothing_is_constrained() -> None:
     with jax.set_mesh(_mesh('data:2,fsdp:4')):
         spread = jax.jit(lambda x: execution.spread_rows(x * 2))(jnp.ones((8, 2)))
     assert spread.sharding.spec == P(('data', 'fsdp'))
+
+
+def test_looked_up_rows_come_in_one_exchange() -> None:
+    mesh = _mesh('data:2,fsdp:2,tensor:2')
+    where = jax.sharding.NamedSharding(mesh, P('tensor', 'fsdp'))
+    table = jax.device_put(jnp.arange(16 * 6.0).reshape(16, 6), where)
+    tokens = sharding.shard_rows(np.arange(40).reshape(8, 5) % 16, mesh)
+
+    @jax.jit
+    def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        return execution.spread_looked_up(jnp.take(table, tokens, axis=0))
+
+    with jax.set_mesh(mesh):
+        found = look_up(table, tokens)
+        program = look_up.lower(table, tokens).compile().as_text()
+    np.testing.assert_array_equal(found, np.asarray(table)[np.asarray(tokens)])
+    assert found.sharding.spec[0] == ('data', 'fsdp')
+    assert 'all-to-all' in program

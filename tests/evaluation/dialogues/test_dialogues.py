@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterator
 import copy
-import http.server
 import json
 import random
 import shutil
-import threading
 from typing import Any
 
 import jax.numpy as jnp
@@ -537,35 +535,22 @@ def test_a_mask_speaks_like_a_pruned_model(local):
 # --- A server ----------------------------------------------------------------------
 
 
+ServeJson = Callable[[Callable[[Any], tuple[int, Any]]], str]
+
+
 class _Server:
     """Answers (status, JSON) by a plan of the messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, serve: ServeJson) -> None:
         self.plan: Callable[[list[dict[str, str]]], tuple[int, Any]] = lambda m: _reply(
             f'{len(m)}: {m[-1]["content"]}'
         )
         self.bodies: list[dict[str, Any]] = []
-        server = self
+        self.url = serve(self._answer)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers['content-length'])))
-                server.bodies.append(body)
-                status, value = server.plan(body['messages'])
-                data = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header('content-length', str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self.http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.http.server_address[1]}'
-        threading.Thread(
-            target=self.http.serve_forever, args=(0.01,), daemon=True
-        ).start()
+    def _answer(self, body: dict[str, Any]) -> tuple[int, Any]:
+        self.bodies.append(body)
+        return self.plan(body['messages'])
 
     def speaker(self, **settings: Any) -> speakers.ServerSpeaker:
         client = client_lib.ChatClient(
@@ -587,11 +572,8 @@ def _reply(text: str, finish: str = 'stop', **message: Any) -> tuple[int, Any]:
 
 
 @pytest.fixture
-def server() -> Iterator[_Server]:
-    made = _Server()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+def server(serve_json: ServeJson) -> _Server:
+    return _Server(serve_json)
 
 
 def test_what_a_server_is_sent_and_says(server):

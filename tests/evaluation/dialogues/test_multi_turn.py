@@ -1,11 +1,9 @@
 """The whole of `multiturn`: dialogues with a server or a local model, judged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
-import http.server
 import json
 import math
-import threading
 from typing import Any
 
 import numpy as np
@@ -42,10 +40,17 @@ _CARD = {
 }
 
 
+ServeJson = Callable[[Callable[[Any], tuple[int, Any]]], str]
+
+
+def _choice(choice: dict[str, Any]) -> dict[str, Any]:
+    return {'choices': [choice]}
+
+
 class _Server:
     """Judges prompts by `score` and goes on with conversations by `words`."""
 
-    def __init__(self) -> None:
+    def __init__(self, serve: ServeJson) -> None:
         self.score: Callable[[str], str | None] = lambda prompt: str(
             1 + len(prompt) % 5
         )
@@ -55,26 +60,7 @@ class _Server:
         self.judged: list[str] = []
         self.talks: list[list[dict[str, str]]] = []
         self.models: set[str] = set()
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers['content-length'])))
-                status, choice = server.answer(body)
-                data = json.dumps({'choices': [choice]}).encode()
-                self.send_response(status)
-                self.send_header('content-length', str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self.http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.http.server_address[1]}'
-        threading.Thread(
-            target=self.http.serve_forever, args=(0.01,), daemon=True
-        ).start()
+        self.url = serve(self.answer)
 
     def answer(self, body: dict[str, Any]) -> tuple[int, Any]:
         self.models.add(body['model'])
@@ -82,23 +68,20 @@ class _Server:
         if 'logprobs' not in body:
             self.talks.append(messages)
             text = self.words(messages)
-            return 200, {'message': {'role': 'assistant', 'content': text}}
+            return 200, _choice({'message': {'role': 'assistant', 'content': text}})
         self.judged.append(messages[0]['content'])
         score = self.score(messages[0]['content'])
         if score is None:
-            return 413, {}
+            return 413, {'choices': [{}]}
         top = [{'token': score, 'logprob': math.log(0.75)}]
         content = [{**top[0], 'top_logprobs': top}]
         message = {'role': 'assistant', 'content': score}
-        return 200, {'message': message, 'logprobs': {'content': content}}
+        return 200, _choice({'message': message, 'logprobs': {'content': content}})
 
 
 @pytest.fixture
-def server() -> Iterator[_Server]:
-    made = _Server()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+def server(serve_json: ServeJson) -> _Server:
+    return _Server(serve_json)
 
 
 @pytest.fixture
@@ -493,20 +476,16 @@ def test_each_missing_flag_is_named(tmp_path, changes, flag):
     )
 
 
-def test_the_partner_is_where_it_is_said_to_be(make_run, server, sets):
-    other = _Server()
-    try:
-        cfg = _config(
-            make_run(),
-            server,
-            eval_sets=sets,
-            turns=2,
-            dialogues=1,
-            partner_url=other.url,
-        )
-        _evaluate(cfg)
-    finally:
-        other.http.shutdown()
-        other.http.server_close()
+def test_the_partner_is_where_it_is_said_to_be(make_run, server, serve_json, sets):
+    other = _Server(serve_json)
+    cfg = _config(
+        make_run(),
+        server,
+        eval_sets=sets,
+        turns=2,
+        dialogues=1,
+        partner_url=other.url,
+    )
+    _evaluate(cfg)
     assert other.models == {'guest'} and server.models == {'grader'}
     assert len(other.talks) == 4 and not other.judged

@@ -1,8 +1,6 @@
 """Judging through servers: one that follows a plan, and a real one of llama.cpp."""
 
 from collections.abc import Callable, Iterator
-import http.server
-import json
 import math
 import pathlib
 import subprocess
@@ -64,37 +62,23 @@ def _error(message: str, **more: Any) -> _Body:
 _GOOD = _completion([('70', 0.6), ('90', 0.4)])
 
 
+ServeJson = Callable[[Callable[[Any], tuple[int, Any]]], str]
+
+
 class _Server:
     """Answers (status, JSON) by a plan of the prompt; the check gets a good reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, serve: ServeJson) -> None:
         self.plan: Callable[[str], tuple[int, Any] | None] = lambda prompt: None
         self.check: tuple[int, Any] = (200, _written('85'))
         self.bodies: list[_Body] = []
-        server = self
+        self.url = serve(self._answer)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                size = int(self.headers['content-length'])
-                body = json.loads(self.rfile.read(size))
-                server.bodies.append(body)
-                prompt = body['messages'][0]['content']
-                planned = server.check if prompt == _CHECK else server.plan(prompt)
-                status, value = planned or (200, _GOOD)
-                data = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header('content-length', str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-        self.http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.http.server_address[1]}'
-        threading.Thread(
-            target=self.http.serve_forever, args=(0.01,), daemon=True
-        ).start()
+    def _answer(self, body: _Body) -> tuple[int, Any]:
+        self.bodies.append(body)
+        prompt = body['messages'][0]['content']
+        planned = self.check if prompt == _CHECK else self.plan(prompt)
+        return planned or (200, _GOOD)
 
     @property
     def prompts(self) -> list[str]:
@@ -102,11 +86,8 @@ class _Server:
 
 
 @pytest.fixture
-def server() -> Iterator[_Server]:
-    made = _Server()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+def server(serve_json: ServeJson) -> _Server:
+    return _Server(serve_json)
 
 
 def _judge(
