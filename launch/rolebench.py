@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from ppjax import atomic
+from ppjax.base import atomic
 from ppjax.personas import prompts
 
 _HERE = pathlib.Path(__file__).parent

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import atomic, errors, flags
+from ppjax.base import atomic, errors, flags
 from ppjax.evaluation import bootstrap
 
 

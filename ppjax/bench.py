@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import atomic, compile_cache, demo, errors, flags, settings, versions
-from ppjax import progress as progress_lib
+from ppjax import demo
+from ppjax.base import atomic, compile_cache, errors, flags, settings, versions
+from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import (
     costs,
     costs_page,
@@ -40,6 +41,7 @@ from ppjax.benchmarking import rewriting as rewriting_bench
 from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
 from ppjax.evaluation.multiple_choice import benchmarks
+from ppjax.learning import data
 from ppjax.masking import pmask, topk
 from ppjax.models import base_model, decoder
 from ppjax.models import config as config_lib
@@ -47,7 +49,6 @@ from ppjax.personas import persona as persona_lib
 from ppjax.personas import sources as persona_sources
 from ppjax.planning import step_shape
 from ppjax.synthesis import rewriting
-from ppjax.training import data
 
 WHAT = (
     'scoring',

@@ -16,7 +16,7 @@ import time
 
 import transformers
 
-from ppjax import compile_cache, errors, flags, settings
+from ppjax.base import compile_cache, errors, flags, settings
 from ppjax.data import chat as chat_lib
 from ppjax.masking import apply
 from ppjax.models import generation

@@ -10,11 +10,10 @@ there already, of the same settings, is not measured again; one that was interru
 goes on.
 """
 
-from ppjax import compile_cache, flags
-from ppjax import progress as progress_lib
+from ppjax.base import compile_cache, flags, processes
+from ppjax.base import progress as progress_lib
 from ppjax.evaluation import config, pipeline, tables
 from ppjax.evaluation.page import report
-from ppjax.parallel import processes
 
 
 def main(cfg: config.EvaluateConfig) -> int:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax import (
+from ppjax import demo
+from ppjax.base import (
     atomic,
     compile_cache,
-    demo,
     errors,
     flags,
     progress,
@@ -27,16 +27,11 @@ from ppjax import (
     versions,
 )
 from ppjax.data import chat
+from ppjax.exporting import hf_export, model_card
+from ppjax.exporting import verify as verify_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import (
-    base_model,
-    hf_export,
-    loading,
-    model_card,
-    safetensors_reader,
-)
-from ppjax.models import verify as verify_lib
+from ppjax.models import base_model, loading, safetensors_reader
 from ppjax.training import config as train_config
 
 _DEFAULT_DATE = '2026-01-01'

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from ppjax import atomic, errors, flags, progress, settings
+from ppjax.base import atomic, errors, flags, progress, settings
 from ppjax.models import base_model, decoder
 from ppjax.models import config as config_lib
 from ppjax.planning import chips, compiled, report, step_shape, topology

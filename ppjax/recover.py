@@ -5,9 +5,9 @@ python -m ppjax.recover --model=runs/mine/hf --calibration=train.jsonl \\
     --heldout=test.jsonl --output_dir=runs/mine-recovered --lora_rank=16
 """
 
-from ppjax import compile_cache, flags, progress
+from ppjax.base import compile_cache, flags, progress
+from ppjax.learning import data
 from ppjax.recovery import config, loop
-from ppjax.training import data
 
 
 def main(cfg: config.RecoverConfig) -> int:

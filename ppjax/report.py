@@ -18,10 +18,10 @@ import sys
 import textwrap
 from typing import Any
 
-from ppjax import (
+from ppjax import demo
+from ppjax.base import (
     atomic,
     compile_cache,
-    demo,
     errors,
     flags,
     progress,

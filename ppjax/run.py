@@ -12,8 +12,9 @@ import dataclasses
 import time
 from typing import Any, TypeVar
 
-from ppjax import compile_cache, errors, export, flags, report, run_directory
-from ppjax import progress as progress_lib
+from ppjax import export, report
+from ppjax.base import compile_cache, errors, flags, run_directory
+from ppjax.base import progress as progress_lib
 from ppjax.data import calibration
 from ppjax.synthesis import config as synthesis_config
 from ppjax.synthesis import pipeline, sources

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from ppjax import compile_cache, flags, progress
+from ppjax.base import compile_cache, flags, progress
 from ppjax.sweeping import config, runner
 
 

@@ -5,8 +5,8 @@ python -m ppjax.synthesize --persona=card.png --base_model=DIR \\
     --server_model=NAME --output_dir=runs/mine
 """
 
-from ppjax import compile_cache, errors, flags
-from ppjax import progress as progress_lib
+from ppjax.base import compile_cache, errors, flags
+from ppjax.base import progress as progress_lib
 from ppjax.synthesis import config, pipeline, sources
 
 

@@ -1,9 +1,9 @@
 """`python -m ppjax.train`: learn a persona mask, or many over one base model."""
 
-from ppjax import compile_cache, flags, progress
+from ppjax.base import compile_cache, flags, processes, progress
 from ppjax.evaluation.page import report
-from ppjax.parallel import processes
-from ppjax.training import config, data, loop
+from ppjax.learning import data
+from ppjax.training import config, loop
 
 
 def _rows(cfg: config.TrainConfig) -> loop.Rows:

@@ -22,7 +22,8 @@ from tokenizers import decoders, models
 import torch
 import transformers
 
-from ppjax import chat, compile_cache, errors
+from ppjax import chat
+from ppjax.base import compile_cache, errors
 from ppjax.masking import apply, pmask
 from ppjax.models import generation
 from ppjax.personas import prompts

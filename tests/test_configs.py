@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ppjax import flags, run
+from ppjax import run
+from ppjax.base import flags
 from ppjax.evaluation import config as evaluation_config
 from ppjax.masking import topk
 from ppjax.recovery import config as recovery_config

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors
 from ppjax.data import calibration, chat
 from ppjax.personas import prompts
 

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import pytest
 
-from ppjax import errors, evaluate
+from ppjax import evaluate
+from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.evaluation import config
 

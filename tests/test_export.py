@@ -17,9 +17,11 @@ import pytest
 import tokenizers
 import transformers
 
-from ppjax import errors, export, flags
+from ppjax import export
+from ppjax.base import errors, flags
+from ppjax.exporting import hf_export, verify
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, checkpoint, hf_export, sliced, verify
+from ppjax.models import base_model, checkpoint, sliced
 from ppjax.training import config as train_config
 
 _PERSONA = 'You are bram, a ferryman.\n---\n```'

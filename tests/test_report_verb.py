@@ -17,8 +17,8 @@ import tokenizers
 import torch
 import transformers
 
-from ppjax import errors, flags
 from ppjax import report as verb
+from ppjax.base import errors, flags
 from ppjax.evaluation import efficiency
 from ppjax.masking import pmask
 from ppjax.models import base_model, generation

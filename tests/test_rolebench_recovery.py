@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 
 _SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'rolebench_recovery.py'
 

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from ppjax import bench, demo, errors, flags, run
+from ppjax import bench, demo, run
+from ppjax.base import errors, flags
 from ppjax.evaluation.page import run_results
 from ppjax.masking import pmask
 from ppjax.synthesis import scoring

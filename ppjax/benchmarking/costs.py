@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors
-from ppjax import progress as progress_lib
+from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import (
     matrix_peak,
     torch_mask_step,
@@ -24,13 +24,13 @@ from ppjax.benchmarking import (
 )
 from ppjax.data import packing
 from ppjax.evaluation import efficiency, timing
+from ppjax.learning import loss as loss_lib
 from ppjax.masking import topk
 from ppjax.models import attention
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import rope as rope_lib
 from ppjax.planning import step_shape, useful_flops
-from ppjax.training import loss as loss_lib
 from ppjax.training import step as step_lib
 
 _PEAK_SIZE = 4096

@@ -7,7 +7,8 @@ from matplotlib import ticker
 
 import ppjax
 from ppjax.evaluation import efficiency
-from ppjax.evaluation.page import charts, plots, report_views, templates
+from ppjax.evaluation.page import report_views
+from ppjax.pages import charts, plots, templates
 
 _LABELS = {
     'persona': 'persona prompt, tokens',

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from ppjax import errors
-from ppjax import progress as progress_lib
+from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import torch_model
 from ppjax.evaluation import timing
 from ppjax.models import base_model, generation, loading, sliced

@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 
 # The task's file in the package, and the split that it measures on.
 _PACKAGED = {

@@ -14,8 +14,8 @@ import sys
 import time
 from typing import Any
 
-from ppjax import errors
-from ppjax import progress as progress_lib
+from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.masking import pmask
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import progress as progress_lib
+from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import (
     matrix_peak,
     torch_mask_step,

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import progress as progress_lib
+from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import lm_eval_tasks, torch_model
 from ppjax.data import row_sources
 from ppjax.evaluation.multiple_choice import benchmark_sources, choice_tasks

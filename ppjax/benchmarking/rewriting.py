@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ppjax import progress as progress_lib
+from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import torch_model
 from ppjax.data import chat
 from ppjax.models import base_model, generation, loading

@@ -19,17 +19,11 @@ import numpy as np
 import tokenizers
 import transformers
 
-from ppjax import errors
-from ppjax import progress as progress_lib
+from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import load
-from ppjax.models import (
-    array_reader,
-    base_model,
-    checkpoint,
-    hf_export,
-    loading,
-    weights,
-)
+from ppjax.exporting import hf_export
+from ppjax.models import array_reader, base_model, checkpoint, loading, weights
 from ppjax.models import config as config_lib
 from ppjax.parallel import sharding
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax import errors
-from ppjax.models import base_model, hf_export, verify
+from ppjax.base import errors
+from ppjax.exporting import hf_export, verify
+from ppjax.models import base_model
 
 
 def write(

@@ -23,9 +23,8 @@ from typing import Any
 import httpx
 import tenacity
 
-from ppjax import errors
+from ppjax.base import errors, processes
 from ppjax.chat_api import replies
-from ppjax.parallel import processes
 
 # Besides all of 500-599: the server is busy, starting, or in between.
 _PASSING = frozenset({408, 409, 425, 429})

@@ -6,7 +6,7 @@ import json
 import pathlib
 from typing import Any
 
-from ppjax import errors, json_lines
+from ppjax.base import errors, json_lines
 
 _ROLES = ('system', 'user', 'assistant')
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import calibration
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 
 
 @dataclasses.dataclass(frozen=True)

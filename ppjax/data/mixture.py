@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import unicodedata
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import instructions, row_sources
 
 

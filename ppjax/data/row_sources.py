@@ -12,7 +12,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from ppjax import errors, json_lines
+from ppjax.base import errors, json_lines
 
 _DEFAULT_SPLIT = 'train'
 _SUFFIXES = ('.json', '.jsonl', '.parquet')

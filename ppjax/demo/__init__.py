@@ -11,7 +11,7 @@ import importlib.resources
 import json
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import calibration
 from ppjax.personas import prompts
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors, flags, run_directory
-from ppjax import progress as progress_lib
+from ppjax.base import errors, flags, run_directory
+from ppjax.base import progress as progress_lib
 from ppjax.evaluation import config as config_lib
 from ppjax.masking import apply, pmask
 from ppjax.models import base_model

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from ppjax import errors, flags, settings
+from ppjax.base import errors, flags, settings
 from ppjax.evaluation.multiple_choice import benchmarks
 
 TASKS = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import config as config_lib
 
 CONVENTION = (

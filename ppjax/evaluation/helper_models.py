@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from ppjax import progress as progress_lib
+from ppjax.base import progress as progress_lib
 from ppjax.chat_api import client as client_lib
 from ppjax.data import chat
 from ppjax.evaluation import config

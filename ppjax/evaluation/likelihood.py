@@ -16,11 +16,11 @@ import numpy as np
 
 from ppjax.data import chat, packing
 from ppjax.evaluation import bootstrap
+from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import loss as loss_lib
 from ppjax.masking import apply
 from ppjax.models import decoder as decoder_lib
 from ppjax.parallel import execution, sharding
-from ppjax.training import heldout as heldout_lib
-from ppjax.training import loss as loss_lib
 
 # Answer tokens whose logits, of two models, exist at a time.
 _CHUNK = 256

@@ -7,7 +7,8 @@ import hashlib
 import json
 from typing import Any
 
-from ppjax import demo, errors, progress
+from ppjax import demo
+from ppjax.base import errors, processes, progress
 from ppjax.data import calibration, chat
 from ppjax.evaluation import (
     candidates,
@@ -20,7 +21,6 @@ from ppjax.evaluation import (
 from ppjax.evaluation.answers import judged_answers
 from ppjax.evaluation.dialogues import multi_turn
 from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choice_tasks
-from ppjax.parallel import processes
 
 
 class Evaluation:

@@ -5,9 +5,8 @@ import json
 import pathlib
 from typing import Any
 
-from ppjax import atomic, versions
-from ppjax import progress as progress_lib
-from ppjax.parallel import processes
+from ppjax.base import atomic, processes, versions
+from ppjax.base import progress as progress_lib
 
 
 def stored(

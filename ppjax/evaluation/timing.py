@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.evaluation import efficiency
 from ppjax.masking import apply
 from ppjax.models import attention, generation

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.masking import pmask
 from ppjax.models import base_model as base_lib
 from ppjax.models import decoder as decoder_lib

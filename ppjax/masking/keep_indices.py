@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ppjax import atomic, errors
+from ppjax.base import atomic, errors
 
 
 def save(path: str | pathlib.Path, mask: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 import ppjax
-from ppjax import atomic, errors
+from ppjax.base import atomic, errors
 from ppjax.masking import granularity as granularity_lib
 
 FORMAT = 'ppjax.pmask.v1'

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import decoder as decoder_lib
 
 KINDS = ('activation', 'taylor', 'random')

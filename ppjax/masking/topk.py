@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ppjax import errors
+from ppjax.base import errors
 
 
 def keep_size(d_ff: int, sparsity: float, align: int) -> int:

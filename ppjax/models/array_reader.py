@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
+from ppjax.base import processes
 from ppjax.models import checkpoint, loading
 from ppjax.models.weights import Weights
-from ppjax.parallel import processes
 
 
 class ArrayReader(checkpoint.CheckpointReader):

@@ -9,7 +9,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import (
     checkpoint,
     gguf_reader,

@@ -5,7 +5,7 @@ import dataclasses
 
 import jax
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import generation, shared_prefix

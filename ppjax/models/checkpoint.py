@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 
 
 class CheckpointReader(abc.ABC):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 
 FAMILIES = ('llama', 'qwen2', 'qwen3')
 

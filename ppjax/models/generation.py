@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import attention, shared_prefix
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib

@@ -17,7 +17,7 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import checkpoint
 
 _TensorType = gguf.GGMLQuantizationType

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import checkpoint, int8
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import checkpoint
 
 _INDEX = 'model.safetensors.index.json'

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import base_model, checkpoint, loading
 from ppjax.models import config as config_lib
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from ppjax import progress
+from ppjax.base import progress
 
 _NOTICE = 'SIGTERM: saving after this step, then stopping.'
 

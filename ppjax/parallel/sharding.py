@@ -13,8 +13,7 @@ import jax
 from jax.experimental import mesh_utils
 import numpy as np
 
-from ppjax import errors
-from ppjax.parallel import processes
+from ppjax.base import errors, processes
 
 Tree = TypeVar('Tree')
 Model = TypeVar('Model', bound=Any)

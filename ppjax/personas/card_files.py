@@ -19,7 +19,7 @@ from typing import Any
 import zipfile
 import zlib
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.personas import inputs
 
 # Large lorebooks take a few megabytes.

@@ -26,7 +26,7 @@ import math
 import re
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.personas import inputs, macros, prompts
 from ppjax.personas import persona as persona_lib
 

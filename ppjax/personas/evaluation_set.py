@@ -20,7 +20,7 @@ import os
 import pathlib
 from typing import Any
 
-from ppjax import atomic, errors
+from ppjax.base import atomic, errors
 from ppjax.personas import inputs, prompts
 from ppjax.personas import persona as persona_lib
 

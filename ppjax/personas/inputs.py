@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any, TypeGuard
 
-from ppjax import errors, json_lines
+from ppjax.base import errors, json_lines
 
 # More than any list of personas, and little enough to hold in memory.
 MAX_FILE_BYTES = 64 * 2**20

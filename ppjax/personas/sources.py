@@ -17,7 +17,7 @@ import os
 import pathlib
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.personas import card_files, cards, evaluation_set, inputs, macros
 from ppjax.personas import persona as persona_lib
 

@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 
-from ppjax import errors
+from ppjax.base import errors
 
 _GIB = 2**30
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.masking import topk
 
 # What divides k, and what for.

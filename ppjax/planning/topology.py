@@ -7,7 +7,7 @@ import os
 import jax
 from jax.experimental import topologies
 
-from ppjax import errors
+from ppjax.base import errors
 
 LOCAL = 'local'
 _SLICES = {

@@ -3,8 +3,9 @@
 import dataclasses
 import pathlib
 
-from ppjax import errors, flags, run_directory, settings
-from ppjax.models import decoder, hf_export
+from ppjax.base import errors, flags, run_directory, settings
+from ppjax.exporting import hf_export
+from ppjax.models import decoder
 from ppjax.recovery import lora
 from ppjax.training import config as train_config
 

@@ -6,20 +6,20 @@ import time
 
 import jax
 
-from ppjax import flags, run_directory
-from ppjax import progress as progress_lib
+from ppjax.base import flags, processes, run_directory
+from ppjax.base import progress as progress_lib
 from ppjax.data import calibration, packing
+from ppjax.learning import checkpoints as checkpoints_lib
+from ppjax.learning import data as data_lib
+from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import metrics as metrics_lib
 from ppjax.models.weights import Weights
-from ppjax.parallel import preemption, processes, sharding
+from ppjax.parallel import preemption, sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import methods, results
 from ppjax.recovery import run as run_lib
 from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
-from ppjax.training import checkpoints as checkpoints_lib
-from ppjax.training import data as data_lib
-from ppjax.training import heldout as heldout_lib
-from ppjax.training import metrics as metrics_lib
 
 _HELDOUT_MEASUREMENTS = 4
 

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors, processes
 from ppjax.models import checkpoint, loading
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import processes
 
 # Name of a module, as PEFT and Hugging Face call it -> our weight.
 TARGETS = {

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from ppjax import atomic
+from ppjax.base import atomic, processes
 from ppjax.models import loading
-from ppjax.parallel import processes
 from ppjax.recovery import lora
 
 _MODULE = 'base_model.model.{}.lora_{}.weight'

@@ -9,14 +9,14 @@ from typing import Any
 
 import jax
 
-from ppjax import atomic, flags, versions
-from ppjax import progress as progress_lib
-from ppjax.models import hf_export, model_card
+from ppjax.base import atomic, flags, versions
+from ppjax.base import progress as progress_lib
+from ppjax.exporting import hf_export, model_card
+from ppjax.learning import heldout as heldout_lib
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import lora, methods, peft_files
 from ppjax.recovery import run as run_lib
 from ppjax.recovery import source as source_lib
-from ppjax.training import heldout as heldout_lib
 
 
 def model_dir(run: run_lib.Run) -> pathlib.Path:

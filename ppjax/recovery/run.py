@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ppjax import atomic, run_directory
-from ppjax import progress as progress_lib
+from ppjax.base import atomic, processes, run_directory
+from ppjax.base import progress as progress_lib
 from ppjax.data import order, packing
+from ppjax.learning import data as data_lib
+from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import schedule as schedule_lib
 from ppjax.models import base_model, loading, weights
-from ppjax.parallel import processes, sharding
+from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import lora, methods
 from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
-from ppjax.training import data as data_lib
-from ppjax.training import heldout as heldout_lib
-from ppjax.training import schedule as schedule_lib
 
 
 class Run:

@@ -6,9 +6,10 @@ import pathlib
 
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
+from ppjax.exporting import hf_export, model_card
 from ppjax.masking import apply, pmask
-from ppjax.models import base_model, hf_export, loading, model_card
+from ppjax.models import base_model, loading
 from ppjax.recovery import config as config_lib
 
 

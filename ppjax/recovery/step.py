@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from ppjax.data import packing
+from ppjax.learning import loss as loss_lib
 from ppjax.models.weights import Weights
 from ppjax.parallel import execution, sharding
 from ppjax.recovery import methods
-from ppjax.training import loss as loss_lib
 
 
 class RecoveryState(NamedTuple):

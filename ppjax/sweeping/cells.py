@@ -6,8 +6,8 @@ import hashlib
 import pathlib
 from typing import Any
 
-from ppjax import errors, run_directory
-from ppjax import progress as progress_lib
+from ppjax.base import errors, run_directory
+from ppjax.base import progress as progress_lib
 from ppjax.data import calibration
 from ppjax.sweeping import clock as clock_lib
 from ppjax.sweeping import config as config_lib

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib import ticker
 
-from ppjax.evaluation.page import plots
+from ppjax.pages import plots
 from ppjax.sweeping import aggregate
 
 # Colours of the page and kinds of line: twenty that can be told apart.

@@ -5,7 +5,7 @@ import json
 import pathlib
 import time
 
-from ppjax import atomic
+from ppjax.base import atomic
 
 _DONE = 'done'
 

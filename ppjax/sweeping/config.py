@@ -5,7 +5,7 @@ import functools
 import pathlib
 from typing import Any
 
-from ppjax import errors, flags
+from ppjax.base import errors, flags
 from ppjax.sweeping import grid as grid_lib
 from ppjax.training import config as train_config
 

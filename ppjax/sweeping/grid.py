@@ -8,7 +8,7 @@ import itertools
 import re
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 
 PERSONA, SEED = 'persona', 'seed'
 # The persona whose mask is learned from the data of all others in the grid.

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import ppjax
-from ppjax import flags
-from ppjax.evaluation.page import report_views, templates
+from ppjax.base import flags
+from ppjax.evaluation.page import report_views
+from ppjax.pages import templates
 from ppjax.sweeping import aggregate, charts, clock, grid, results, tables
 from ppjax.sweeping import config as config_lib
 

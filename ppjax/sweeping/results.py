@@ -5,7 +5,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.sweeping import cells as cells_lib
 from ppjax.sweeping import grid
 

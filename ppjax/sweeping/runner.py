@@ -5,14 +5,14 @@ import dataclasses
 import functools
 import pathlib
 
-from ppjax import atomic, run_directory
-from ppjax import progress as progress_lib
-from ppjax import versions as versions_lib
+from ppjax.base import atomic, run_directory
+from ppjax.base import progress as progress_lib
+from ppjax.base import versions as versions_lib
+from ppjax.learning import data as data_lib
 from ppjax.sweeping import cells as cells_lib
 from ppjax.sweeping import clock as clock_lib
 from ppjax.sweeping import config as config_lib
 from ppjax.sweeping import page, results, tables
-from ppjax.training import data as data_lib
 
 
 def sweep(cfg: config_lib.SweepConfig) -> str | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ppjax import errors, flags, settings
+from ppjax.base import errors, flags, settings
 from ppjax.personas import macros
 from ppjax.synthesis import sensitivity
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import atomic, errors, flags, run_directory, versions
-from ppjax import progress as progress_lib
+from ppjax.base import atomic, errors, flags, processes, run_directory, versions
+from ppjax.base import progress as progress_lib
 from ppjax.data import chat, instructions
 from ppjax.models import base_model
-from ppjax.parallel import processes, sharding
+from ppjax.parallel import sharding
 from ppjax.personas import evaluation_set, prompts
 from ppjax.personas import persona as persona_lib
 from ppjax.synthesis import config as config_lib

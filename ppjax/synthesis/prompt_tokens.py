@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import chat
 from ppjax.models import shared_prefix
 

@@ -5,7 +5,7 @@ import hashlib
 import pathlib
 from typing import Any, NamedTuple
 
-from ppjax import errors, json_lines
+from ppjax.base import errors, json_lines
 from ppjax.synthesis import rewriting
 
 _FORM = '{"query_id" or "query": text, "rewrite": text}'

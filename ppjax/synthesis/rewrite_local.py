@@ -6,7 +6,7 @@ import hashlib
 import jax
 import jax.numpy as jnp
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import chat
 from ppjax.models import base_model, batch_generation, generation, loading
 from ppjax.models import decoder as decoder_lib

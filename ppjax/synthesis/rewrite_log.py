@@ -17,7 +17,7 @@ import json
 import pathlib
 from typing import Any
 
-from ppjax import errors, json_lines
+from ppjax.base import errors, json_lines
 from ppjax.synthesis import rewrite_gates, rewriting
 
 _SURROGATE_HALVES = dict.fromkeys(range(0xD800, 0xE000), '\ufffd')

@@ -5,7 +5,7 @@ import contextlib
 import sys
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.chat_api import replies
 from ppjax.synthesis import rewriting

@@ -7,8 +7,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from ppjax import errors, json_lines
-from ppjax import progress as progress_lib
+from ppjax.base import errors, json_lines
+from ppjax.base import progress as progress_lib
 from ppjax.data import chat, instructions
 from ppjax.models import base_model, loading
 from ppjax.synthesis import prompt_tokens, sensitivity

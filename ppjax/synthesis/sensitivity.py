@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import attention, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
 from ppjax.parallel import execution, sharding

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 
-from ppjax import demo, errors
-from ppjax import progress as progress_lib
+from ppjax import demo
+from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.data import chat, instructions, mixture
 from ppjax.models import base_model
 from ppjax.parallel import sharding

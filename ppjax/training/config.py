@@ -5,11 +5,11 @@ import os
 import re
 from typing import Any
 
-from ppjax import errors, flags, settings
+from ppjax.base import errors, flags, settings
+from ppjax.learning import loss
 from ppjax.masking import estimators, score_init
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import decoder
-from ppjax.training import loss
 
 # In --calibration and --heldout, replaced by each of --personas.
 PERSONA = '{persona}'

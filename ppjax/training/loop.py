@@ -14,19 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import flags, run_directory
-from ppjax import progress as progress_lib
+from ppjax.base import flags, processes, run_directory
+from ppjax.base import progress as progress_lib
 from ppjax.data import calibration, packing
+from ppjax.learning import checkpoints as checkpoints_lib
+from ppjax.learning import data as data_lib
+from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import metrics as metrics_lib
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model, loading
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights as weights_lib
-from ppjax.parallel import preemption, processes, sharding
-from ppjax.training import checkpoints as checkpoints_lib
+from ppjax.parallel import preemption, sharding
 from ppjax.training import config as config_lib
-from ppjax.training import data as data_lib
-from ppjax.training import heldout as heldout_lib
-from ppjax.training import metrics as metrics_lib
 from ppjax.training import run as run_lib
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib

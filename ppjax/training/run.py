@@ -9,19 +9,18 @@ import jax
 import numpy as np
 import optax
 
-from ppjax import atomic, errors, run_directory
-from ppjax import progress as progress_lib
-from ppjax import versions as versions_lib
+from ppjax.base import atomic, errors, processes, run_directory
+from ppjax.base import progress as progress_lib
+from ppjax.base import versions as versions_lib
 from ppjax.data import order
+from ppjax.learning import data as data_lib
+from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import schedule as schedule_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import processes
 from ppjax.training import config as config_lib
-from ppjax.training import data as data_lib
-from ppjax.training import heldout as heldout_lib
-from ppjax.training import schedule as schedule_lib
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
 

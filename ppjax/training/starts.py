@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import progress as progress_lib
+from ppjax.base import processes
+from ppjax.base import progress as progress_lib
 from ppjax.data import chat, packing
+from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import measure as measure_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import score_init
 from ppjax.models import decoder as decoder_lib
-from ppjax.parallel import processes
-from ppjax.training import heldout as heldout_lib
-from ppjax.training import measure as measure_lib
 
 # Statistics of channels and blocks settle long before this many examples.
 _EXAMPLES = 128

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from ppjax.data import packing
+from ppjax.learning import loss as loss_lib
 from ppjax.masking import estimators, topk
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights
 from ppjax.parallel import execution, sharding
-from ppjax.training import loss as loss_lib
 
 
 class TrainState(NamedTuple):

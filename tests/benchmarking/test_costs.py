@@ -6,7 +6,8 @@ import json
 import pytest
 import transformers
 
-from ppjax import bench, errors
+from ppjax import bench
+from ppjax.base import errors
 from ppjax.benchmarking import costs
 
 _CURVES = 'persona=16,48;answer=4,16;batch=2,4;layers=0.5,1'

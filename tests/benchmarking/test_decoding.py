@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ppjax import bench, errors
+from ppjax import bench
+from ppjax.base import errors
 from ppjax.masking import pmask
 from ppjax.models import base_model
 

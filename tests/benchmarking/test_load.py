@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from ppjax import bench, errors
+from ppjax import bench
+from ppjax.base import errors
 from ppjax.benchmarking import load
 from ppjax.models import base_model
 

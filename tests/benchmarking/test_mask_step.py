@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppjax import bench, errors
+from ppjax import bench
+from ppjax.base import errors
 from ppjax.benchmarking import mask_step, torch_mask_step
 from ppjax.models import base_model
 from ppjax.models import config as config_lib

@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import calibration
 
 _SYSTEM = {'role': 'system', 'content': 'Be Bram.'}

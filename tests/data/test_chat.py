@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import calibration, chat
 
 _DATE = '2026-01-01'

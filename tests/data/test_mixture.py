@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import mixture, row_sources
 
 _DATA = pathlib.Path(__file__).parents[2].parent / 'shared' / 'data'

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ppjax.data import chat, packing
+from ppjax.learning import measure as measure_lib
 from ppjax.masking import topk
-from ppjax.training import measure as measure_lib
 from ppjax.training import step as step_lib
 from ppjax.training import turns
 

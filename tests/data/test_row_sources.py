@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import row_sources
 from ppjax.data.row_sources import Source
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppjax import demo, flags
+from ppjax import demo
+from ppjax.base import flags
+from ppjax.exporting import hf_export
 from ppjax.masking import pmask
-from ppjax.models import base_model, hf_export
+from ppjax.models import base_model
 from ppjax.training import config as train_config
 
 _KEEP = 17

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors
 from ppjax.evaluation import candidates, config
 from ppjax.masking import pmask
 from ppjax.models import attention, base_model

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.evaluation import efficiency
 from ppjax.models import attention
 from ppjax.models import config as config_lib

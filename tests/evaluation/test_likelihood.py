@@ -11,9 +11,9 @@ import transformers
 
 from ppjax.data import chat, packing
 from ppjax.evaluation import bootstrap, likelihood
+from ppjax.learning import heldout
 from ppjax.masking import apply
 from ppjax.models import base_model, loading
-from ppjax.training import heldout
 
 _KEEP = 26
 

@@ -19,7 +19,8 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors, evaluate
+from ppjax import evaluate
+from ppjax.base import errors
 from ppjax.evaluation import (
     candidates,
     config,

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.evaluation import results_store
 
 _SETTINGS = {'models': {'dense': 'a1'}, 'pairs': [('q', 1)], 'length': None}

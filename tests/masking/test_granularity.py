@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.masking import granularity, pmask
 
 

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.masking import keep_indices
 
 

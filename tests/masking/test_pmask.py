@@ -14,7 +14,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 import ppjax
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.masking import pmask
 
 _PROMPT = 'You are Bjørk 🚀.\nAnswer.'

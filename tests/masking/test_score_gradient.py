@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ppjax.data import packing
+from ppjax.learning import loss as loss_lib
 from ppjax.masking import topk
-from ppjax.training import loss as loss_lib
 
 _KEEP = 31
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.masking import topk
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import batch_generation, generation, shared_prefix
 
 _NEW = 9

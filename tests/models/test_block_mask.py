@@ -10,9 +10,10 @@ import tokenizers
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
+from ppjax.exporting import hf_export
 from ppjax.masking import granularity
-from ppjax.models import attention, base_model, hf_export, loading, rope
+from ppjax.models import attention, base_model, loading, rope
 from ppjax.models import decoder as decoder_lib
 
 _TOKENS = np.random.default_rng(3).integers(3, 97, (2, 11))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import config as config_lib
 from ppjax.models import loading, safetensors_reader
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import decoder, generation, shared_prefix
 
 # One token, a whole bucket, and some whose answers cross the bucket's end.

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import gguf_reader, gguf_tokenizer
 
 _Type = gguf.GGMLQuantizationType

@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import trainers
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import gguf_reader, gguf_tokenizer
 
 _Kind = gguf.TokenType

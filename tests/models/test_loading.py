@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import base_model, checkpoint, loading, safetensors_reader, weights
 from ppjax.models import config as config_lib
 from ppjax.parallel import sharding

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppjax import demo, errors, evaluate, synthesize
+from ppjax import demo, evaluate, synthesize
+from ppjax.base import errors
 from ppjax.evaluation import config as evaluation_config
 from ppjax.synthesis import config as synthesis_config
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors, processes
 from ppjax.masking import pmask
-from ppjax.parallel import processes
 from ppjax.recovery import config as recovery_config
 from ppjax.recovery import loop as recovery_loop
 from ppjax.training import config, loop

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import weights
 from ppjax.parallel import execution, sharding
 from ppjax.recovery import lora

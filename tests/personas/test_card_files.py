@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.personas import card_files
 
 _CARD = {'name': 'Zoë 🚀', 'description': 'Zoë bakes “bread”.', 'first_mes': 'Hi 日本'}

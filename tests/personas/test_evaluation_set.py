@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.personas import evaluation_set, prompts
 from ppjax.personas import persona as persona_lib
 

@@ -10,7 +10,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.personas import cards, evaluation_set, prompts, sources
 
 # Processor time, which other programs on the machine do not lengthen.

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.personas import inputs, prompts, sources
 
 _LONG = ' '.join(['word'] * 60)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ppjax import errors, plan
+from ppjax import plan
+from ppjax.base import errors
 from ppjax.planning import chips, compiled, topology
 
 _LIBTPU = pathlib.Path(sys.prefix, 'libtpu')

@@ -12,13 +12,13 @@ import optax
 import pytest
 
 from ppjax.data import chat, packing
+from ppjax.learning import schedule
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights
 from ppjax.parallel import sharding
 from ppjax.recovery import lora, methods
 from ppjax.recovery import step as step_lib
-from ppjax.training import schedule
 
 STEPS = 3
 

@@ -17,11 +17,12 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
+from ppjax.exporting import hf_export, model_card
+from ppjax.learning import data
 from ppjax.masking import pmask
-from ppjax.models import base_model, checkpoint, hf_export, model_card
+from ppjax.models import base_model, checkpoint
 from ppjax.recovery import config, loop
-from ppjax.training import data
 
 _KEEP = 24
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.models import attention, loading, weights
 from ppjax.recovery import lora, methods, peft_files
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.sweeping import config, grid
 
 

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors
 from ppjax.masking import pmask
 from ppjax.sweeping import cells, clock, config, runner
 

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from ppjax import demo, errors, json_lines
+from ppjax import demo
+from ppjax.base import errors, json_lines
 from ppjax.data import calibration
 from ppjax.personas import evaluation_set, prompts
 from ppjax.synthesis import config, pipeline, rewriting, scoring, selection, sources

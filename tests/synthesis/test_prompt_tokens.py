@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import chat
 from ppjax.personas import persona as persona_lib
 from ppjax.synthesis import prompt_tokens

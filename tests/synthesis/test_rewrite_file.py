@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.synthesis import rewrite_file, rewrite_log, rewriting
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.synthesis import rewrite_gates, rewrite_log, rewriting
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.synthesis import rewrite_log, rewrite_openai, rewriting
 
 _KEY = 'sk-odd-4711-SeCrEt'

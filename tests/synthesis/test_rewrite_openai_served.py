@@ -23,7 +23,7 @@ import tokenizers
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import instructions as instructions_lib
 from ppjax.personas import persona as persona_lib
 from ppjax.synthesis import rewrite_log, rewrite_openai, rewriting

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import chat
 from ppjax.personas import persona as persona_lib
 from ppjax.synthesis import prompt_tokens, selection, sensitivity

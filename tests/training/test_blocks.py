@@ -10,15 +10,18 @@ import pytest
 import torch
 import transformers
 
-from ppjax import demo, errors, export, report
+from ppjax import demo, export, report
+from ppjax.base import errors
 from ppjax.data import chat, packing
 from ppjax.evaluation import candidates, efficiency
 from ppjax.evaluation import config as evaluate_config
+from ppjax.exporting import hf_export
+from ppjax.learning import data, heldout
 from ppjax.masking import apply, granularity, pmask
-from ppjax.models import attention, base_model, hf_export, loading
+from ppjax.models import attention, base_model, loading
 from ppjax.recovery import config as recover_config
 from ppjax.recovery import source
-from ppjax.training import config, data, heldout, loop, starts
+from ppjax.training import config, loop, starts
 
 _LAYERS, _KEEP = 5, 3
 

@@ -7,11 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from ppjax import demo, run_directory
+from ppjax import demo
+from ppjax.base import run_directory
 from ppjax.data import packing
+from ppjax.learning import data
 from ppjax.masking import pmask
 from ppjax.models import attention, base_model, loading
-from ppjax.training import config, data, loop
+from ppjax.training import config, loop
 from ppjax.training import run as run_lib
 
 

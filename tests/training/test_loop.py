@@ -12,7 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors
 from ppjax.masking import pmask
 from ppjax.training import config, loop
 

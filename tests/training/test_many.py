@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors
 from ppjax.data import chat, packing
+from ppjax.learning import data
 from ppjax.masking import pmask
 from ppjax.models import base_model, loading
-from ppjax.training import config, data, loop, turns
+from ppjax.training import config, loop, turns
 from ppjax.training import step as step_lib
 
 

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors
 from ppjax.data import order, packing
+from ppjax.learning import schedule
 from ppjax.masking import pmask, topk
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights
 from ppjax.parallel import sharding
-from ppjax.training import config, loop, schedule, turns
+from ppjax.training import config, loop, turns
 from ppjax.training import step as step_lib
 
 _STEPS, _BATCH, _KEEP = 10, 8, 26

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ppjax.data import packing
+from ppjax.learning import loss as loss_lib
 from ppjax.masking import topk
-from ppjax.training import loss as loss_lib
 
 _KEEP = 37
 

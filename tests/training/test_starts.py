@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors
 from ppjax.data import chat, packing
+from ppjax.learning import data
+from ppjax.learning import loss as loss_lib
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model, loading
-from ppjax.training import config, data, loop, starts
-from ppjax.training import loss as loss_lib
+from ppjax.training import config, loop, starts
 
 
 @pytest.fixture(scope='module')

@@ -7,10 +7,10 @@ import pytest
 
 from ppjax import demo
 from ppjax.data import chat, order, packing
+from ppjax.learning.schedule import make_schedule
 from ppjax.models import base_model, loading
 from ppjax.training import step as step_lib
 from ppjax.training import turns
-from ppjax.training.schedule import make_schedule
 
 _KEEP = 24
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppjax import errors, json_lines
+from ppjax.base import errors, json_lines
 from ppjax.data import calibration, chat
 from ppjax.models import batch_generation
 from ppjax.models import decoder as decoder_lib

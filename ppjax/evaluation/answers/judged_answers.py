@@ -7,8 +7,9 @@ import io
 import pathlib
 from typing import Any
 
-from ppjax import atomic, demo, errors
-from ppjax import progress as progress_lib
+from ppjax import demo
+from ppjax.base import atomic, errors
+from ppjax.base import progress as progress_lib
 from ppjax.data import chat
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import answers

@@ -22,7 +22,7 @@ import json
 import pathlib
 from typing import Any
 
-from ppjax import errors, json_lines
+from ppjax.base import errors, json_lines
 from ppjax.evaluation.dialogues import speakers
 
 PARTNER_PROMPT = """\

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import errors
-from ppjax import progress as progress_lib
+from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.data import chat
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import judged_answers

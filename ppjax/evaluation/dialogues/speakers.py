@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.chat_api import replies
 from ppjax.data import chat

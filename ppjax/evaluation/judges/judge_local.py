@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import chat
 from ppjax.evaluation.judges import judge_scoring, token_trie
 from ppjax.models import attention, base_model, generation, shared_prefix

@@ -15,7 +15,7 @@ import math
 import re
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.chat_api import replies
 from ppjax.evaluation.judges import judge_scoring

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import errors, json_lines
+from ppjax.base import errors, json_lines
 from ppjax.evaluation import bootstrap
 from ppjax.evaluation.judges import judge_scoring
 

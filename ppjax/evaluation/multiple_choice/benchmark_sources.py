@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import row_sources
 from ppjax.evaluation.multiple_choice import benchmarks
 

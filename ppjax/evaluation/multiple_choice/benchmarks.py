@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import errors
+from ppjax.base import errors
 
 TASKS = ('piqa', 'openbookqa', 'mmlu')
 _LETTERS = 'ABCD'

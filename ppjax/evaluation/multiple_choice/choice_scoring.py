@@ -16,10 +16,10 @@ import numpy as np
 
 from ppjax.data import row_calls
 from ppjax.evaluation.multiple_choice import choice_tokens
+from ppjax.learning import loss as loss_lib
 from ppjax.models import attention, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
 from ppjax.parallel import execution, sharding
-from ppjax.training import loss as loss_lib
 
 # Numbers of targets in a row are rounded up to multiples of it: fewer shapes.
 _TARGET_STEP = 32

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 
 
 class Choice(NamedTuple):

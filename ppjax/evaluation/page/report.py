@@ -17,15 +17,10 @@ import jinja2
 import numpy as np
 
 import ppjax
-from ppjax import atomic, flags
+from ppjax.base import atomic, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import (
-    plots,
-    report_evaluation,
-    report_views,
-    run_results,
-    templates,
-)
+from ppjax.evaluation.page import report_evaluation, report_views, run_results
+from ppjax.pages import plots, templates
 from ppjax.personas import prompts
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from ppjax.evaluation import candidates, efficiency
 from ppjax.evaluation.efficiency import number
-from ppjax.evaluation.page import charts, report_judged, run_results
+from ppjax.evaluation.page import report_judged, run_results
 from ppjax.evaluation.page import report_views as views
 from ppjax.evaluation.page.run_results import mapping
+from ppjax.pages import charts
 
 # Title, and the share that guessing gets right.
 _BENCHMARKS = {

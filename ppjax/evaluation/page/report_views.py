@@ -9,8 +9,8 @@ from typing import Any
 
 from ppjax.evaluation import candidates
 from ppjax.evaluation.efficiency import number
-from ppjax.evaluation.page import charts
 from ppjax.evaluation.page.run_results import mapping
+from ppjax.pages import charts
 
 # Colours of the page.
 PAINTS = {'dense': 'dense', 'masked': 'heldout', 'pruned': 'learned'}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import errors, flags, run_directory
+from ppjax.base import errors, flags, run_directory
 from ppjax.evaluation import bootstrap, efficiency
 from ppjax.masking import pmask
 from ppjax.training import config as config_lib

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import calibration, chat
 from ppjax.evaluation.answers import answers
 from ppjax.models import base_model, batch_generation, loading

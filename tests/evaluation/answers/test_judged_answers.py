@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.evaluation import candidates, config, helper_models
 from ppjax.evaluation.answers import answers, judged_answers
 from ppjax.evaluation.judges import judge_scoring, judging

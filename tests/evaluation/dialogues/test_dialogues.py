@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.data import chat
 from ppjax.evaluation.dialogues import dialogues, speakers

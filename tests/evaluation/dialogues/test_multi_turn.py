@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppjax import demo, errors
+from ppjax import demo
+from ppjax.base import errors
 from ppjax.evaluation import candidates, config, helper_models, pipeline, tables
 from ppjax.evaluation.dialogues import dialogues, multi_turn
 from ppjax.evaluation.judges import judge_prompts

@@ -13,7 +13,7 @@ import tokenizers
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import chat
 from ppjax.evaluation.judges import judge_local, judge_prompts, judge_scoring
 from ppjax.models import attention, base_model, generation, loading

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.data import chat
 from ppjax.evaluation.judges import judge_openai, judge_scoring

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.evaluation import bootstrap
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
 

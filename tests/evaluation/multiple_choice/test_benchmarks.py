@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks
 
 _MMLU = {

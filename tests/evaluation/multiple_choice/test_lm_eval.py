@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.benchmarking import lm_eval_tasks
 from ppjax.evaluation.multiple_choice import (
     benchmark_sources,

@@ -15,11 +15,12 @@ import matplotlib
 import numpy as np
 import pytest
 
-from ppjax import errors, flags
+from ppjax.base import errors, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import plots, report, run_results
+from ppjax.evaluation.page import report, run_results
 from ppjax.masking import pmask
 from ppjax.models import config as config_lib
+from ppjax.pages import plots
 from ppjax.personas import prompts
 from ppjax.training import config as train_config
 

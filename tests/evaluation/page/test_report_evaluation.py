@@ -18,8 +18,6 @@ from ppjax.evaluation.dialogues import dialogues, multi_turn
 from ppjax.evaluation.judges import judge_scoring, judging
 from ppjax.evaluation.multiple_choice import benchmarks, choice_tasks
 from ppjax.evaluation.page import (
-    charts,
-    plots,
     report,
     report_evaluation,
     report_judged,
@@ -27,6 +25,7 @@ from ppjax.evaluation.page import (
     run_results,
 )
 from ppjax.models import config as config_lib
+from ppjax.pages import charts, plots
 
 _NAMES = ('dense', 'pruned')
 _PERSONAS = ('Bram', 'Jix', 'Mira')

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from ppjax.data import chat, packing
+from ppjax.learning import measure as measure_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.parallel import sharding
-from ppjax.training import measure as measure_lib
 
 
 @dataclasses.dataclass(frozen=True)

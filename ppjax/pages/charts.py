@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import ticker
 import numpy as np
 
-from ppjax.evaluation.page import plots
+from ppjax.pages import plots
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,10 @@ import tokenizers
 import torch
 import transformers
 
-from ppjax import errors
+from ppjax.base import errors
 from ppjax.data import chat
-from ppjax.models import base_model, checkpoint, hf_export, model_card, sliced
+from ppjax.exporting import hf_export, model_card
+from ppjax.models import base_model, checkpoint, sliced
 
 _KEEP = 20
 _PERSONA = 'You are Bram, a ferryman.'

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ppjax.training import schedule as schedule_lib
+from ppjax.learning import schedule as schedule_lib
 
 
 def test_schedule_warms_up_then_falls_to_zero():

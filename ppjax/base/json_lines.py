@@ -6,8 +6,7 @@ import os
 import pathlib
 from typing import Any, BinaryIO
 
-from ppjax import errors
-from ppjax.parallel import processes
+from ppjax.base import errors, processes
 
 
 def parse(line: bytes, where: str) -> Any:

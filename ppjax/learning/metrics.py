@@ -8,8 +8,7 @@ from typing import Any
 
 import tensorboardX
 
-from ppjax import errors
-from ppjax.parallel import processes
+from ppjax.base import errors, processes
 
 
 class MetricsLog:

@@ -6,8 +6,9 @@ import os
 
 import numpy as np
 
-from ppjax import demo, errors
-from ppjax import progress as progress_lib
+from ppjax import demo
+from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.data import calibration, chat, packing
 from ppjax.models import base_model
 

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax import errors
-from ppjax.models import attention, base_model, checkpoint, hf_export, loading
+from ppjax.base import errors
+from ppjax.exporting import hf_export
+from ppjax.models import attention, base_model, checkpoint, loading
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 
@@ -148,7 +149,7 @@ def reloaded_logits(
         np.savez(inputs, tokens=tokens)
         arguments = (loader, str(directory), str(inputs), str(outputs))
         child = subprocess.run(
-            [sys.executable, '-m', 'ppjax.models.verify', *arguments],
+            [sys.executable, '-m', 'ppjax.exporting.verify', *arguments],
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

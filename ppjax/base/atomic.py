@@ -12,8 +12,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from ppjax import errors
-from ppjax.parallel import processes
+from ppjax.base import errors, processes
 
 
 @contextlib.contextmanager

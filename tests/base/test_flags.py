@@ -9,7 +9,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ppjax import errors, flags
+from ppjax.base import errors, flags
 from ppjax.training import config as config_lib
 
 _GIVEN = {'base_model': 'a/b', 'calibration': 'c.jsonl', 'output_dir': 'out'}

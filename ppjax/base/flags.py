@@ -14,8 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from absl import app, flags, logging
 
-from ppjax import errors
-from ppjax.parallel import processes
+from ppjax.base import errors, processes
 
 Settings = TypeVar('Settings')
 

@@ -12,8 +12,8 @@ import pytest
 import tokenizers
 import transformers
 
-from ppjax import errors
-from ppjax.models import hf_export, verify
+from ppjax.base import errors
+from ppjax.exporting import hf_export, verify
 
 _TOKENS = np.random.default_rng(2).integers(0, 97, (2, 20))
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from ppjax import errors
+from ppjax.base import errors
 
 State = TypeVar('State')
 

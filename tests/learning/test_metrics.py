@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ppjax import errors
-from ppjax.training import metrics
+from ppjax.base import errors
+from ppjax.learning import metrics
 
 
 @pytest.mark.parametrize(

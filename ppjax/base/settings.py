@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ppjax import errors, flags
+from ppjax.base import errors, flags
 
 MESH_HELP = (
     'Sizes of the mesh axes data (copies of the model), fsdp (its weights shared out) '

@@ -9,8 +9,7 @@ import pathlib
 import shutil
 from typing import Any, TypeVar
 
-from ppjax import atomic, errors, flags
-from ppjax.parallel import processes
+from ppjax.base import atomic, errors, flags, processes
 
 Settings = TypeVar('Settings')
 

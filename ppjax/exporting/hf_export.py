@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import transformers
 
-from ppjax import atomic, errors
+from ppjax.base import atomic, errors, processes
 from ppjax.models import (
     base_model,
     checkpoint,
@@ -23,7 +23,6 @@ from ppjax.models import (
     safetensors_reader,
     sliced,
 )
-from ppjax.parallel import processes
 
 # Name -> element type and its name in a safetensors header.
 DTYPES: dict[str, tuple[np.dtype, str]] = {

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from ppjax.data import packing
+from ppjax.learning import loss as loss_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights as weights_lib
 from ppjax.parallel import execution
-from ppjax.training import loss as loss_lib
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import time
 from typing import Any, TypeVar
 
 import ppjax
-from ppjax import errors
+from ppjax.base import errors
 
 Value = TypeVar('Value')
 

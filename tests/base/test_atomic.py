@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from ppjax import atomic, errors
+from ppjax.base import atomic, errors
 
 
 def _names(folder: pathlib.Path) -> list[str]:

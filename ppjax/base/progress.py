@@ -9,7 +9,7 @@ import time
 
 import tqdm
 
-from ppjax.parallel import processes
+from ppjax.base import processes
 
 # Without a terminal, a line this often is enough to see that a run is alive.
 _PLAIN_SECONDS = 10.0
