@@ -12,10 +12,12 @@ import dataclasses
 import time
 from typing import Any, TypeVar
 
-from ppjax import export, report
 from ppjax.base import compile_cache, errors, flags, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.data import calibration
+from ppjax.evaluation import reporting
+from ppjax.exporting import config as export_config
+from ppjax.exporting import export
 from ppjax.synthesis import config as synthesis_config
 from ppjax.synthesis import pipeline, sources
 from ppjax.training import config as train_config
@@ -99,14 +101,14 @@ def main(cfg: RunConfig) -> int:
             directory.status(state='paused')
             return 0
         begin(3, 'export', 'Export')
-        export.main(
-            export.ExportConfig(
+        export.export(
+            export_config.ExportConfig(
                 output_dir=cfg.output_dir, verify=cfg.verify, overwrite=cfg.overwrite
             ),
             again=False,
         )
         begin(4, 'report', 'Report')
-        report.main(report.ReportConfig(output_dir=cfg.output_dir))
+        reporting.report_on(reporting.ReportConfig(output_dir=cfg.output_dir))
         directory.done(stage='run')
     return 0
 

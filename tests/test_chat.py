@@ -24,6 +24,8 @@ import transformers
 
 from ppjax import chat
 from ppjax.base import compile_cache, errors
+from ppjax.chatting import config as chat_config
+from ppjax.chatting import conversation, terminal
 from ppjax.masking import apply, pmask
 from ppjax.models import generation
 from ppjax.personas import prompts
@@ -132,7 +134,7 @@ def _main(capsys, monkeypatch, *lines, **settings):
     """Runs the verb in this process -> (exit code, stdout, stderr)."""
     stdin = io.StringIO(''.join(f'{line}\n' for line in lines))
     monkeypatch.setattr(sys, 'stdin', stdin)
-    code = chat.main(chat.ChatConfig(**settings))
+    code = chat.main(chat_config.ChatConfig(**settings))
     return code, *capsys.readouterr()
 
 
@@ -321,9 +323,9 @@ def test_on_a_terminal_errors_and_typos_do_not_end_it(
             raise line
         return line
 
-    monkeypatch.setattr(chat, '_read_line', read)
-    cfg = chat.ChatConfig(model=str(model_dir), max_new_tokens=7)
-    chat._interactive(chat.open_conversation(cfg), stats=False)
+    monkeypatch.setattr(terminal, '_read_line', read)
+    cfg = chat_config.ChatConfig(model=str(model_dir), max_new_tokens=7)
+    terminal._interactive(terminal.open_conversation(cfg), stats=False)
     out, err = capsys.readouterr()
     assert out == _expected(loaded, 'Be brief.', ['Ahoy?'], 7) + '\n'
     assert "ERROR: The conversation: the user turn contains '<|im_end|>'" in err
@@ -349,13 +351,13 @@ def test_on_a_terminal_errors_and_typos_do_not_end_it(
 )
 def test_contradictory_flags_are_refused(settings, text):
     with pytest.raises(errors.InputError, match=text):
-        chat.ChatConfig(**settings)
+        chat_config.ChatConfig(**settings)
 
 
 def test_unusable_files_are_named(model_dir, mask_file, tmp_path, loaded):
     def refused(*parts, **settings):
         with pytest.raises(errors.InputError) as caught:
-            chat.open_conversation(chat.ChatConfig(**settings))
+            terminal.open_conversation(chat_config.ChatConfig(**settings))
         message = str(caught.value)
         assert '\n' not in message
         assert all(part in message for part in parts), message
@@ -413,7 +415,7 @@ def _conversation(loaded, notices=None, max_position=4096, new=5, system='Be bri
     leaves, treedef = jax.tree.flatten(loaded.decoder)
     decoder = jax.tree.unflatten(treedef, leaves)
     decoder.cfg = cfg
-    return chat.Conversation(
+    return conversation.Conversation(
         dataclasses.replace(loaded, decoder=decoder),
         system_prompt=system,
         date='2026-01-01',
@@ -491,16 +493,19 @@ def test_an_interrupted_answer_is_remembered_as_far_as_it_was_shown(loaded):
 
 
 def test_stats_leave_the_compiled_first_step_out():
-    answer = chat.Answer('', None, 7, (2.0, 5.0, 5.5, 6.0))
+    answer = conversation.Answer('', None, 7, (2.0, 5.0, 5.5, 6.0))
     assert answer.stats() == 'prefill 2.00 s (7 tokens), 4 tokens at 2.0 tokens/s'
-    assert chat.Answer('', None, 7, (2.0, 5.0)).stats() == 'prefill 2.00 s (7 tokens)'
+    assert (
+        conversation.Answer('', None, 7, (2.0, 5.0)).stats()
+        == 'prefill 2.00 s (7 tokens)'
+    )
 
 
 # Text from tokens.
 
 
 def _pieces(tokenizer, ids):
-    detokenizer = chat.Detokenizer(tokenizer)
+    detokenizer = conversation.Detokenizer(tokenizer)
     return [detokenizer.push(token) for token in ids] + [detokenizer.flush()]
 
 

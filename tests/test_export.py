@@ -19,9 +19,12 @@ import transformers
 
 from ppjax import export
 from ppjax.base import errors, flags
+from ppjax.exporting import config as export_config
+from ppjax.exporting import export as story
 from ppjax.exporting import hf_export, verify
+from ppjax.exporting import source as source_lib
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, checkpoint, sliced
+from ppjax.models import base_model, open_checkpoint, sliced
 from ppjax.training import config as train_config
 
 _PERSONA = 'You are bram, a ferryman.\n---\n```'
@@ -107,7 +110,7 @@ def _export(**settings: Any) -> None:
         name: str(value) if isinstance(value, pathlib.Path) else value
         for name, value in settings.items()
     }
-    assert export.main(export.ExportConfig(**texts)) == 0
+    assert export.main(export_config.ExportConfig(**texts)) == 0
 
 
 def _names(path: pathlib.Path) -> set[str]:
@@ -118,7 +121,7 @@ def test_a_run_is_exported_with_its_numbers(
     base: base_model.BaseModel, run: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     _export(output_dir=run, keep_indices=run / 'kept.json')
-    reader = checkpoint.open_checkpoint(run / 'hf')
+    reader = open_checkpoint.open_checkpoint(run / 'hf')
     assert reader.hf_config['intermediate_size'] == 39
     assert _names(run) == {'config.flags', 'mask.pmask', 'results', 'hf', 'kept.json'}
 
@@ -178,7 +181,7 @@ def test_the_same_command_again_changes_nothing(
         _export(output_dir=run, export_dtype='bfloat16')
     _export(output_dir=run, export_dtype='bfloat16', overwrite=True)
     assert weights.stat().st_mtime_ns != before
-    dtype = checkpoint.open_checkpoint(run / 'hf').dtype('model.norm.weight')
+    dtype = open_checkpoint.open_checkpoint(run / 'hf').dtype('model.norm.weight')
     assert dtype.name == 'bfloat16'
     # Without the record nobody knows what stands there.
     (run / 'results' / 'export.json').unlink()
@@ -288,7 +291,7 @@ def test_a_mask_of_another_base_is_refused(
 )
 def test_contradictory_flags(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.InputError, match=message):
-        export.ExportConfig(**settings)
+        export_config.ExportConfig(**settings)
 
 
 def test_runs_that_cannot_be_exported(
@@ -340,16 +343,16 @@ def test_verification_is_recorded_and_a_failed_one_leaves_nothing(
 
 
 def test_verification_prompts(base: base_model.BaseModel, run: pathlib.Path) -> None:
-    source = export._from_run(export.ExportConfig(output_dir=str(run)))
+    source = source_lib.open_source(export_config.ExportConfig(output_dir=str(run)))
     tokenizer = base.tokenizer()
-    tokens = export._verification_tokens(tokenizer, source)
+    tokens = story._verification_tokens(tokenizer, source)
     assert tokens.shape[0] == 4
     assert 64 <= tokens.shape[1] <= 128
     assert len(np.unique(tokens, axis=0)) == 4
     start = tokenizer.encode('<system>you are bram')
     assert (tokens[:, : len(start)] == start).all()
     tokenizer.chat_template = None
-    plain = export._verification_tokens(tokenizer, source)
+    plain = story._verification_tokens(tokenizer, source)
     assert (plain[:, : len(start) - 1] == start[1:]).all()
 
 

@@ -19,9 +19,10 @@ import transformers
 
 from ppjax import report as verb
 from ppjax.base import errors, flags
-from ppjax.evaluation import efficiency
+from ppjax.evaluation import efficiency, reporting
 from ppjax.masking import pmask
 from ppjax.models import base_model, generation
+from ppjax.pages import formats
 from ppjax.personas import prompts
 from ppjax.training import config as train_config
 
@@ -113,9 +114,9 @@ def make_run(tiny_models, tmp_path: pathlib.Path) -> Callable[..., _Run]:
     return make
 
 
-def _config(run: _Run, **changes: Any) -> verb.ReportConfig:
+def _config(run: _Run, **changes: Any) -> reporting.ReportConfig:
     settings = {'output_dir': str(run.path), 'max_new_tokens': _NEW_TOKENS}
-    return verb.ReportConfig(**(settings | changes))
+    return reporting.ReportConfig(**(settings | changes))
 
 
 def _stored(run: _Run, name: str) -> Any:
@@ -213,8 +214,8 @@ def test_the_table_on_stdout(make_run, no_answers, capsys):
     assert cells[3][5:8] == ['-0.1250', 'to', '-0.1250']
     figures = _stored(run, 'efficiency')
     for line, side in zip(lines, ('dense', *3 * ('pruned',)), strict=True):
-        assert efficiency.quantity(figures[side]['parameters']) in line
-        assert line.endswith(efficiency.quantity(figures[side]['bytes'], 'B'))
+        assert formats.quantity(figures[side]['parameters']) in line
+        assert line.endswith(formats.quantity(figures[side]['bytes'], 'B'))
     assert f'Model:  {run.path / "hf"}' in out
 
 
@@ -298,7 +299,7 @@ def test_a_mask_of_another_base_is_refused(make_run):
 )
 def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(errors.InputError, match=message):
-        verb.ReportConfig(**({'output_dir': 'run'} | changes))
+        reporting.ReportConfig(**({'output_dir': 'run'} | changes))
 
 
 def test_another_folder_is_one_line_and_exit_code_1(tmp_path):
@@ -330,4 +331,4 @@ def test_another_folder_is_one_line_and_exit_code_1(tmp_path):
     ],
 )
 def test_spread(count, wanted, indices):
-    assert verb.spread(count, wanted) == indices
+    assert reporting.spread(count, wanted) == indices

@@ -30,6 +30,7 @@ from ppjax.models import attention
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import rope as rope_lib
+from ppjax.pages import formats
 from ppjax.planning import step_shape, useful_flops
 from ppjax.training import step as step_lib
 
@@ -131,7 +132,7 @@ class _Step:
         """XLA's plan; None where the backend tells none."""
         plan = self._compiled.memory_analysis()
         return {
-            name: efficiency.number(getattr(plan, f'{name}_size_in_bytes', None))
+            name: formats.number(getattr(plan, f'{name}_size_in_bytes', None))
             for name in ('argument', 'temp', 'output')
         }
 

@@ -6,9 +6,8 @@ from typing import Any
 from matplotlib import ticker
 
 import ppjax
-from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import report_views
-from ppjax.pages import charts, plots, templates
+from ppjax.pages import charts, drawing, formats, templates
 
 _LABELS = {
     'persona': 'persona prompt, tokens',
@@ -37,14 +36,14 @@ def _curve(
         axes.plot(
             places,
             values,
-            color=plots.PAINTS['learned'],
+            color=drawing.PAINTS['learned'],
             marker='o',
             markersize=4,
             linewidth=1.7,
         )
         for place, end in zip(places, ends, strict=True):
             if end:
-                axes.vlines(place, *end, color=plots.PAINTS['learned'], linewidth=1.0)
+                axes.vlines(place, *end, color=drawing.PAINTS['learned'], linewidth=1.0)
         axes.set_xlim(0, 1.05 * max(places))
         most = max(end[1] if end else value for _, value, end in points)
         axes.set_ylim(0, 1.1 * most)
@@ -52,7 +51,7 @@ def _curve(
         axes.set_xlabel(_LABELS[axis])
         axes.set_ylabel(unit)
 
-    return plots.drawing(title, paint, height=2.3)
+    return drawing.drawing(title, paint, height=2.3)
 
 
 def _time(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def _table(axis: str, points: Sequence[Mapping[str, Any]]) -> report_views.Table
             report_views.Cell(report_views.percent(point['utilisation'])),
             report_views.NOTHING
             if temp is None
-            else report_views.Cell(efficiency.quantity(temp, 'B')),
+            else report_views.Cell(formats.quantity(temp, 'B')),
         ]
 
     return report_views.Table(
@@ -171,7 +170,7 @@ def sections(found: Mapping[str, Any]) -> list[report_views.Section]:
             (
                 f'{row["sparsity"]:.0%}',
                 [
-                    report_views.Cell(efficiency.quantity(row[name], 'B'))
+                    report_views.Cell(formats.quantity(row[name], 'B'))
                     for name in ('bytes', 'decode_weight_bytes', 'kv_bytes_per_token')
                 ],
             )
@@ -202,7 +201,7 @@ def render(found: Mapping[str, Any]) -> str:
         dtype=found['settings']['dtype'],
         shape=[(_LABELS[axis], f'{base[axis]}') for axis in _LABELS],
         utilisation=report_views.percent(base['utilisation']),
-        peak=efficiency.quantity(found['matrix_peak_flops_per_s'], 'FLOP/s'),
+        peak=formats.quantity(found['matrix_peak_flops_per_s'], 'FLOP/s'),
         ratio=found.get('ratio_to_reference'),
         sections=sections(found),
         settings=list(found['settings'].items()),

@@ -23,7 +23,14 @@ from ppjax.base import errors
 from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import load
 from ppjax.exporting import hf_export
-from ppjax.models import array_reader, base_model, checkpoint, loading, weights
+from ppjax.models import (
+    array_reader,
+    base_model,
+    checkpoint,
+    loading,
+    open_checkpoint,
+    weights,
+)
 from ppjax.models import config as config_lib
 from ppjax.parallel import sharding
 
@@ -150,7 +157,7 @@ def measure(hf_config: dict[str, Any], *, dtype: str, mesh: str) -> dict[str, An
 
 
 def _same_weights(one: pathlib.Path, other: pathlib.Path) -> bool:
-    readers = [checkpoint.open_checkpoint(path) for path in (one, other)]
+    readers = [open_checkpoint.open_checkpoint(path) for path in (one, other)]
     read: Callable[[checkpoint.CheckpointReader, str], bytes] = lambda reader, name: (
         reader.read(name).tobytes()
     )

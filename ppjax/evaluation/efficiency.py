@@ -8,13 +8,13 @@ does.
 
 from collections.abc import Mapping
 import dataclasses
-import math
 from typing import Any
 
 import jax.numpy as jnp
 
 from ppjax.base import errors
 from ppjax.models import config as config_lib
+from ppjax.pages import formats
 
 CONVENTION = (
     'A multiply-add is 2 FLOPs. Weights and attention count; norms, RoPE, softmax '
@@ -231,31 +231,6 @@ class TableRow:
     drawn: bool
 
 
-def number(value: Any) -> float | None:
-    """A JSON value as a finite number; None if it is anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def quantity(value: float, unit: str = '') -> str:
-    """Four digits and a decimal prefix: '134.5 M', '458.4 MB', '1.458 TFLOP'."""
-    if not math.isfinite(value):
-        return str(value)
-    scaled, prefix = float(value), ''
-    for prefix in ('', 'k', 'M', 'G' if unit else 'B', 'T', 'P', 'E'):
-        if abs(scaled) < 999.95 or prefix == 'E':
-            break
-        scaled /= 1000
-    if not prefix and scaled.is_integer():
-        return f'{scaled:.0f} {unit}'.rstrip()
-    before_point = math.floor(math.log10(abs(scaled))) + 1 if scaled else 1
-    return f'{scaled:.{min(3, max(0, 4 - before_point))}f} {prefix}{unit}'.rstrip()
-
-
 def table(stored: Mapping[str, Any]) -> list[TableRow]:
     """An `Efficiency` as rows for people.
 
@@ -288,14 +263,17 @@ def table(stored: Mapping[str, Any]) -> list[TableRow]:
         ('decode_flops', 'Decoding the next token', 'FLOP', True),
         ('total_flops', f'Prefill {prompt} + answer {answer}', 'FLOP', True),
     ):
-        before, after = number(dense.get(name)), number(pruned.get(name))
+        before, after = (
+            formats.number(dense.get(name)),
+            formats.number(pruned.get(name)),
+        )
         if not before or after is None:
             continue
         if name == 'layers' and before == after:  # Only channels were removed.
             continue
 
         def show(value: float, unit: str | None = unit) -> str:
-            return f'{value:.0f}' if unit is None else quantity(value, unit)
+            return f'{value:.0f}' if unit is None else formats.quantity(value, unit)
 
         rows.append(TableRow(label, show(before), show(after), after / before, drawn))
     return rows

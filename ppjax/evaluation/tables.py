@@ -5,6 +5,7 @@ from typing import Any
 
 from ppjax.evaluation import candidates, efficiency
 from ppjax.evaluation.answers import failures
+from ppjax.pages import formats
 
 
 def render(rows: Sequence[Sequence[str]], title: str) -> str:
@@ -98,11 +99,11 @@ def measured_efficiency(result: dict[str, Any]) -> str:
     header = ('', *(_label(name) for name in names), 'last / first')
     timed = []
     for key, label, show in (
-        ('stored_bytes', 'Files of the weights', lambda x: efficiency.quantity(x, 'B')),
+        ('stored_bytes', 'Files of the weights', lambda x: formats.quantity(x, 'B')),
         (
             'xla_prefill_flops',
             f"XLA's count of the blocks, {prompt} tokens",
-            lambda x: efficiency.quantity(x, 'FLOP'),
+            lambda x: formats.quantity(x, 'FLOP'),
         ),
     ):
         cells = [models[name].get(key) for name in names]

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
-from ppjax.evaluation import efficiency
 from ppjax.masking import apply
 from ppjax.models import attention, generation
 from ppjax.models import rope as rope_lib
+from ppjax.pages import formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,5 +129,5 @@ def xla_prefill_flops(model: apply.LoadedModel, tokens: int) -> float | None:
         return block(x, None, rope, attention.causal(1, tokens), None)[0]
 
     analysis = jax.jit(run).lower(block, x).compile().cost_analysis()
-    flops = efficiency.number((analysis or {}).get('flops'))
+    flops = formats.number((analysis or {}).get('flops'))
     return flops * cfg.num_layers if flops else None

@@ -20,7 +20,7 @@ import numpy as np
 
 from ppjax.base import errors
 from ppjax.exporting import hf_export
-from ppjax.models import attention, base_model, checkpoint, loading
+from ppjax.models import attention, base_model, loading, open_checkpoint
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 
@@ -195,7 +195,7 @@ def _logits(
 
 
 def _by_ppjax(directory: str, tokens: np.ndarray) -> np.ndarray:
-    reader = checkpoint.open_checkpoint(directory)
+    reader = open_checkpoint.open_checkpoint(directory)
     cfg = config_lib.from_hf_config(reader.hf_config)
     decoder = loading.load_decoder(reader, cfg, dtype=jnp.float32)
     return _logits(decoder, tokens)

@@ -15,6 +15,7 @@ from ppjax.models import (
     gguf_reader,
     gguf_tokenizer,
     loading,
+    open_checkpoint,
     safetensors_reader,
 )
 from ppjax.models import config as config_lib
@@ -181,5 +182,5 @@ def open_base_model(name: str) -> BaseModel:
                 f'(owner/model) nor {SMOLLM2!r}.'
             )
         path = _download(name)
-    reader = checkpoint.open_checkpoint(path)
+    reader = open_checkpoint.open_checkpoint(path)
     return BaseModel(name, reader, config_lib.from_hf_config(reader.hf_config))

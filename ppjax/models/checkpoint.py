@@ -1,7 +1,6 @@
 """Reading a base model's tensors by their Hugging Face names.
 
-A reader hides the file format. `open_checkpoint` picks it: a directory with
-`config.json` and safetensors, or one GGUF file.
+A reader hides the file format; `open_checkpoint` picks it.
 """
 
 import abc
@@ -9,8 +8,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-
-from ppjax.base import errors
 
 
 class CheckpointReader(abc.ABC):
@@ -50,22 +47,3 @@ class CheckpointReader(abc.ABC):
         Raises:
             InputError: if the tensor is absent or its bytes are not.
         """
-
-
-def open_checkpoint(path: str | pathlib.Path) -> CheckpointReader:
-    """Opens a checkpoint directory or GGUF file.
-
-    Raises:
-        InputError: if the path is neither, or its headers are damaged.
-    """
-    # The readers import this module for the base class.
-    from ppjax.models import gguf_reader, safetensors_reader
-
-    path = pathlib.Path(path)
-    if path.is_file() and path.suffix == '.gguf':
-        return gguf_reader.GgufReader(path)
-    if path.is_dir():
-        return safetensors_reader.SafetensorsReader(path)
-    raise errors.InputError(
-        f'Base model {str(path)!r} is neither a directory nor a .gguf file.'
-    )

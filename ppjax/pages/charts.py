@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import ticker
 import numpy as np
 
-from ppjax.pages import plots
+from ppjax.pages import drawing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,9 @@ def bar_groups_plot(
         for group in groups:
             first = place
             for bar in group.bars:
-                axes.barh(place, bar.value, height=0.74, color=plots.PAINTS[bar.paint])
+                axes.barh(
+                    place, bar.value, height=0.74, color=drawing.PAINTS[bar.paint]
+                )
                 if bar.interval:
                     _whisker(axes, place, bar)
                 axes.text(bar.end + 0.025 * end, place, bar.text, va='center')
@@ -75,14 +77,14 @@ def bar_groups_plot(
                         group.reference,
                         first - 0.5,
                         place - 0.5,
-                        color=plots.PAINTS[colour],
+                        color=drawing.PAINTS[colour],
                         linestyle='solid' if colour == 'card' else (0, (1.5, 1.2)),
                         linewidth=width,
                     )
             middles.append((first + place - 1) / 2)
             place += 0.5
         axes.set_yticks(middles, [group.label for group in groups])
-        axes.tick_params(axis='y', labelcolor=plots.PAINTS['ink'])
+        axes.tick_params(axis='y', labelcolor=drawing.PAINTS['ink'])
         axes.set_ylim(place - 0.9, -0.6)
         axes.set_xlim(0, 1.28 * end)
         axes.set_xticks([])
@@ -90,7 +92,7 @@ def bar_groups_plot(
         axes.spines[['top', 'right', 'bottom']].set_visible(False)
 
     height = 0.2 + 0.27 * count + 0.14 * len(groups)
-    return plots.drawing(title, paint, height=height, legend=legend)
+    return drawing.drawing(title, paint, height=height, legend=legend)
 
 
 def _whisker(axes: Any, place: float, bar: Bar) -> None:
@@ -100,7 +102,7 @@ def _whisker(axes: Any, place: float, bar: Bar) -> None:
         axes.plot(
             bar.interval,
             [place, place],
-            color=plots.PAINTS[colour],
+            color=drawing.PAINTS[colour],
             linewidth=width,
             marker='|',
             markersize=7 if colour == 'ink' else 9,
@@ -130,19 +132,19 @@ def stacked_plot(
             left = 0.0
             for colour, length in parts:
                 axes.barh(
-                    place, length, left=left, height=0.6, color=plots.PAINTS[colour]
+                    place, length, left=left, height=0.6, color=drawing.PAINTS[colour]
                 )
                 left += length
             axes.text(left + 0.025 * end, place, text, va='center')
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-        axes.tick_params(axis='y', labelcolor=plots.PAINTS['ink'])
+        axes.tick_params(axis='y', labelcolor=drawing.PAINTS['ink'])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1.45 * end)
         axes.set_xticks([])
         axes.grid(False)
         axes.spines[['top', 'right', 'bottom']].set_visible(False)
 
-    return plots.drawing(title, paint, height=0.3 + 0.36 * len(rows), legend=legend)
+    return drawing.drawing(title, paint, height=0.3 + 0.36 * len(rows), legend=legend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,7 @@ def turns_plot(
 
     def paint(axes: Any) -> None:
         for course in courses:
-            colour = plots.PAINTS[course.paint]
+            colour = drawing.PAINTS[course.paint]
             axes.fill_between(
                 course.turns,
                 np.maximum(course.means - course.stds, 1),
@@ -196,4 +198,4 @@ def turns_plot(
         axes.set_xlabel('turn')
         axes.xaxis.set_major_locator(ticker.MaxNLocator(10, integer=True))
 
-    return plots.drawing(title, paint, height=2.7, legend=legend)
+    return drawing.drawing(title, paint, height=2.7, legend=legend)

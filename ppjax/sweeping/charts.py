@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib import ticker
 
-from ppjax.pages import plots
+from ppjax.pages import drawing
 from ppjax.sweeping import aggregate
 
 # Colours of the page and kinds of line: twenty that can be told apart.
@@ -38,7 +38,7 @@ def dots_plot(
     """Dots with whiskers in rows, and a line at 0, where the dense model is."""
 
     def paint(axes: Any) -> None:
-        axes.axvline(0, color=plots.PAINTS['dense'], linestyle='--', linewidth=1.2)
+        axes.axvline(0, color=drawing.PAINTS['dense'], linestyle='--', linewidth=1.2)
         for place, (_, dots) in enumerate(rows):
             for index, dot in enumerate(dots):
                 # Side by side, so that whiskers do not lie on one another.
@@ -47,14 +47,14 @@ def dots_plot(
                     dot.value,
                     height,
                     xerr=dot.std,
-                    color=plots.PAINTS[dot.paint],
+                    color=drawing.PAINTS[dot.paint],
                     marker='o',
                     markersize=5.5,
                     linewidth=1.5,
                     capsize=3,
                 )
         axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-        axes.tick_params(axis='y', labelcolor=plots.PAINTS['ink'])
+        axes.tick_params(axis='y', labelcolor=drawing.PAINTS['ink'])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis='y')
         axes.grid(True, axis='x')
@@ -64,7 +64,7 @@ def dots_plot(
     most = max(len(dots) for _, dots in rows)
     height = 0.8 + len(rows) * (0.2 + 0.13 * most)
     legend = [*legend, ('dense', 'dashed', 'Dense model')]
-    return plots.drawing(title, paint, height=height, legend=legend)
+    return drawing.drawing(title, paint, height=height, legend=legend)
 
 
 def curves_plot(
@@ -77,13 +77,13 @@ def curves_plot(
     drawn = list(zip(styles * (1 + len(lines) // len(styles)), lines, strict=False))
 
     def paint(axes: Any) -> None:
-        axes.axhline(0, color=plots.PAINTS['muted'], linestyle='--', linewidth=1.0)
+        axes.axhline(0, color=drawing.PAINTS['muted'], linestyle='--', linewidth=1.0)
         for (colour, style), (_, points) in drawn:
             axes.errorbar(
                 [place for place, _ in points],
                 [figure.mean for _, figure in points],
                 yerr=[figure.std or 0.0 for _, figure in points],
-                color=plots.PAINTS[colour],
+                color=drawing.PAINTS[colour],
                 linestyle=style,
                 marker='o',
                 markersize=4,
@@ -100,6 +100,6 @@ def curves_plot(
         axes.set_ylabel(_UNIT)
 
     legend = [(colour, style, name) for (colour, style), (name, _) in drawn]
-    return plots.drawing(
+    return drawing.drawing(
         title, paint, height=2.9, legend=[*legend, ('muted', 'dashed', 'Dense model')]
     )

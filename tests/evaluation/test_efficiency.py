@@ -15,6 +15,7 @@ from ppjax.evaluation import efficiency
 from ppjax.models import attention
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.pages import formats
 
 # No value is a default of any config class; 6 heads share 2 key/value heads.
 _TINY: dict[str, Any] = {
@@ -227,7 +228,7 @@ def test_impossible_settings_are_refused(keep, changes, message):
     ],
 )
 def test_quantity(value, unit, text):
-    assert efficiency.quantity(value, unit) == text
+    assert formats.quantity(value, unit) == text
 
 
 def test_table_shows_what_is_stored():

@@ -23,7 +23,7 @@ import transformers
 from ppjax.base import errors
 from ppjax.data import chat
 from ppjax.exporting import hf_export, model_card
-from ppjax.models import base_model, checkpoint, sliced
+from ppjax.models import base_model, checkpoint, open_checkpoint, sliced
 
 _KEEP = 20
 _PERSONA = 'You are Bram, a ferryman.'
@@ -102,7 +102,7 @@ def test_weights_are_the_bases_own_without_the_dropped_channels(
     any_tiny: Any, export: Callable[..., pathlib.Path]
 ) -> None:
     base, mask = any_tiny.base, _mask(any_tiny.base, _KEEP)
-    reader = checkpoint.open_checkpoint(export(base, mask))
+    reader = open_checkpoint.open_checkpoint(export(base, mask))
     # A tied head is the embedding: writing it would untie the two for some loaders.
     assert reader.names() == base.reader.names()
     assert ('lm_head.weight' in reader.names()) != base.config.tie_embeddings
@@ -131,7 +131,7 @@ def test_a_tied_bases_stored_head_is_not_written(
     (tmp_path / 'base' / 'config.json').write_text(config)
     base = base_model.open_base_model(str(tmp_path / 'base'))
     target = export(base, _mask(base, _KEEP))
-    assert 'lm_head.weight' not in checkpoint.open_checkpoint(target).names()
+    assert 'lm_head.weight' not in open_checkpoint.open_checkpoint(target).names()
     model = _load(target)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -151,7 +151,10 @@ def test_shards_hold_the_same_bytes_as_one_file(
     assert len(files) > 3
     assert files[1].name == f'model-00002-of-{len(files):05d}.safetensors'
     index = json.loads((shards / 'model.safetensors.index.json').read_text())
-    one, many = checkpoint.open_checkpoint(whole), checkpoint.open_checkpoint(shards)
+    one, many = (
+        open_checkpoint.open_checkpoint(whole),
+        open_checkpoint.open_checkpoint(shards),
+    )
     assert one.names() == many.names() == sorted(index['weight_map'])
     for name in one.names():
         assert one.read(name).tobytes() == many.read(name).tobytes(), name
@@ -568,7 +571,7 @@ def test_license_is_inherited(
     tmp_path: pathlib.Path,
 ) -> None:
     def inherited(readme: str) -> dict[str, Any]:
-        reader = checkpoint.open_checkpoint(tiny_models('llama').path)
+        reader = open_checkpoint.open_checkpoint(tiny_models('llama').path)
         (tmp_path / 'README.md').write_text(readme)
         reader.path = tmp_path
         return model_card.inherited_license(reader)
@@ -581,7 +584,7 @@ def test_license_is_inherited(
     assert inherited('---\nlicense: {a: b}\n---\n') == {}
     assert inherited('---\nlicense: [unclosed\n---\n') == {}
     (tmp_path / 'README.md').unlink()
-    reader = checkpoint.open_checkpoint(tiny_models('llama').path)
+    reader = open_checkpoint.open_checkpoint(tiny_models('llama').path)
     assert model_card.inherited_license(reader) == {}
     want = {'license': 'apache-2.0'}
     assert model_card.inherited_license(smollm2_base.reader) == want

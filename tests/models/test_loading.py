@@ -13,7 +13,14 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from ppjax.base import errors
-from ppjax.models import base_model, checkpoint, loading, safetensors_reader, weights
+from ppjax.models import (
+    base_model,
+    checkpoint,
+    loading,
+    open_checkpoint,
+    safetensors_reader,
+    weights,
+)
 from ppjax.models import config as config_lib
 from ppjax.parallel import sharding
 
@@ -52,7 +59,7 @@ def _write(
 
 
 def _open(folder) -> tuple[checkpoint.CheckpointReader, config_lib.ModelConfig]:
-    reader = checkpoint.open_checkpoint(folder)
+    reader = open_checkpoint.open_checkpoint(folder)
     return reader, config_lib.from_hf_config(reader.hf_config)
 
 

@@ -21,7 +21,7 @@ from ppjax.base import errors
 from ppjax.exporting import hf_export, model_card
 from ppjax.learning import data
 from ppjax.masking import pmask
-from ppjax.models import base_model, checkpoint
+from ppjax.models import base_model, open_checkpoint
 from ppjax.recovery import config, loop
 
 _KEEP = 24
@@ -233,7 +233,7 @@ def test_adapters_alone_are_the_merged_model(
     np.testing.assert_allclose(_logits(adapted), merged, atol=1e-4, rtol=0)
     assert np.abs(merged - _logits(_load(pruned[1]))).max() > 0.05
     before, after = (
-        checkpoint.open_checkpoint(path) for path in (pruned[1], run / 'hf')
+        open_checkpoint.open_checkpoint(path) for path in (pruned[1], run / 'hf')
     )
     changed = {
         name.split('.')[-2]

@@ -13,8 +13,9 @@ import transformers
 from ppjax import demo, export, report
 from ppjax.base import errors
 from ppjax.data import chat, packing
-from ppjax.evaluation import candidates, efficiency
+from ppjax.evaluation import candidates, efficiency, reporting
 from ppjax.evaluation import config as evaluate_config
+from ppjax.exporting import config as export_config
 from ppjax.exporting import hf_export
 from ppjax.learning import data, heldout
 from ppjax.masking import apply, granularity, pmask
@@ -67,7 +68,7 @@ def _learn(cfg):
 def finished(deep, calibration_files, tmp_path_factory):
     run = tmp_path_factory.mktemp('runs') / 'blocks'
     _learn(_settings(deep, calibration_files, run))
-    export.main(export.ExportConfig(output_dir=str(run), verify=True))
+    export.main(export_config.ExportConfig(output_dir=str(run), verify=True))
     return run
 
 
@@ -191,7 +192,7 @@ def test_sizes_of_fewer_blocks_are_counted(finished, deep):
 
 def test_the_report_speaks_of_blocks(finished):
     report.main(
-        report.ReportConfig(output_dir=str(finished), samples=1, max_new_tokens=3)
+        reporting.ReportConfig(output_dir=str(finished), samples=1, max_new_tokens=3)
     )
     page = (finished / 'report.html').read_text()
     assert '3 of 5 transformer blocks kept; 40 % asked' in page
@@ -203,7 +204,7 @@ def test_the_report_speaks_of_blocks(finished):
 def test_keep_indices_of_blocks_are_refused(finished):
     with pytest.raises(errors.InputError, match='--keep_indices lists FFN channels'):
         export.main(
-            export.ExportConfig(
+            export_config.ExportConfig(
                 output_dir=str(finished), keep_indices=str(finished / 'kept.json')
             )
         )

@@ -19,8 +19,8 @@ import numpy as np
 import ppjax
 from ppjax.base import atomic, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import report_evaluation, report_views, run_results
-from ppjax.pages import plots, templates
+from ppjax.evaluation.page import plots, report_evaluation, report_views, run_results
+from ppjax.pages import formats, templates
 from ppjax.personas import prompts
 
 
@@ -76,10 +76,10 @@ def _facts(run: run_results.Run) -> dict[str, Any]:
     elif run.efficiency:
         pruned = run_results.mapping(run.efficiency.get('pruned'))
         d_ff, layers = (
-            efficiency.number(run.efficiency.get(x)) for x in ('d_ff', 'num_layers')
+            formats.number(run.efficiency.get(x)) for x in ('d_ff', 'num_layers')
         )
         of_blocks = facts['granularity'] == 'blocks'
-        keep = efficiency.number(pruned.get('layers' if of_blocks else 'keep'))
+        keep = formats.number(pruned.get('layers' if of_blocks else 'keep'))
         units = layers if of_blocks else d_ff
         if keep and units and layers:
             facts |= {'keep': int(keep), 'units': int(units), 'layers': int(layers)}
@@ -130,7 +130,7 @@ def _speed(run: run_results.Run) -> str:
         _, values = run.series('train', name)
         if len(values):
             parts.append(
-                f'{efficiency.quantity(float(np.median(values)))} {unit} a second'
+                f'{formats.quantity(float(np.median(values)))} {unit} a second'
             )
     return ', '.join(parts)
 
@@ -176,8 +176,8 @@ def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
 def _selection(run: run_results.Run) -> dict[str, Any] | None:
     """The choice of queries, if there was one and all of its figures are there."""
     figures = run_results.mapping(run.synthesis.get('selection'))
-    means = [efficiency.number(figures.get(x)) for x in ('mean_kept', 'mean_all')]
-    counts = [efficiency.number(figures.get(x)) for x in ('kept', 'queries')]
+    means = [formats.number(figures.get(x)) for x in ('mean_kept', 'mean_all')]
+    counts = [formats.number(figures.get(x)) for x in ('kept', 'queries')]
     if None in means or None in counts:
         return None
     return {
@@ -197,7 +197,7 @@ def _selection(run: run_results.Run) -> dict[str, Any] | None:
 def _queries(listed: Any) -> list[tuple[str, float]]:
     found = []
     for entry in listed if isinstance(listed, list) else []:
-        score = efficiency.number(run_results.mapping(entry).get('score'))
+        score = formats.number(run_results.mapping(entry).get('score'))
         if score is not None:
             found.append((str(entry.get('query', '')), score))
     return found
@@ -221,7 +221,7 @@ def _template() -> jinja2.Template:
     return templates.load(
         'ppjax.evaluation.page',
         'report.html.jinja',
-        quantity=efficiency.quantity,
+        quantity=formats.quantity,
         signed=report_views.signed,
         perplexity=perplexity_text,
         time=_time,

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ppjax.evaluation import candidates, efficiency
-from ppjax.evaluation.efficiency import number
+from ppjax.evaluation import candidates
 from ppjax.evaluation.page import report_judged, run_results
 from ppjax.evaluation.page import report_views as views
 from ppjax.evaluation.page.run_results import mapping
-from ppjax.pages import charts
+from ppjax.pages import charts, formats
+from ppjax.pages.formats import number
 
 # Title, and the share that guessing gets right.
 _BENCHMARKS = {
@@ -250,7 +250,7 @@ def _speed(result: Mapping[str, Any]) -> views.Section | None:
         ('xla_prefill_flops', "XLA's count for the prefill", 'FLOP', 'prefill_flops'),
         ('stored_bytes', 'Files of the weights, as stored', 'B', ''),
     ):
-        show = functools.partial(efficiency.quantity, unit=unit)
+        show = functools.partial(formats.quantity, unit=unit)
         values = [own.get(key) for own in models.values()]
         cells = [views.cell(value, show) for value in values]
         if not views.filled([(label, cells)]):

@@ -8,10 +8,10 @@ import numpy as np
 
 from ppjax.evaluation import candidates
 from ppjax.evaluation.answers import failures
-from ppjax.evaluation.efficiency import number
 from ppjax.evaluation.page import report_views as views
 from ppjax.evaluation.page.run_results import mapping
 from ppjax.pages import charts
+from ppjax.pages.formats import number
 
 # results/judge.csv has all.
 MOST_QUESTIONS = 40

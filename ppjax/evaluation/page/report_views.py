@@ -8,9 +8,9 @@ import dataclasses
 from typing import Any
 
 from ppjax.evaluation import candidates
-from ppjax.evaluation.efficiency import number
 from ppjax.evaluation.page.run_results import mapping
 from ppjax.pages import charts
+from ppjax.pages.formats import number
 
 # Colours of the page.
 PAINTS = {'dense': 'dense', 'masked': 'heldout', 'pruned': 'learned'}

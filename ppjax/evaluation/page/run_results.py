@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ppjax.base import errors, flags, run_directory
-from ppjax.evaluation import bootstrap, efficiency
+from ppjax.evaluation import bootstrap
 from ppjax.masking import pmask
+from ppjax.pages import formats
 from ppjax.training import config as config_lib
 
 MODELS = {
@@ -80,8 +81,8 @@ class Run:
             (entry['step'], entry[name])
             for entry in self.metrics
             if entry.get('stage') == stage
-            and efficiency.number(entry.get('step')) is not None
-            and efficiency.number(entry.get(name)) is not None
+            and formats.number(entry.get('step')) is not None
+            and formats.number(entry.get(name)) is not None
         ]
         steps, values = np.array(found, float).reshape(-1, 2).T
         return steps, values
@@ -212,7 +213,7 @@ def likelihood_rows(run: Run) -> list[LikelihoodRow]:
     """The held-out table in the order of `MODELS`; empty before it is measured."""
     models = mapping(run.likelihood.get('models'))
     nll = {
-        name: efficiency.number(mapping(models.get(name)).get('nll')) for name in MODELS
+        name: formats.number(mapping(models.get(name)).get('nll')) for name in MODELS
     }
     rows = []
     for name, value in nll.items():
@@ -230,8 +231,8 @@ def likelihood_rows(run: Run) -> list[LikelihoodRow]:
                 nll=value,
                 difference=None if dense is None else value - dense,
                 interval=_interval(run.likelihood, name),
-                parameters=efficiency.number(figures.get('parameters')),
-                bytes=efficiency.number(figures.get('bytes')),
+                parameters=formats.number(figures.get('parameters')),
+                bytes=formats.number(figures.get('bytes')),
             )
         )
     return rows
@@ -243,8 +244,7 @@ def _interval(likelihood: dict[str, Any], name: str) -> tuple[float, float] | No
     listed = likelihood.get('examples')
     triples = [
         tuple(
-            efficiency.number(example.get(key))
-            for key in ('dense', name, 'answer_tokens')
+            formats.number(example.get(key)) for key in ('dense', name, 'answer_tokens')
         )
         for example in (listed if isinstance(listed, list) else [])
         if isinstance(example, dict)

@@ -17,10 +17,10 @@ import pytest
 
 from ppjax.base import errors, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import report, run_results
+from ppjax.evaluation.page import plots, report, run_results
 from ppjax.masking import pmask
 from ppjax.models import config as config_lib
-from ppjax.pages import plots
+from ppjax.pages import drawing, formats
 from ppjax.personas import prompts
 from ppjax.training import config as train_config
 
@@ -293,8 +293,8 @@ def test_table_numbers_equal_the_inputs(run_dir, undrawn):
         want = math.exp(_NLL[name])
         assert float(perplexity) == pytest.approx(want, abs=5e-4 if want < 1e3 else 0.5)
         side = figures['dense' if name == 'dense' else 'pruned']
-        assert parameters == efficiency.quantity(side['parameters'])
-        assert size == efficiency.quantity(side['bytes'], 'B')
+        assert parameters == formats.quantity(side['parameters'])
+        assert size == formats.quantity(side['bytes'], 'B')
         if name == 'dense':
             assert (difference, interval) == ('–', '–')
             continue
@@ -516,11 +516,11 @@ def test_lone_surrogates_and_huge_texts_are_tamed(run_dir, undrawn):
 def test_reference_lines_far_off_do_not_flatten_the_curve(run_dir, undrawn):
     rng = np.random.default_rng(0)
     curves = 2.4 + 0.1 * rng.random(500)
-    low, high = plots.readable_limits(curves, [2.45, 2.55, 9.0])
+    low, high = drawing.readable_limits(curves, [2.45, 2.55, 9.0])
     assert low < curves.min()
     assert 2.55 < high < 2.7
-    assert plots.readable_limits(curves, [])[1] < 2.55
-    single = plots.readable_limits(np.array([2.0]), [2.0])
+    assert drawing.readable_limits(curves, [])[1] < 2.55
+    single = drawing.readable_limits(np.array([2.0]), [2.0])
     assert single[0] < 2.0 < single[1]
     page = _parse(_written(run_dir))
     assert 'Random mask 8.9125, above the plot' in page.text
@@ -539,11 +539,11 @@ def test_no_drawing_state_is_left_behind(run_dir):
 def test_drawings_have_the_page_colours_only(run_dir):
     text = _written(run_dir)
     drawings = re.findall(r'<svg.*?</svg>', text, flags=re.DOTALL)
-    large = [drawing for drawing in drawings if 'aria-label' in drawing]
+    large = [one for one in drawings if 'aria-label' in one]
     assert len(large) == 7
-    for drawing in large:
-        assert not re.search(r'(fill|stroke): #', drawing)
-        assert 'DejaVu' not in drawing
+    for one in large:
+        assert not re.search(r'(fill|stroke): #', one)
+        assert 'DejaVu' not in one
 
 
 def test_bootstrap_interval():

@@ -18,6 +18,7 @@ from ppjax.evaluation.dialogues import dialogues, multi_turn
 from ppjax.evaluation.judges import judge_scoring, judging
 from ppjax.evaluation.multiple_choice import benchmarks, choice_tasks
 from ppjax.evaluation.page import (
+    plots,
     report,
     report_evaluation,
     report_judged,
@@ -25,7 +26,7 @@ from ppjax.evaluation.page import (
     run_results,
 )
 from ppjax.models import config as config_lib
-from ppjax.pages import charts, plots
+from ppjax.pages import charts
 
 _NAMES = ('dense', 'pruned')
 _PERSONAS = ('Bram', 'Jix', 'Mira')

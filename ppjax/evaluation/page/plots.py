@@ -1,114 +1,20 @@
 """The report's plots, as inline SVG in the page's colours."""
 
-from collections.abc import Callable, Iterable, Sequence
-import io
-import re
+from collections.abc import Sequence
 from typing import Any
 
-import markupsafe
-import matplotlib
 from matplotlib import colors, ticker
-from matplotlib import figure as figure_lib
 import numpy as np
 
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import run_results
+from ppjax.pages import drawing as drawing_lib
+from ppjax.pages import formats
 
 _HEAT_BINS = 96
 
-# Drawn in these colours, then replaced by the page's CSS variables, so that one
-# drawing serves the light and the dark theme.
-PAINTS = {
-    name: f'#0000{number:02x}'
-    for number, name in enumerate(
-        (
-            'ink',
-            'muted',
-            'line',
-            'learned',
-            'heldout',
-            'dense',
-            'one_shot',
-            'random',
-            'card',
-        ),
-        start=1,  # Matplotlib leaves out black, SVG's own default.
-    )
-}
 # Read at that strength on white and on black alike; weaker is more transparent.
 _HEAT_COLOUR = '#3b7ddd'
-_STYLE = {
-    'axes.axisbelow': True,
-    'axes.edgecolor': PAINTS['line'],
-    'axes.formatter.use_mathtext': False,
-    'axes.grid': True,
-    'axes.grid.axis': 'y',
-    'axes.labelcolor': PAINTS['muted'],
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'font.size': 9.5,
-    'grid.color': PAINTS['line'],
-    'grid.linewidth': 0.6,
-    'svg.fonttype': 'none',
-    'svg.hashsalt': 'ppjax',
-    'text.color': PAINTS['ink'],
-    'text.parse_math': False,
-    'xtick.color': PAINTS['line'],
-    'xtick.labelcolor': PAINTS['muted'],
-    'ytick.color': PAINTS['line'],
-    'ytick.labelcolor': PAINTS['muted'],
-    'ytick.left': False,
-}
-
-
-def _svg(
-    paint: Callable[[Any], None], label: str, *, height: float = 2.5
-) -> markupsafe.Markup:
-    """Draws on fresh axes and gives inline SVG in the page's own colours and font."""
-    with matplotlib.rc_context(_STYLE):
-        # 4 inches: on a phone's 340 pixels the letters shrink by an eighth only.
-        figure = figure_lib.Figure(figsize=(4.0, height), layout='constrained')
-        paint(figure.add_subplot())
-        text = io.StringIO()
-        nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
-        figure.savefig(text, format='svg', transparent=True, metadata=nothing)
-    svg = text.getvalue()
-    svg = svg[svg.index('<svg') :]
-    for name, paint_code in PAINTS.items():
-        svg = re.sub(rf'{paint_code}\b', f'var(--{name})', svg)
-    svg = re.sub(r'<style.*?</style>', '', svg, flags=re.DOTALL)
-    svg = re.sub(r'font-family: [^;"]*;?', '', svg)
-    # Ids are unique within a drawing only, and only marks and clips are referred to.
-    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', svg))
-    prefix = re.sub(r'\W+', '-', label.lower())
-
-    def rename(match: re.Match[str]) -> str:
-        return f' id="{prefix}-{match[1]}"' if match[1] in used else ''
-
-    svg = re.sub(r'\sid="([^"]*)"', rename, svg)
-    svg = re.sub(r'(href="|url\()#', rf'\1#{prefix}-', svg)
-    size = re.compile(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"')
-    svg = size.sub(rf'\1 role="img" aria-label="{label}"', svg, count=1)
-    return markupsafe.Markup(svg)
-
-
-def drawing(
-    title: str,
-    paint: Callable[[Any], None],
-    *,
-    height: float,
-    legend: Sequence[tuple[str, str, str]] = (),
-) -> dict[str, Any]:
-    """A plot as the page shows it.
-
-    Args:
-        title: above it; no two plots of a page have the same.
-        paint: draws on Matplotlib axes, in `PAINTS`.
-        height: in inches; all are 4 wide.
-        legend: (colour, kind of line, text).
-    """
-    svg = _svg(paint, title, height=height)
-    return {'title': title, 'svg': svg, 'legend': list(legend), 'note': ''}
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -127,36 +33,18 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, paint: str) -> None:
     """Each step's value pale, their running mean over it."""
     if len(values) < 50:
-        axes.plot(steps, values, color=PAINTS[paint], marker='.', linewidth=1.4)
+        axes.plot(
+            steps, values, color=drawing_lib.PAINTS[paint], marker='.', linewidth=1.4
+        )
         return
-    axes.plot(steps, values, color=PAINTS[paint], alpha=0.4, linewidth=0.7)
-    axes.plot(steps, _smooth(values), color=PAINTS[paint], linewidth=1.7)
+    axes.plot(steps, values, color=drawing_lib.PAINTS[paint], alpha=0.4, linewidth=0.7)
+    axes.plot(steps, _smooth(values), color=drawing_lib.PAINTS[paint], linewidth=1.7)
 
 
 def _label_steps(axes: Any) -> None:
     axes.set_xlabel('optimizer step')
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     axes.margins(x=0.02)
-
-
-def readable_limits(
-    curves: np.ndarray, references: Iterable[float]
-) -> tuple[float, float]:
-    """y-limits that show the curves, and of the reference lines those near by.
-
-    Args:
-        curves: values to show; outliers may be cut.
-        references: horizontal lines. These, and the curves' extremes, are left
-            outside if they are farther off than three quarters of the range that
-            94 % of the curves' values take.
-    """
-    low, high = np.quantile(curves, [0.03, 0.97])
-    reach = 0.75 * max(high - low, 0.05 * abs(high), 1e-3)
-    wanted = [curves.min(), curves.max(), *references]
-    near = [x for x in wanted if low - reach <= x <= high + reach]
-    low, high = min([low, *near]), max([high, *near])
-    margin = 0.07 * max(high - low, 0.02 * abs(high), 1e-3)
-    return float(low - margin), float(high + margin)
 
 
 def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
@@ -169,7 +57,7 @@ def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
     # A held-out figure weighs like a tenth of the run: there are few of them.
     weight = max(1, len(loss) // 10)
     core = np.concatenate([loss, np.repeat(held, weight)])
-    low, high = readable_limits(core, lines.values())
+    low, high = drawing_lib.readable_limits(core, lines.values())
     dashes = {'dense': 'dashed', 'one_shot': 'dashdot', 'random': 'dotted'}
 
     def paint(axes: Any) -> None:
@@ -179,7 +67,7 @@ def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
             axes.plot(
                 held_steps,
                 held,
-                color=PAINTS['heldout'],
+                color=drawing_lib.PAINTS['heldout'],
                 marker='o',
                 markersize=3.5,
                 linewidth=1.7,
@@ -187,7 +75,10 @@ def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
         for name, value in lines.items():
             if low <= value <= high:
                 axes.axhline(
-                    value, color=PAINTS[name], linestyle=dashes[name], linewidth=1.3
+                    value,
+                    color=drawing_lib.PAINTS[name],
+                    linestyle=dashes[name],
+                    linewidth=1.3,
                 )
         axes.set_ylim(low, high)
         axes.set_ylabel('nats per answer token')
@@ -210,7 +101,7 @@ def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
     ]
     return {
         'title': 'Loss',
-        'svg': _svg(paint, 'Loss over steps', height=2.9),
+        'svg': drawing_lib.svg(paint, 'Loss over steps', height=2.9),
         'legend': legend,
         'note': 'Thin: each step. Thick: running mean.' if len(loss) >= 50 else '',
     }
@@ -260,12 +151,19 @@ def step_plots(run: run_results.Run) -> list[dict[str, Any]]:
                 _curve(axes, steps, values, 'learned')
                 _log_ticks(axes, form)
             else:
-                axes.plot(steps, values, color=PAINTS['learned'], linewidth=1.7)
+                axes.plot(
+                    steps, values, color=drawing_lib.PAINTS['learned'], linewidth=1.7
+                )
                 axes.set_ylim(bottom=0)
             _label_steps(axes)
 
         plots.append(
-            {'title': title, 'svg': _svg(paint, title), 'legend': [], 'note': note}
+            {
+                'title': title,
+                'svg': drawing_lib.svg(paint, title),
+                'legend': [],
+                'note': note,
+            }
         )
     return plots
 
@@ -302,7 +200,9 @@ def _heat_plot(mask: np.ndarray) -> dict[str, Any]:
     width = mask.shape[1] / share.shape[1]
     return {
         'title': 'Where channels are kept',
-        'svg': _svg(paint, 'Kept channels', height=min(4.0, 1.6 + 0.05 * layers)),
+        'svg': drawing_lib.svg(
+            paint, 'Kept channels', height=min(4.0, 1.6 + 0.05 * layers)
+        ),
         'legend': [],
         'note': f'Share kept among {width:.3g} neighbouring channels: pale '
         f'{100 * low:.0f} %, full colour {100 * high:.0f} %; on average '
@@ -316,8 +216,16 @@ def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
     layers = np.arange(1, len(mask) + 1)
 
     def paint(axes: Any) -> None:
-        axes.axhline(chance, color=PAINTS['random'], linestyle=':', linewidth=1.3)
-        axes.plot(layers, overlap, color=PAINTS['learned'], marker='o', markersize=3.5)
+        axes.axhline(
+            chance, color=drawing_lib.PAINTS['random'], linestyle=':', linewidth=1.3
+        )
+        axes.plot(
+            layers,
+            overlap,
+            color=drawing_lib.PAINTS['learned'],
+            marker='o',
+            markersize=3.5,
+        )
         bottom = min(chance, overlap.min())
         axes.set_ylim(bottom - 0.06 * (100 - bottom) - 0.5, 100.5)
         axes.set_xlabel('layer')
@@ -326,7 +234,7 @@ def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
 
     return {
         'title': 'Kept channels that the starting mask kept too',
-        'svg': _svg(paint, 'Overlap with the start'),
+        'svg': drawing_lib.svg(paint, 'Overlap with the start'),
         'legend': [
             ('learned', 'solid', f'Overlap, {overlap.mean():.1f} % on average'),
             ('random', 'dotted', f'Two unrelated masks, {chance:.1f} %'),
@@ -353,7 +261,7 @@ def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
         edges = np.asarray(histogram.get('edges'), float)
     except (TypeError, ValueError):
         return None
-    threshold = efficiency.number(figures.get('threshold'))
+    threshold = formats.number(figures.get('threshold'))
     whole = counts.ndim == 1 and counts.size and edges.shape == (counts.size + 1,)
     if not whole or threshold is None or not np.isfinite([*counts, *edges]).all():
         return None
@@ -368,7 +276,7 @@ def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
                 middle[part],
                 counts[part],
                 width=np.diff(edges)[part],
-                color=PAINTS[colour],
+                color=drawing_lib.PAINTS[colour],
             )
         axes.set_xlabel('sensitivity score (Eq. 2)')
         axes.set_ylabel('queries')
@@ -376,7 +284,7 @@ def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
 
     return {
         'title': 'Sensitivity of the queries',
-        'svg': _svg(paint, 'Sensitivity of the queries'),
+        'svg': drawing_lib.svg(paint, 'Sensitivity of the queries'),
         'legend': [
             ('learned', 'block', f'kept, from {threshold:.4g} up'),
             ('muted', 'block', 'left out'),
@@ -393,12 +301,12 @@ def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
     def paint(axes: Any) -> None:
         places = np.arange(len(drawn))
         ratios = [100 * row.ratio for row in drawn]
-        axes.barh(places, 100, height=0.56, color=PAINTS['line'])
-        axes.barh(places, ratios, height=0.56, color=PAINTS['learned'])
+        axes.barh(places, 100, height=0.56, color=drawing_lib.PAINTS['line'])
+        axes.barh(places, ratios, height=0.56, color=drawing_lib.PAINTS['learned'])
         for place, ratio in zip(places, ratios, strict=True):
             axes.text(103, place, f'{ratio:.1f} %', va='center')
         axes.set_yticks(places, [row.label for row in drawn])
-        axes.tick_params(axis='y', labelcolor=PAINTS['ink'])
+        axes.tick_params(axis='y', labelcolor=drawing_lib.PAINTS['ink'])
         axes.set_xlim(0, 128)
         axes.set_xticks([])
         axes.grid(False)
@@ -406,7 +314,7 @@ def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
 
     return {
         'title': 'The pruned model as a share of the dense one',
-        'svg': _svg(paint, 'Pruned as a share of dense', height=2.2),
+        'svg': drawing_lib.svg(paint, 'Pruned as a share of dense', height=2.2),
         'legend': [('learned', 'block', 'Pruned'), ('line', 'block', 'Dense, 100 %')],
         'note': '',
     }

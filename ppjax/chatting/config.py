@@ -1,0 +1,81 @@
+"""The settings of `python -m ppjax.chat`."""
+
+import dataclasses
+
+from ppjax.base import errors, flags, settings
+from ppjax.models import generation
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig:
+    """Flags of `python -m ppjax.chat`."""
+
+    model: str | None = flags.setting(
+        None, 'Directory of an exported, or any other Hugging Face, model.'
+    )
+    base_model: str | None = flags.setting(
+        None,
+        'Model to talk to as it is, or to apply --mask to: a directory, a .gguf file, '
+        'a Hugging Face Hub id, or smollm2-135m. By default the one --mask names.',
+    )
+    mask: str | None = flags.setting(
+        None, 'Persona mask file (.pmask) to apply to the base model.'
+    )
+    persona: str | None = flags.setting(
+        None,
+        'Persona as text, or the path of a text file; by default the one that the '
+        'mask or the exported model was made for.',
+    )
+    prompt: str | None = flags.setting(
+        None, 'Answer this one message and exit, instead of a conversation.'
+    )
+    temperature: float = flags.setting(
+        0.0, 'Randomness of answers; 0 always takes the likeliest token.'
+    )
+    top_p: float = flags.setting(
+        1.0, 'Draw from the likeliest tokens that together have this probability.'
+    )
+    top_k: int | None = flags.setting(
+        None, 'Draw from this many likeliest tokens; by default from all.'
+    )
+    max_new_tokens: int = flags.setting(256, 'Longest answer, in tokens.')
+    seed: int = flags.setting(0, 'Fixes what is drawn at a --temperature above 0.')
+    dtype: str = flags.setting(
+        'float32',
+        'Precision of weights and activations; bfloat16 suits accelerators.',
+        choices=settings.DTYPES,
+    )
+    date: str = flags.setting(
+        '2026-01-01', 'The date that chat templates which print one are told.'
+    )
+    stats: bool = flags.setting(
+        False, 'Print prefill seconds and tokens per second after every answer.'
+    )
+
+    def __post_init__(self) -> None:
+        for name in ('model', 'base_model', 'mask', 'persona', 'prompt'):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise errors.InputError(f'--{name} is empty.')
+        if not (self.model or self.base_model or self.mask):
+            raise errors.InputError(
+                'One of --model, --mask and --base_model must be given.'
+            )
+        for name in ('base_model', 'mask'):
+            if self.model and getattr(self, name):
+                raise errors.InputError(
+                    f'--model and --{name} exclude each other: an exported model has '
+                    'its mask applied already.'
+                )
+        if self.max_new_tokens < 1:
+            raise errors.InputError(
+                f'--max_new_tokens must be at least 1, got {self.max_new_tokens}.'
+            )
+        if not 0 <= self.seed < 2**32:
+            raise errors.InputError(f'--seed must be in [0, 2^32), got {self.seed}.')
+        _ = self.sampling  # Checks its flags.
+
+    @property
+    def sampling(self) -> generation.Sampling:
+        """--temperature, --top_p and --top_k."""
+        return generation.Sampling(self.temperature, self.top_p, self.top_k)

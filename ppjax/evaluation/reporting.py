@@ -1,0 +1,224 @@
+"""The story of `python -m ppjax.report`: what is missing is measured, and shown."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+import sys
+from typing import Any
+
+from ppjax import demo
+from ppjax.base import atomic, errors, flags, progress, run_directory, versions
+from ppjax.data import calibration, chat
+from ppjax.evaluation import efficiency
+from ppjax.evaluation.page import report, run_results, terminal
+from ppjax.masking import apply
+from ppjax.masking import granularity as granularity_lib
+from ppjax.models import base_model, generation
+from ppjax.training import config as train_config
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Flags of `python -m ppjax.report`."""
+
+    output_dir: str = flags.setting(None, 'Run directory to report on.')
+    samples: int = flags.setting(
+        3, 'Held-out queries that the dense and the pruned model answer; 0 for none.'
+    )
+    max_new_tokens: int = flags.setting(96, 'Longest answer, in tokens.')
+    prompt_length: int = flags.setting(256, 'Tokens of the prompt that FLOPs are for.')
+    answer_length: int = flags.setting(128, 'Tokens of the answer that FLOPs are for.')
+    overwrite: bool = flags.setting(
+        False, 'Answer again, even if the same answers are there.'
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise errors.InputError('--output_dir must be given.')
+        if self.samples < 0:
+            raise errors.InputError(
+                f'--samples must not be negative, got {self.samples}.'
+            )
+        for name in ('max_new_tokens', 'prompt_length', 'answer_length'):
+            if getattr(self, name) < 1:
+                raise errors.InputError(
+                    f'--{name} must be at least 1, got {getattr(self, name)}.'
+                )
+
+
+def report_on(cfg: ReportConfig) -> int:
+    """Measures what is missing, writes the page, prints the gist."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show an emoji is no reason to stop.
+        sys.stdout.reconfigure(errors='replace')
+    run_dir = pathlib.Path(cfg.output_dir).expanduser()
+    if not (run_dir / 'config.flags').is_file():
+        raise errors.InputError(
+            f'--output_dir={cfg.output_dir} is no run directory: it has no '
+            'config.flags, which python -m ppjax.train writes.'
+        )
+    trained = flags.from_flagfile(
+        train_config.TrainConfig, run_directory.settings_file(run_dir, 'train')
+    )
+    _write_efficiency(cfg, run_dir, trained)
+    _write_samples(cfg, run_dir, trained)
+    page = report.write_report(run_dir)
+    run = run_results.read_run(run_dir)
+    print(
+        '\n\n'.join(
+            (
+                terminal.likelihood_text(run),
+                *terminal.sample_texts(run),
+                terminal.paths(run, page),
+            )
+        )
+    )
+    return 0
+
+
+def _is_current(path: pathlib.Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a result of the very same settings is there."""
+    try:
+        stored = json.loads(path.read_text('utf-8'))
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and stored.get('settings') == settings
+
+
+def _write_efficiency(
+    cfg: ReportConfig, run_dir: pathlib.Path, trained: train_config.TrainConfig
+) -> None:
+    path = run_dir / 'results' / 'efficiency.json'
+    settings = {
+        'base_model': trained.base_model,
+        'granularity': trained.granularity,
+        'sparsity': trained.sparsity,
+        'align': trained.align,
+        'dtype': trained.dtype,
+        'prompt_length': cfg.prompt_length,
+        'answer_length': cfg.answer_length,
+    }
+    if not cfg.overwrite and _is_current(path, settings):
+        return
+    model = base_model.open_base_model(trained.base_model).config
+    granularity = granularity_lib.KINDS[trained.granularity]
+    size = model.num_layers, model.d_ff
+    keep = granularity.keep_size(*size, sparsity=trained.sparsity, align=trained.align)
+    layers, channels = granularity.pruned_size(*size, keep)
+    found = efficiency.measure(
+        model,
+        channels,
+        dtype=trained.dtype,
+        prompt_length=cfg.prompt_length,
+        answer_length=cfg.answer_length,
+        layers=layers,
+    )
+    atomic.write_json(
+        path,
+        dataclasses.asdict(found)
+        | {
+            'convention': efficiency.CONVENTION,
+            'settings': settings,
+            'versions': versions.versions(),
+        },
+    )
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Up to `wanted` different indices, evenly over range(count)."""
+    wanted = min(wanted, count)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def _write_samples(
+    cfg: ReportConfig, run_dir: pathlib.Path, trained: train_config.TrainConfig
+) -> None:
+    if not cfg.samples:
+        return
+    mask = run_dir / 'mask.pmask'
+    if not mask.is_file():
+        progress.say('The mask is not learned yet: no answers to compare.')
+        return
+    if not trained.heldout:
+        progress.say('The run has no --heldout queries: no answers to compare.')
+        return
+    path = run_dir / 'results' / 'samples.json'
+    rows = demo.read_rows(trained.heldout, split='test')
+    settings = {
+        'base_model': trained.base_model,
+        'mask_sha256': hashlib.sha256(mask.read_bytes()).hexdigest(),
+        'heldout': trained.heldout,
+        'heldout_sha256': calibration.content_hash(rows),
+        'max_length': trained.max_length,
+        'date': trained.date,
+        'dtype': trained.dtype,
+        'samples': cfg.samples,
+        'max_new_tokens': cfg.max_new_tokens,
+    }
+    if not cfg.overwrite and _is_current(path, settings):
+        return
+    samples = _answer(cfg, trained, mask, rows)
+    atomic.write_json(
+        path,
+        {'samples': samples, 'settings': settings, 'versions': versions.versions()},
+    )
+
+
+def _answer(
+    cfg: ReportConfig,
+    trained: train_config.TrainConfig,
+    mask: pathlib.Path,
+    rows: Sequence[calibration.Row],
+) -> list[dict[str, str]]:
+    """Greedy answers of the dense and the pruned model to some of the rows."""
+    progress.say(f'Loading {trained.base_model} ...')
+    loaded = apply.load_masked(
+        base_model=trained.base_model, mask_path=str(mask), dtype=trained.dtype
+    )
+    dense_decoder = loaded.decoder
+    if loaded.ffn_mask is None:  # Whole blocks are gone from it.
+        dense_decoder = apply.load_masked(
+            base_model=trained.base_model, dtype=trained.dtype
+        ).decoder
+    renderer = chat.ChatRenderer(loaded.tokenizer, date=trained.date)
+    prompts = [renderer.prompt(row.messages[:-1]) for row in rows]
+    # As in mask learning, where longer examples are dropped.
+    fitting = [i for i, p in enumerate(prompts) if len(p) <= trained.max_length]
+    chosen = [fitting[i] for i in spread(len(fitting), cfg.samples)]
+    progress.say(
+        f'Answering {len(chosen)} held-out queries with the dense and the pruned '
+        'model ...'
+    )
+    stops = generation.stop_ids(loaded.base.generation_config(), loaded.tokenizer)
+    dense, pruned = (
+        generation.generate(
+            decoder,
+            ffn_mask,
+            [prompts[i] for i in chosen],
+            max_new_tokens=cfg.max_new_tokens,
+            stop_ids=stops,
+        )
+        for decoder, ffn_mask in (
+            (dense_decoder, None),
+            (loaded.decoder, loaded.ffn_mask),
+        )
+    )
+
+    def text(tokens: list[int]) -> str:
+        return loaded.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ).strip()
+
+    return [
+        {
+            'query_id': rows[i].query_id,
+            'query': rows[i].query,
+            'reference': rows[i].answer,
+            'dense': text(before),
+            'pruned': text(after),
+        }
+        for i, before, after in zip(chosen, dense, pruned, strict=True)
+    ]

@@ -1,0 +1,75 @@
+"""The settings of `python -m ppjax.export`."""
+
+import dataclasses
+
+from ppjax.base import errors, flags
+from ppjax.exporting import hf_export
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Flags of `python -m ppjax.export`."""
+
+    output_dir: str = flags.setting(
+        None,
+        'Run directory whose mask is exported to its folder hf/; with --materialize or '
+        '--from_keep_indices the folder to write to.',
+    )
+    materialize: bool = flags.setting(
+        False, 'Export --mask applied to --base_model; needs no run directory.'
+    )
+    mask: str | None = flags.setting(None, 'A .pmask file, with --materialize.')
+    from_keep_indices: str | None = flags.setting(
+        None, 'JSON of {"topk_indices": [[...] x layers]} to export, instead of a mask.'
+    )
+    base_model: str | None = flags.setting(
+        None, "Model that the mask is applied to; by default the run's own."
+    )
+    keep_indices: str | None = flags.setting(
+        None, 'Also write the kept channels to this file, as JSON.'
+    )
+    export_dtype: str | None = flags.setting(
+        None,
+        'Precision of the exported weights; by default the one that the base model is '
+        'stored in, or float32 if that is quantised.',
+        choices=tuple(hf_export.DTYPES),
+    )
+    verify: bool = flags.setting(
+        False,
+        'Reload the export in fresh processes, with ppjax and (if PyTorch is '
+        "installed) transformers, and compare logits with the masked dense model's.",
+    )
+    verify_tolerance: float = flags.setting(
+        1e-3, 'Largest absolute difference of float32 logits that --verify accepts.'
+    )
+    overwrite: bool = flags.setting(False, 'Replace what stands where the export goes.')
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise errors.InputError('--output_dir must be given.')
+        if self.mask and self.from_keep_indices:
+            raise errors.InputError(
+                '--mask and --from_keep_indices both say which channels stay; '
+                'give one of them.'
+            )
+        if self.mask and not self.materialize:
+            raise errors.InputError(
+                '--mask needs --materialize; without it the mask of the run directory '
+                '--output_dir is exported.'
+            )
+        if self.materialize and not (self.mask or self.from_keep_indices):
+            raise errors.InputError(
+                '--materialize needs --mask or --from_keep_indices.'
+            )
+        if not self.from_run and not self.base_model:
+            given = 'materialize' if self.materialize else 'from_keep_indices'
+            raise errors.InputError(f'--{given} needs --base_model.')
+        if not self.verify_tolerance > 0:
+            raise errors.InputError(
+                f'--verify_tolerance must be positive, got {self.verify_tolerance}.'
+            )
+
+    @property
+    def from_run(self) -> bool:
+        """Whether `output_dir` is a run directory and not the target itself."""
+        return not (self.materialize or self.from_keep_indices)

@@ -1,0 +1,285 @@
+"""The story of `python -m ppjax.export`: open, slice, write, verify, record."""
+
+from collections.abc import Mapping
+import dataclasses
+import importlib.metadata
+import pathlib
+import shlex
+from typing import Any
+
+import numpy as np
+import transformers
+
+from ppjax.base import atomic, errors, flags, progress, versions
+from ppjax.data import chat
+from ppjax.exporting import config as config_lib
+from ppjax.exporting import hf_export, model_card
+from ppjax.exporting import source as source_lib
+from ppjax.exporting import verify as verify_lib
+from ppjax.masking import granularity as granularity_lib
+from ppjax.masking import keep_indices
+from ppjax.models import loading
+
+_DEFAULT_DATE = '2026-01-01'
+_QUESTIONS = (
+    'What did you do this morning?',
+    'How do I keep bread fresh for longer?',
+    'Tell me what worries you most, in one sentence.',
+    'What is 17 times 4?',
+)
+# Lengths of the sequences that `--verify` compares, in tokens.
+_MIN_LENGTH, _MAX_LENGTH = 64, 128
+
+
+def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
+    """Exports, verifies if asked to, and says what came out.
+
+    Args:
+        cfg: the settings.
+        again: whether an export that stands, and was verified, is verified again.
+    """
+    source = source_lib.open_source(cfg)
+    if cfg.keep_indices and source.kind is not granularity_lib.CHANNELS:
+        raise errors.InputError(
+            '--keep_indices lists FFN channels, and this mask removes whole blocks; '
+            'its .pmask file is the list of them.'
+        )
+    dtype = cfg.export_dtype or hf_export.default_dtype(source.base.reader)
+    output = pathlib.Path(cfg.output_dir).expanduser()
+    target = output / 'hf' if cfg.from_run else output
+    record_file = output / 'results' / 'export.json'
+    record = source_lib.read_if_there(record_file) if cfg.from_run else None
+    stands = _stands(target, source, dtype, record, overwrite=cfg.overwrite)
+
+    tokenizer = source.base.tokenizer()
+    facts = _facts(cfg, source, dtype, has_template=bool(tokenizer.chat_template))
+    verified = record.get('verify') if stands and record else None
+
+    def check(folder: pathlib.Path) -> None:
+        nonlocal verified
+        if cfg.verify:
+            tokens = _verification_tokens(tokenizer, source)
+            verified = _verify(cfg, source, folder, dtype, tokens)
+
+    if stands and (again or not verified):
+        check(target)
+    elif stands:
+        progress.say(f'{target} is there already, and verified.')
+    else:
+        progress.say(f'Writing {target} ...')
+        # What is missing is looked for before anything is sliced.
+        loading.check_tensors(source.base.reader, source.base.config)
+        hf_export.export_model(
+            source.pruned,
+            target,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            model_card=model_card.render(facts),
+            system_prompt=source.system_prompt,
+            check=check,
+        )
+    if cfg.keep_indices:
+        keep_indices.save(cfg.keep_indices, source.mask)
+    if cfg.from_run:
+        sides = ('dense', 'pruned')
+        atomic.write_json(
+            record_file,
+            {
+                'settings': dataclasses.asdict(cfg),
+                'versions': versions.versions(),
+                'identity': source.identity(dtype),
+                'granularity': source.kind.name,
+                'keep': facts.keep,
+                'num_layers': facts.num_layers,
+                'd_ff': facts.d_ff,
+                'sparsity': facts.removed,
+                'parameters': dict(zip(sides, facts.parameters, strict=True)),
+                'bytes': dict(zip(sides, facts.weight_bytes, strict=True)),
+                'verify': verified,
+            },
+        )
+    print(_table(facts, target, verified))
+    return 0
+
+
+def _facts(
+    cfg: config_lib.ExportConfig,
+    source: source_lib.Source,
+    dtype: str,
+    *,
+    has_template: bool,
+) -> model_card.Facts:
+    trained = source.trained
+    dense = hf_export.parameter_count(source.base)
+    pruned = hf_export.parameter_count(source.pruned)
+    width = hf_export.DTYPES[dtype][0].itemsize
+    return model_card.Facts(
+        base_name=source.base.name,
+        base_fingerprint=source.fingerprint,
+        license=model_card.inherited_license(source.base.reader),
+        system_prompt=source.system_prompt,
+        chat_template=has_template,
+        num_layers=source.base.config.num_layers,
+        d_ff=source.base.config.d_ff,
+        keep=source.keep,
+        dtype=dtype,
+        parameters=(dense, pruned),
+        weight_bytes=(dense * width, pruned * width),
+        command=_command(cfg),
+        sparsity=trained.sparsity if trained else None,
+        likelihood=source.likelihood,
+        calibration=trained.calibration if trained else None,
+        calibration_rows=source.calibration_rows,
+        settings=flags.to_flagfile(_publishable(trained)) if trained else '',
+        kept_blocks=tuple(np.nonzero(source.mask[0])[0].tolist())
+        if source.kind is granularity_lib.BLOCKS
+        else None,
+    )
+
+
+def _verify(
+    cfg: config_lib.ExportConfig,
+    source: source_lib.Source,
+    folder: pathlib.Path,
+    dtype: str,
+    tokens: np.ndarray,
+) -> dict[str, Any]:
+    """What `results/export.json` says of it; differences beyond tolerance raise."""
+    prompts, length = tokens.shape
+    progress.say(f'Verifying on {prompts} prompts of {length} tokens ...')
+    ffn_mask, block_mask = source.kind.decoder_masks(source.mask)
+    result = verify_lib.verify(
+        source.base,
+        ffn_mask,
+        folder,
+        dtype=dtype,
+        tokens=tokens,
+        block_mask=block_mask,
+    )
+    result.require(cfg.verify_tolerance)
+    return {
+        'tolerance': cfg.verify_tolerance,
+        'prompts': prompts,
+        'tokens_per_prompt': length,
+        'max_logit_difference': dataclasses.asdict(result),
+        'torch': None
+        if result.transformers is None
+        else importlib.metadata.version('torch'),
+    }
+
+
+def _stands(
+    target: pathlib.Path,
+    source: source_lib.Source,
+    dtype: str,
+    record: Mapping[str, Any] | None,
+    *,
+    overwrite: bool,
+) -> bool:
+    """Whether the very same export stands at `target` already.
+
+    Raises:
+        InputError: if something else does that may not, or must not, be replaced.
+    """
+    if not target.exists():
+        return False
+    if not target.is_dir():
+        raise errors.InputError(f'{target} is a file; give a directory.')
+    entries = sorted(target.iterdir())
+    if not entries:
+        return False
+    if not overwrite:
+        made = record.get('identity') if record else None
+        if not isinstance(made, dict):
+            raise errors.InputError(
+                f'{target} exists and is not empty; --overwrite replaces it.'
+            )
+        wanted = source.identity(dtype)
+        if differ := [key for key in wanted if made.get(key) != wanted[key]]:
+            raise errors.InputError(
+                f'{target} holds another export (differing in {", ".join(differ)}); '
+                '--overwrite replaces it.'
+            )
+        return True
+    # Replacing deletes: a mistyped folder must not cost more than its files.
+    for file in source.files:
+        if file.resolve().is_relative_to(target.resolve()):
+            raise errors.InputError(
+                f'{file} lies in {target}, which --overwrite would delete; '
+                'give another --output_dir.'
+            )
+    for entry in entries:
+        if entry.is_dir():
+            raise errors.InputError(
+                f'{target} holds the folder {entry.name!r}, which no export makes; '
+                'it is not replaced. Give another --output_dir or remove it yourself.'
+            )
+    return False
+
+
+def _verification_tokens(
+    tokenizer: transformers.PreTrainedTokenizerBase, source: source_lib.Source
+) -> np.ndarray:
+    """Prompts of this persona as int32 [B, T], with 64 <= T <= 128 and no padding.
+
+    Long prompts keep their end, where they differ; short ones are repeated.
+    """
+    date = source.trained.date if source.trained else _DEFAULT_DATE
+    rows = []
+    for question in _QUESTIONS:
+        messages = [{'role': 'user', 'content': question}]
+        if source.system_prompt:
+            messages.insert(0, {'role': 'system', 'content': source.system_prompt})
+        if tokenizer.chat_template:
+            ids = chat.ChatRenderer(tokenizer, date=date).prompt(messages)
+        else:
+            ids = tokenizer.encode('\n\n'.join(m['content'] for m in messages))
+        rows.append(ids[-_MAX_LENGTH:])
+    length = max(_MIN_LENGTH, *(len(row) for row in rows))
+    return np.stack([np.resize(np.asarray(row, np.int32), length) for row in rows])
+
+
+def _publishable(settings: Any) -> Any:
+    """Settings without whose machine it was: cards are published."""
+    shorter = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, str) and value.startswith(('/', '~')):
+            shorter[field.name] = pathlib.PurePath(value).name or value
+    return dataclasses.replace(settings, **shorter)
+
+
+def _command(cfg: config_lib.ExportConfig) -> str:
+    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
+    given = []
+    for name, value in dataclasses.asdict(_publishable(cfg)).items():
+        if value != defaults[name]:
+            given.append(f'--{name}' if value is True else f'--{name}={value}')
+    return shlex.join(['python', '-m', 'ppjax.export', *given])
+
+
+def _table(
+    facts: model_card.Facts, target: pathlib.Path, verified: Mapping[str, Any] | None
+) -> str:
+    def line(name: str, *values: str) -> str:
+        return f'{name:<22}' + ''.join(f'{value:>16}' for value in values)
+
+    lines = [
+        line('', 'dense', 'pruned'),
+        line('parameters', *(f'{count:,}' for count in facts.parameters)),
+        line(f'bytes ({facts.dtype})', *(f'{size:,}' for size in facts.weight_bytes)),
+        line('channels a layer', f'{facts.d_ff:,}', f'{facts.keep:,}')
+        if facts.kept_blocks is None
+        else line('blocks', str(facts.num_layers), str(facts.keep)),
+        line('sparsity', '', f'{facts.removed:.2%}'),
+    ]
+    if verified is None:
+        lines.append('Not verified; --verify compares it with the masked dense model.')
+    else:
+        lines.append('Largest difference of logits from the masked dense model:')
+        for loader, value in verified['max_logit_difference'].items():
+            if value is None:
+                lines.append('PyTorch is not installed: not compared by transformers.')
+            else:
+                lines.append(line(f'  {loader}', '', f'{value:.2e}'))
+    return '\n'.join([*lines, f'Exported to {target}'])
