@@ -26,12 +26,16 @@ from ppjax.evaluation import bootstrap
 class Settings:
     """Which models are recovered, and how."""
 
-    runs: str = flags.setting('runs/rolebench', 'What launch/rolebench.py has written.')
+    runs: str = flags.setting(
+        'runs/rolebench', 'What launch/rolebench.py has written.', path=True
+    )
     roles: str = flags.setting(
         None, "Folders of the roles in --runs, separated by commas, as 'jack_sparrow'."
     )
     mask_run: str = flags.setting(
-        'sparsity_0.5', "Run of mask learning to go on from, in each role's folder."
+        'sparsity_0.5',
+        "Run of mask learning to go on from, in each role's folder.",
+        path=True,
     )
     steps: int = flags.setting(63, 'Optimizer steps of 16 examples.')
     # The best of those tried on Jack Sparrow's held-out rows.

@@ -72,20 +72,28 @@ class BenchConfig:
     """Flags of `python -m ppjax.bench`."""
 
     base_model: str = flags.setting(
-        'smollm2-135m', 'Model that both sides run; see python -m ppjax.train --help.'
+        'smollm2-135m',
+        'Model that both sides run; see python -m ppjax.train --help.',
+        path=True,
     )
     instructions: str = flags.setting(
-        'demo', 'Queries, as for python -m ppjax.synthesize; demo:COUNT is possible.'
+        'demo',
+        'Queries, as for python -m ppjax.synthesize; demo:COUNT is possible.',
+        path=True,
     )
     personas: str | None = flags.setting(
-        None, 'File of personas: the first is the target; the shipped references else.'
+        None,
+        'File of personas: the first is the target; the shipped references else.',
+        path=True,
     )
     piqa: str | None = flags.setting(
-        None, 'For benchmarks: rows, as for python -m ppjax.evaluate.'
+        None, 'For benchmarks: rows, as for python -m ppjax.evaluate.', path=True
     )
-    openbookqa: str | None = flags.setting(None, 'For benchmarks: rows.')
-    mmlu: str | None = flags.setting(None, 'For benchmarks: rows.')
-    mmlu_dev: str | None = flags.setting(None, 'For benchmarks: worked examples.')
+    openbookqa: str | None = flags.setting(None, 'For benchmarks: rows.', path=True)
+    mmlu: str | None = flags.setting(None, 'For benchmarks: rows.', path=True)
+    mmlu_dev: str | None = flags.setting(
+        None, 'For benchmarks: worked examples.', path=True
+    )
     mmlu_shots: str = flags.setting(
         '0', 'For benchmarks: worked examples; several numbers are run in turn.'
     )
@@ -96,6 +104,7 @@ class BenchConfig:
     calibration: str = flags.setting(
         'demo:{persona}',
         'For personas and mask_step: calibration data, {persona} for the name.',
+        path=True,
     )
     steps: int = flags.setting(
         24, 'For personas and mask_step: optimizer steps of each side.'
@@ -113,7 +122,9 @@ class BenchConfig:
         64, 'For personas: kept channels are rounded to a multiple of this.'
     )
     mask: str | None = flags.setting(
-        None, 'For infer: a .pmask of --base_model; by default any channels are kept.'
+        None,
+        'For infer: a .pmask of --base_model; by default any channels are kept.',
+        path=True,
     )
     dtype: str = flags.setting(
         'float32',
@@ -152,21 +163,27 @@ class BenchConfig:
     reference: bool = flags.setting(
         False, 'For costs: PyTorch takes the same steps too, from random weights.'
     )
-    page: str | None = flags.setting(None, 'For costs: HTML file with the curves.')
+    page: str | None = flags.setting(
+        None, 'For costs: HTML file with the curves.', path=True
+    )
     persona: str | None = flags.setting(
         None,
         'For mask_step: a persona, as for python -m ppjax.synthesize, whose prompt '
         "takes the place of the calibration rows' own.",
     )
     output_dir: str = flags.setting(
-        'runs/bench-personas', 'For personas: a new folder that the runs go to.'
+        'runs/bench-personas',
+        'For personas: a new folder that the runs go to.',
+        path=True,
     )
     max_length: int = flags.setting(1024, 'Longer prompts, in tokens, are left out.')
     max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.')
     date: str = flags.setting(
         '2026-01-01', 'The date that chat templates which print one are told.'
     )
-    result: str | None = flags.setting(None, 'JSON file to write the figures to.')
+    result: str | None = flags.setting(
+        None, 'JSON file to write the figures to.', path=True
+    )
 
     def __post_init__(self) -> None:
         settings.require(

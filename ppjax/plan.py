@@ -29,6 +29,7 @@ class PlanConfig:
         None,
         'A directory with a config.json, the file itself, or a Hugging Face Hub id, of '
         'which only config.json is fetched.',
+        path=True,
     )
     topology: str = flags.setting(
         topology.LOCAL,
@@ -58,7 +59,9 @@ class PlanConfig:
     suggest: bool = flags.setting(
         True, 'Look for the smallest change that fits, where the step does not.'
     )
-    result: str | None = flags.setting(None, 'JSON file to write the figures to.')
+    result: str | None = flags.setting(
+        None, 'JSON file to write the figures to.', path=True
+    )
 
     def __post_init__(self) -> None:
         if not self.base_model:

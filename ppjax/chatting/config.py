@@ -11,15 +11,16 @@ class ChatConfig:
     """Flags of `python -m ppjax.chat`."""
 
     model: str | None = flags.setting(
-        None, 'Directory of an exported, or any other Hugging Face, model.'
+        None, 'Directory of an exported, or any other Hugging Face, model.', path=True
     )
     base_model: str | None = flags.setting(
         None,
         'Model to talk to as it is, or to apply --mask to: a directory, a .gguf file, '
         'a Hugging Face Hub id, or smollm2-135m. By default the one --mask names.',
+        path=True,
     )
     mask: str | None = flags.setting(
-        None, 'Persona mask file (.pmask) to apply to the base model.'
+        None, 'Persona mask file (.pmask) to apply to the base model.', path=True
     )
     persona: str | None = flags.setting(
         None,

@@ -1,8 +1,13 @@
-"""General instruction data D_base: rows of (query, answer) in the field's formats."""
+"""General instruction data D_base: rows of (query, answer) in the field's formats.
+
+Of a conversation the first question and its answer are taken. A row that is no use (it
+begins with an answer, calls tools, shows pictures, has fields that nobody knows) is for
+the caller to leave out and count.
+"""
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppjax.base import errors
 
@@ -40,11 +45,26 @@ _FORMATS = (
     _Format('Dolly', 'instruction', 'response', ('input', 'context')),
     _Format('OpenOrca', 'question', 'response'),
     _Format('plain', 'query', 'answer'),
+    _Format('prompt', 'prompt', 'response'),
+    _Format('completion', 'prompt', 'completion'),
+    _Format('questions', 'question', 'answer'),
 )
 _KNOWN = (
     'Alpaca (instruction, input, output), Dolly (instruction, context, response), '
-    'OpenOrca (question, response), plain (query, answer) or chat (messages)'
+    'OpenOrca (question, response), plain (query, answer), prompt (prompt, response or '
+    'completion), chat (messages) or ShareGPT (conversations)'
 )
+_CHATS = ('messages', 'conversations', 'conversation')
+# What speakers are called in chats and by ShareGPT.
+_ROLES = {
+    'human': 'user',
+    'gpt': 'assistant',
+    'chatgpt': 'assistant',
+    'bot': 'assistant',
+    'model': 'assistant',
+    'developer': 'system',
+}
+_TEXT_PARTS = ('text', 'input_text', 'output_text')
 
 _INPUT_HEADER = re.compile(
     r'^[ \t]*###[ \t]*input[ \t]*:[ \t]*$', re.IGNORECASE | re.MULTILINE
@@ -137,30 +157,69 @@ def _format_of(row: dict[Any, Any], where: str, require_answer: bool) -> _Format
     )
 
 
-def _parse_chat(messages: Any, where: str) -> tuple[str, str]:
+class Parsed(NamedTuple):
+    """What a row asks and answers.
+
+    Attributes:
+        query: may be empty.
+        answer: may be empty.
+        cut: whether the conversation goes on after the answer.
+    """
+
+    query: str
+    answer: str
+    cut: bool = False
+
+
+def _content(message: dict[Any, Any], where: str) -> str:
+    """A message's text, which may come in parts."""
+    field = 'value' if 'from' in message else 'content'
+    parts = message.get(field)
+    if not isinstance(parts, list):
+        return _text(message, field, where)
+    texts = []
+    for part in parts:
+        kind = part.get('type', 'text') if isinstance(part, dict) else None
+        if kind not in _TEXT_PARTS:
+            raise errors.InputError(
+                f'{where}: a message has parts other than text ({_shown([kind])}).'
+            )
+        texts.append(_text(part, 'text', where))
+    return '\n'.join(text for text in texts if text)
+
+
+def _role(message: dict[Any, Any], where: str) -> str:
+    role = _text(message, 'from' if 'from' in message else 'role', where).lower()
+    return _ROLES.get(role, role)
+
+
+def _parse_chat(messages: Any, field: str, where: str) -> Parsed:
     wanted = (
-        'wanted one user message and its assistant message, after a system message '
-        'or none'
+        'wanted a user message and its assistant message, after a system message or '
+        'none'
     )
     if not isinstance(messages, list) or not all(
         isinstance(message, dict) for message in messages
     ):
         raise errors.InputError(
-            f'{where}: field \'messages\' is no list of {{"role", "content"}}; '
-            f'{wanted}.'
+            f'{where}: field {field!r} is no list of {{"role", "content"}}; {wanted}.'
         )
-    roles = [_text(message, 'role', where) for message in messages]
+    roles = [_role(message, where) for message in messages]
     start = 1 if roles[:1] == ['system'] else 0
-    if roles[start:] not in (['user'], ['user', 'assistant']):
+    if roles[start : start + 2] not in (['user'], ['user', 'assistant']):
         raise errors.InputError(
             f'{where}: the roles of the messages are {_shown(roles) or "(none)"}; '
             f'{wanted}.'
         )
-    texts = [_text(message, 'content', where) for message in messages[start:]]
-    return texts[0], ''.join(texts[1:])
+    turn = messages[start : start + 2]
+    for name in ('tool_calls', 'function_call'):
+        if turn[-1].get(name):
+            raise errors.InputError(f'{where}: the answer is a call of tools.')
+    texts = [_content(message, where) for message in turn]
+    return Parsed(texts[0], ''.join(texts[1:]), len(messages) > start + 2)
 
 
-def parse_row(row: Any, where: str, *, require_answer: bool = True) -> tuple[str, str]:
+def parse_row(row: Any, where: str, *, require_answer: bool = True) -> Parsed:
     """The query and the answer of one row, in whichever known format it is.
 
     System prompts are dropped, placeholders of an input ('<noinput>') too. Outer
@@ -173,19 +232,24 @@ def parse_row(row: Any, where: str, *, require_answer: bool = True) -> tuple[str
 
     Raises:
         InputError: if the fields are of no known format or hold no text, or a chat
-            has more than one turn.
+            does not begin with a question and its answer in words.
     """
     if not isinstance(row, dict):
         raise errors.InputError(
             f'{where}: the row is {type(row).__name__}, not an object with fields; '
             f'wanted {_KNOWN}.'
         )
-    if 'messages' in row:
-        return _parse_chat(row['messages'], where)
+    for field in _CHATS:
+        if field in row:
+            return _parse_chat(row[field], field, where)
+    if isinstance(row.get('prompt'), list):
+        parts = [row['prompt'], row.get('completion', row.get('response')) or []]
+        if isinstance(parts[1], list):
+            return _parse_chat(parts[0] + parts[1], 'prompt', where)
     known = _format_of(row, where, require_answer)
     given = [_text(row, field, where) for field in known.inputs]
     query = with_input(
         _text(row, known.query, where),
         '\n\n'.join(text for text in given if text and not is_placeholder(text)),
     )
-    return query, _text(row, known.answer, where)
+    return Parsed(query, _text(row, known.answer, where))

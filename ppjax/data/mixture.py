@@ -6,18 +6,23 @@ import hashlib
 import heapq
 import unicodedata
 
-from ppjax.base import errors
+from ppjax.base import errors, input_files
 from ppjax.data import instructions, row_sources
 
 
 @dataclasses.dataclass
 class Counts:
-    """What became of the rows of one source; all but `read` and `wanted` add up to it.
+    """What became of the rows of one source.
+
+    From `unusable` to `kept` they add up to `read`.
 
     Attributes:
         source: its label.
         wanted: the count asked for; None is all.
         read: rows that the source has.
+        cut: of longer conversations, whose first question and answer were taken.
+        unusable: left out, as they are no question and answer in words.
+        reason: what is wrong with the first of those.
         empty: dropped, as they ask nothing.
         unanswered: dropped, as they have no answer.
         duplicates: dropped; the same query came before.
@@ -30,6 +35,9 @@ class Counts:
     source: str
     wanted: int | None = None
     read: int = 0
+    cut: int = 0
+    unusable: int = 0
+    reason: str = ''
     empty: int = 0
     unanswered: int = 0
     duplicates: int = 0
@@ -42,6 +50,8 @@ class Counts:
     def summary(self) -> str:
         """One line for people."""
         dropped = [
+            (self.cut, 'cut after the first answer'),
+            (self.unusable, 'unusable'),
             (self.empty, 'empty'),
             (self.unanswered, 'unanswered'),
             (self.duplicates, 'duplicates'),
@@ -52,7 +62,8 @@ class Counts:
         said = ''.join(f'{number:,} {what}, ' for number, what in dropped if number)
         short = self.wanted is not None and self.kept < self.wanted
         of = f' of {self.wanted:,} asked for' if short else ''
-        return f'{self.source}: {self.read:,} read, {said}{self.kept:,} kept{of}'
+        why = f' (first unusable: {self.reason.rstrip(".")})' if self.reason else ''
+        return f'{self.source}: {self.read:,} read, {said}{self.kept:,} kept{of}{why}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +126,11 @@ def _whole(instruction: str, given: str) -> bytes:
     return _digest(normal_form(f'{instruction}\n{given}'))
 
 
+def query_key(query: str) -> bytes:
+    """Equal for queries that are one question, but for form; see `normal_form`."""
+    return _whole(*instructions.split_input(query))
+
+
 class Exclusions:
     """Evaluation questions, to be kept out of what a model learns from.
 
@@ -165,17 +181,23 @@ def _survivors(
     """(exact digest, normal digest, row) of what is not dropped; fills `counts`."""
     here = _Seen()
     for number, where, value in row_sources.read(source):
-        query, answer = instructions.parse_row(
-            value, where, require_answer=require_answer
-        )
         counts.read += 1
+        try:
+            query, answer, cut = instructions.parse_row(
+                value, where, require_answer=require_answer
+            )
+        except errors.InputError as error:
+            counts.unusable += 1
+            counts.reason = counts.reason or str(error)
+            continue
+        counts.cut += cut
         if not query:
             counts.empty += 1
             continue
         if require_answer and not answer:
             counts.unanswered += 1
             continue
-        exact, normal = _digest(query), _whole(*instructions.split_input(query))
+        exact, normal = _digest(query), query_key(query)
         if exact in here.exact or exact in before.exact:
             counts.duplicates += 1
             continue
@@ -238,7 +260,7 @@ def mix(
 ) -> Mixture:
     """Reads instruction sources and drops what must not or need not be learned.
 
-    Dropped and counted, in this order: rows without a query, without an answer,
+    Dropped and counted, in this order: rows of no use, without a query, without an answer,
     with a query that came before (here or in an earlier source), and evaluation
     questions. Of the rest a source with a count gives a sample of that size.
 
@@ -250,8 +272,8 @@ def mix(
             answer is ''.
 
     Raises:
-        InputError: naming source and row of the first bad one, or if a source
-            holds no rows, or nothing is left.
+        InputError: if a source holds no usable row, naming its first one, or
+            nothing is left.
     """
     sources = row_sources.parse_spec(spec)
     excluded, seen = Exclusions(exclude_queries), _Seen()
@@ -268,7 +290,12 @@ def mix(
             counts.kept += 1
         seen.update(kept)
         if not counts.read:
-            raise errors.InputError(f'Instruction source {source.name} holds no rows.')
+            raise errors.InputError(
+                f'Instruction source {input_files.shown(source.name)} holds no rows.'
+            )
+        if counts.unusable == counts.read:
+            more = f' (so are all {counts.read:,} rows)' if counts.read > 1 else ''
+            raise errors.InputError(f'{counts.reason.rstrip(".")}{more}.')
         all_counts.append(counts)
     mixture = Mixture(tuple(rows), tuple(all_counts))
     if not rows:

@@ -6,21 +6,37 @@ needed by few verbs, so each is imported by the function that uses it.
 
 from collections.abc import Iterable, Iterator
 import contextlib
+import csv
 import dataclasses
+import io
 import os
 import pathlib
 import re
 from typing import Any, NamedTuple
 
-from ppjax.base import errors, json_lines
+from ppjax.base import errors, input_files, json_lines
 
 _DEFAULT_SPLIT = 'train'
-_SUFFIXES = ('.json', '.jsonl', '.parquet')
+# What a file holds, by its ending; .gz after any but Parquet's.
+_KINDS = {
+    '.json': 'json',
+    '.jsonl': 'json',
+    '.ndjson': 'json',
+    '.csv': 'csv',
+    '.tsv': 'csv',
+    '.parquet': 'parquet',
+}
 _FORMS = (
-    'a .json, .jsonl or .parquet file, a saved folder, a Hub id owner/name[:split] '
+    'a .json, .jsonl, .csv, .tsv (also with .gz) or .parquet file, a saved folder, a Hub id owner/name[:split] '
     'or tfds:name[:split], with :COUNT after it to take only so many rows'
 )
 _PARQUET_BATCH = 1024
+# One JSON value is read whole; Python takes several times its size.
+_MAX_ARRAY = 2**30
+# Where an object holds the rows, as {"data": [...]}.
+_ROW_KEYS = ('data', 'rows', 'train', 'examples', 'instances', 'instructions')
+# Python's own limit is shorter than long answers.
+_LONGEST_FIELD = 2**24
 
 # Splits may be sliced, as in train[:10%] or train[:50]+test.
 _SPLIT = r'[\w.+%-]+(?:\[[^\[\]]*\][\w.+%-]*)*'
@@ -38,7 +54,7 @@ class Source:
     """One place that rows come from.
 
     Attributes:
-        kind: 'json', 'parquet', 'folder', 'hub' or 'tfds'.
+        kind: 'json', 'csv', 'parquet', 'folder', 'hub' or 'tfds'.
         name: a path, a Hub id, or the name of a TensorFlow data set.
         split: of a folder, Hub id or TensorFlow data set; '' is the default.
         count: how many rows to take; None is all.
@@ -56,7 +72,7 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether `name` is a path."""
-        return self.kind in ('json', 'parquet', 'folder')
+        return self.kind in ('json', 'csv', 'parquet', 'folder')
 
     @property
     def label(self) -> str:
@@ -71,11 +87,22 @@ class Source:
     @property
     def stem(self) -> str:
         """What query ids begin with."""
-        if self.kind in ('json', 'parquet'):
-            return pathlib.Path(self.name).stem
+        if self.kind in ('json', 'csv', 'parquet'):
+            return _without_gz(self.name).stem
         if self.kind == 'tfds':
             return re.split(r'[:/]', self.name)[0]
         return pathlib.Path(self.name).resolve().name or 'folder'
+
+
+def _without_gz(name: str) -> pathlib.PurePath:
+    path = pathlib.PurePath(name)
+    return path.with_suffix('') if path.suffix.lower() == '.gz' else path
+
+
+def _kind_of(name: str) -> str | None:
+    """The kind of a file by its name; None for an unknown ending."""
+    kind = _KINDS.get(_without_gz(name).suffix.lower())
+    return None if kind == 'parquet' and name.lower().endswith('.gz') else kind
 
 
 class SourceRow(NamedTuple):
@@ -102,12 +129,12 @@ def _parse_item(item: str, what: str) -> Source:
                 f'{what} source {item}:0: the count must be 1 or more.'
             )
     if os.path.isfile(item):
-        suffix = pathlib.Path(item).suffix.lower()
-        if suffix not in _SUFFIXES:
+        kind = _kind_of(item)
+        if kind is None:
             raise errors.InputError(
-                f'{what} source {item}: unknown kind of file; wanted {_FORMS}.'
+                f'{what} source {input_files.shown(item)}: unknown kind of file; '
+                f'wanted {_FORMS}.'
             )
-        kind = 'parquet' if suffix == '.parquet' else 'json'
         return Source(kind, item, '', count, what=what)
     if os.path.isdir(item):
         return Source('folder', item, '', count, what=what)
@@ -116,12 +143,13 @@ def _parse_item(item: str, what: str) -> Source:
         return Source('folder', parts[1], parts[2], count, what=what)
     if parts := _TFDS.fullmatch(item):
         return Source('tfds', parts[1], parts[2] or '', count, what=what)
-    if pathlib.PurePath(item).suffix.lower() in _SUFFIXES:
-        raise errors.InputError(f'{what} file {item} does not exist.')
+    if _kind_of(item) or os.path.exists(item):
+        input_files.check(item, f'{what} file')
     if parts := _HUB.fullmatch(item):
         return Source('hub', parts[1], parts[2] or '', count, what=what)
     raise errors.InputError(
-        f'{what} source {item!r} is none that exists; wanted {_FORMS}.'
+        f'{what} source {input_files.shown(repr(item))} is none that exists; wanted '
+        f'{_FORMS}.'
     )
 
 
@@ -171,20 +199,82 @@ def _numbered(label: str, values: Iterable[Any]) -> Iterator[SourceRow]:
 
 
 def _read_json(path: str, what: str) -> Iterator[SourceRow]:
-    """JSON lines, or one array: told apart by the first byte, not by the suffix."""
+    """JSON lines, one array, or one object that holds the rows.
+
+    They are told apart by content, not by the ending.
+    """
+    where = input_files.shown(path)
+    if (rows := _rows_of_value(path, what, where)) is not None:
+        yield from _numbered(where, rows)
+        return
+    for place, value in json_lines.read(path, f'{what} file'):
+        yield SourceRow(int(place.rpartition(':')[2]), place, value)
+
+
+def _rows_of_value(path: str, what: str, where: str) -> list[Any] | None:
+    """The rows of a file that is one JSON value; None if it is lines."""
+    with contextlib.closing(input_files.lines(path, f'{what} file')) as lines:
+        filled = filter(bytes.strip, lines)
+        first, second = next(filled, b''), next(filled, b'')
+    if first.lstrip()[:1] == b'[':
+        return json_lines.parse(_whole(path, what), where)
     try:
-        with open(path, 'rb') as file:
-            first = file.readline(1 << 16).lstrip()[:1]
-            while not first and (line := file.readline(1 << 16)):
-                first = line.lstrip()[:1]
-            if first == b'[':
-                file.seek(0)
-                yield from _numbered(path, json_lines.parse(file.read(), path))
-                return
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
-    for where, value in json_lines.read(path, f'{what} file'):
-        yield SourceRow(int(where.rpartition(':')[2]), where, value)
+        value = json_lines.parse(first, where)
+        return None if second else _held_rows(value)
+    except errors.InputError:
+        if not second:
+            return None
+    # Of an object with line breaks the first line alone is none.
+    try:
+        value = json_lines.parse(_whole(path, what), where)
+    except errors.InputError:
+        return None
+    return _held_rows(value) or [value]
+
+
+def _whole(path: str, what: str) -> bytes:
+    with input_files.utf8(path, f'{what} file') as file:
+        data = file.read(_MAX_ARRAY + 1)
+    if len(data) > _MAX_ARRAY:
+        raise errors.InputError(
+            f'{input_files.shown(path)} is one JSON value of more than '
+            f'{_MAX_ARRAY // 2**20} MiB; save it as JSON lines.'
+        )
+    return data
+
+
+def _held_rows(value: Any) -> list[Any] | None:
+    """The rows of `{"data": [...]}`; None for an object that is itself a row."""
+    for key in _ROW_KEYS if isinstance(value, dict) else ():
+        rows = value.get(key)
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            return rows
+    return None
+
+
+def _read_csv(path: str, what: str) -> Iterator[SourceRow]:
+    """A table whose first line names the fields."""
+    where = input_files.shown(path)
+    delimiter = '\t' if _without_gz(path).suffix.lower() == '.tsv' else ','
+    csv.field_size_limit(_LONGEST_FIELD)
+    with input_files.utf8(path, f'{what} file') as file:
+        # Quoted fields have line breaks of their own.
+        text = io.TextIOWrapper(file, 'utf-8', newline='')
+        table = csv.DictReader(text, delimiter=delimiter, strict=True)
+        try:
+            for row in table:
+                if None in row:
+                    raise errors.InputError(
+                        f'{where}: line {table.line_num} has more fields than the '
+                        'first line names; put quotes around fields with '
+                        f'{"tabs" if delimiter != "," else "commas"}.'
+                    )
+                number = table.line_num
+                yield SourceRow(number, f'{where}: line {number}', row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise errors.InputError(
+                f'{where}: line {table.line_num + 1}: no CSV of UTF-8 text ({error}).'
+            ) from None
 
 
 def _read_parquet(path: str) -> Iterator[Any]:
@@ -245,15 +335,16 @@ def _decoded(value: Any, where: str, field: str = '') -> Any:
 def read(source: Source) -> Iterator[SourceRow]:
     """The rows of one source, one at a time.
 
-    A file whose first character is '[' is one JSON array, else JSON lines. Without
-    a split, 'train' is read. Hub ids and TensorFlow data sets are downloaded if
+    A JSON file holds lines, one array, or one object with the rows in it. Without a
+    split, 'train' is read. Hub ids and TensorFlow data sets are downloaded if
     they are not on the machine yet; `HF_HOME` and `TFDS_DATA_DIR` say where.
 
     Raises:
         InputError: in one line, for what cannot be read or is not what it says.
     """
-    if source.kind == 'json':
-        yield from _read_json(source.name, source.what)
+    readers = {'json': _read_json, 'csv': _read_csv}
+    if reader := readers.get(source.kind):
+        yield from reader(source.name, source.what)
         return
     if source.kind == 'parquet':
         values = _read_parquet(source.name)

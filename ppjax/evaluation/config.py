@@ -29,15 +29,22 @@ class EvaluateConfig:
         None,
         'Run directory: its base model, mask, export and held-out data are measured, '
         'and its report shows the results. Or a new folder, with --base_model.',
+        path=True,
     )
     base_model: str | None = flags.setting(
-        None, "The dense model; by default the run's. See python -m ppjax.train --help."
+        None,
+        "The dense model; by default the run's. See python -m ppjax.train --help.",
+        path=True,
     )
     mask: str | None = flags.setting(
-        None, 'A .pmask to apply to the dense model, which is measured as `masked`.'
+        None,
+        'A .pmask to apply to the dense model, which is measured as `masked`.',
+        path=True,
     )
     model: str | None = flags.setting(
-        None, 'Directory of an exported model, which is measured as `pruned`.'
+        None,
+        'Directory of an exported model, which is measured as `pruned`.',
+        path=True,
     )
     persona: str | None = flags.setting(
         None,
@@ -45,27 +52,32 @@ class EvaluateConfig:
         'lorebook of a character card is what its dialogues are about.',
     )
     heldout: str | None = flags.setting(
-        None, "Held-out JSONL for likelihood, and for judge; by default the run's."
+        None,
+        "Held-out JSONL for likelihood, and for judge; by default the run's.",
+        path=True,
     )
     eval_sets: str | None = flags.setting(
         None,
         'For judge, failures and multiturn: evaluation sets (JSON), or folders of '
         'them, separated by commas; the held-out questions otherwise.',
+        path=True,
     )
     piqa: str | None = flags.setting(
         None,
         'Rows of PIQA: a file, hub (baber/piqa, validation) or tfds; each is '
         'downloaded only if named, and :COUNT takes the first rows.',
+        path=True,
     )
     openbookqa: str | None = flags.setting(
         None,
         'Rows of OpenBookQA: a file, hub (allenai/openbookqa, main, test) or tfds.',
+        path=True,
     )
     mmlu: str | None = flags.setting(
-        None, 'Rows of MMLU: a file, or hub (cais/mmlu, all, test).'
+        None, 'Rows of MMLU: a file, or hub (cais/mmlu, all, test).', path=True
     )
     mmlu_dev: str | None = flags.setting(
-        None, "MMLU's worked examples: a file, or hub (cais/mmlu, all, dev)."
+        None, "MMLU's worked examples: a file, or hub (cais/mmlu, all, dev).", path=True
     )
     mmlu_shots: int = flags.setting(
         0, 'Worked examples before each question of MMLU, 0 to 5.'

@@ -24,7 +24,7 @@ from ppjax.training import config as train_config
 class ReportConfig:
     """Flags of `python -m ppjax.report`."""
 
-    output_dir: str = flags.setting(None, 'Run directory to report on.')
+    output_dir: str = flags.setting(None, 'Run directory to report on.', path=True)
     samples: int = flags.setting(
         3, 'Held-out queries that the dense and the pruned model answer; 0 for none.'
     )

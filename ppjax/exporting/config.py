@@ -14,19 +14,24 @@ class ExportConfig:
         None,
         'Run directory whose mask is exported to its folder hf/; with --materialize or '
         '--from_keep_indices the folder to write to.',
+        path=True,
     )
     materialize: bool = flags.setting(
         False, 'Export --mask applied to --base_model; needs no run directory.'
     )
-    mask: str | None = flags.setting(None, 'A .pmask file, with --materialize.')
+    mask: str | None = flags.setting(
+        None, 'A .pmask file, with --materialize.', path=True
+    )
     from_keep_indices: str | None = flags.setting(
-        None, 'JSON of {"topk_indices": [[...] x layers]} to export, instead of a mask.'
+        None,
+        'JSON of {"topk_indices": [[...] x layers]} to export, instead of a mask.',
+        path=True,
     )
     base_model: str | None = flags.setting(
-        None, "Model that the mask is applied to; by default the run's own."
+        None, "Model that the mask is applied to; by default the run's own.", path=True
     )
     keep_indices: str | None = flags.setting(
-        None, 'Also write the kept channels to this file, as JSON.'
+        None, 'Also write the kept channels to this file, as JSON.', path=True
     )
     export_dtype: str | None = flags.setting(
         None,

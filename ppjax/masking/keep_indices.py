@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ppjax.base import atomic, errors
+from ppjax.base import atomic, errors, input_files, json_lines
 
 
 def save(path: str | pathlib.Path, mask: np.ndarray) -> None:
@@ -21,24 +21,15 @@ def load(path: str | pathlib.Path, num_layers: int, d_ff: int) -> np.ndarray:
         InputError: if the file is no such JSON, layers are missing, indices repeat
             or leave [0, F), or layers keep different numbers of channels.
     """
-    path = pathlib.Path(path)
+    value = json_lines.read_value(path, 'Keep indices file')
+    path = input_files.shown(path)
     try:
-        rows = json.loads(path.read_text(encoding='utf-8'))['topk_indices']
+        rows = value['topk_indices']
         # NumPy would also make integers of 1.5, true and "3".
         if any(type(index) is not int for row in rows for index in row):
             raise TypeError('an index is no integer')
         arrays = [np.asarray(row, dtype=np.int64) for row in rows]
-    except FileNotFoundError:
-        raise errors.InputError(f'{path} does not exist.') from None
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise errors.InputError(
             f'{path} does not hold {{"topk_indices": [[...] x layers]}} ({error!r}).'
         ) from None

@@ -8,7 +8,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 import ppjax
-from ppjax.base import atomic, errors
+from ppjax.base import atomic, errors, input_files
 from ppjax.masking import granularity as granularity_lib
 
 FORMAT = 'ppjax.pmask.v1'
@@ -127,9 +127,7 @@ def load(path: str | pathlib.Path) -> PersonaMask:
         InputError: if the file is absent, damaged, of another format, or its bits
             and metadata disagree.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.InputError(f'Mask file {str(path)!r} does not exist.')
+    input_files.check(path, 'Mask file')
     try:
         with safetensors.safe_open(path, framework='np') as handle:
             metadata = handle.metadata() or {}

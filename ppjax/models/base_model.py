@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import pathlib
 from typing import Any
 
@@ -9,7 +10,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 import transformers
 
-from ppjax.base import errors
+from ppjax.base import errors, input_files
 from ppjax.models import (
     checkpoint,
     gguf_reader,
@@ -89,7 +90,7 @@ class BaseModel:
         """The checkpoint's generation_config.json, or what its config implies."""
         if self.reader.path.is_dir():
             file = self.reader.path / 'generation_config.json'
-            if file.exists():
+            if os.path.exists(file):
                 return safetensors_reader.read_json(file)
         keys = ('bos_token_id', 'eos_token_id', 'pad_token_id')
         found = {key: self.reader.hf_config.get(key) for key in keys}
@@ -145,9 +146,9 @@ def read_hf_config(name: str) -> dict[str, Any]:
     path = pathlib.Path(name).expanduser()
     if path.suffix == '.json':
         return safetensors_reader.read_json(path)
-    if (path / 'config.json').exists():
+    if os.path.exists(path / 'config.json'):
         return safetensors_reader.read_json(path / 'config.json')
-    if path.exists() or name == SMOLLM2 or not _is_hub_id(name):
+    if os.path.exists(path) or name == SMOLLM2 or not _is_hub_id(name):
         return open_base_model(name).reader.hf_config
     try:
         file = huggingface_hub.hf_hub_download(name, 'config.json')
@@ -175,11 +176,11 @@ def open_base_model(name: str) -> BaseModel:
     path = pathlib.Path(name).expanduser()
     if name == SMOLLM2:
         path = smollm2_gguf()
-    elif not path.exists():
+    elif not os.path.exists(path):  # False for what no file can be called.
         if not _is_hub_id(name):
             raise errors.InputError(
-                f'--base_model={name!r} is neither a directory, a .gguf file, a Hub id '
-                f'(owner/model) nor {SMOLLM2!r}.'
+                f'--base_model={input_files.shown(name)} is neither a directory, a .gguf '
+                f'file, a Hub id (owner/model) nor {SMOLLM2!r}.'
             )
         path = _download(name)
     reader = open_checkpoint.open_checkpoint(path)

@@ -17,7 +17,7 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from ppjax.base import errors
+from ppjax.base import errors, input_files
 from ppjax.models import checkpoint
 
 _TensorType = gguf.GGMLQuantizationType
@@ -179,11 +179,7 @@ class GgufReader(checkpoint.CheckpointReader):
         return self._tensors[name]
 
     def _open(self) -> gguf.GGUFReader:
-        try:
-            with self.path.open('rb') as file:
-                magic = file.read(4)
-        except OSError as e:
-            raise self.error(f'cannot be opened: {e.strerror}.') from e
+        magic = input_files.read_bytes(self.path, 'GGUF file', head=4)
         if magic != b'GGUF':
             raise self.error(
                 f'begins with {magic!r} instead of the GGUF mark: it is of another '

@@ -1,6 +1,5 @@
 """Reading a Hugging Face directory: config.json and safetensors."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -8,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from ppjax.base import errors
+from ppjax.base import errors, input_files, json_lines
 from ppjax.models import checkpoint
 
 _INDEX = 'model.safetensors.index.json'
@@ -28,14 +27,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         InputError: if the file cannot be read or holds no JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise errors.InputError(f'{path} does not exist.') from None
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
-    except (ValueError, RecursionError) as error:
-        raise errors.InputError(f'{path} is not valid JSON: {error}.') from None
+    value = json_lines.read_value(path, '')
     if not isinstance(value, dict):
         raise errors.InputError(f'{path} holds no JSON object.')
     return value
@@ -91,6 +83,7 @@ class SafetensorsReader(checkpoint.CheckpointReader):
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
+            input_files.check(self.path / file, 'Weights file')
             try:
                 self._files[file] = safetensors.safe_open(
                     self.path / file, framework='np'

@@ -1,26 +1,15 @@
-"""What users hand in: read within bounds, checked to be text, shown in one line."""
+"""What users hand in, checked to be text and shown in one line."""
 
 from collections.abc import Callable
-import os
-import pathlib
 from typing import Any, TypeGuard
 
-from ppjax.base import errors, json_lines
-
-# More than any list of personas, and little enough to hold in memory.
-MAX_FILE_BYTES = 64 * 2**20
+from ppjax.base import errors, input_files, json_lines
 
 Notes = Callable[[str], None]
 
 
 def no_notes(note: str) -> None:
     """Takes a note and does nothing with it."""
-
-
-def shown(path: str | pathlib.Path) -> str:
-    """A path as one line: names of files may hold line breaks."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)
 
 
 def excerpt(text: str, length: int = 48) -> str:
@@ -40,51 +29,13 @@ def is_text(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and not any('\ud800' <= c <= '\udfff' for c in value)
 
 
-def read_bytes(path: str | pathlib.Path, what: str, head: int | None = None) -> bytes:
-    """A whole file, or its start.
-
-    Args:
-        path: of the file.
-        what: names it in errors, as in 'Persona file'.
-        head: the number of bytes wanted; None is all.
-
-    Raises:
-        InputError: if it is absent, no regular file, or too large.
-    """
-    where = shown(path)
-    # A pipe or a device could keep the reader waiting, or never end.
-    if not os.path.isfile(path):
-        if not os.path.exists(path):
-            raise errors.InputError(f'{what} {where} does not exist.')
-        raise errors.InputError(f'{what} {where} is no regular file.')
-    try:
-        with open(path, 'rb') as file:
-            # Reading up to a number sets aside that many bytes at once.
-            size = os.fstat(file.fileno()).st_size
-            if head is not None:
-                return file.read(min(head, size))
-            if size <= MAX_FILE_BYTES:
-                return file.read(size)
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {where}: {error.strerror}.') from None
-    raise errors.InputError(
-        f'{what} {where} is larger than {MAX_FILE_BYTES // 2**20} MiB; give the part '
-        'that is wanted.'
-    )
-
-
 def decode(data: bytes, where: str) -> str:
-    """UTF-8 text with or without a byte order mark; line ends become '\\n'.
+    """The text of bytes, see `input_files.decode`; line ends become '\\n'.
 
     Raises:
         InputError: if it is something else.
     """
-    try:
-        text = data.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise errors.InputError(
-            f'{where}: not UTF-8 text ({error}); save it as UTF-8.'
-        ) from None
+    text = input_files.decode(data, where)
     if '\0' in text:
         raise errors.InputError(f'{where}: holds NUL bytes, so it is no text.')
     return unix_lines(text)
@@ -96,9 +47,9 @@ def unix_lines(text: str) -> str:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """A JSON value, with or without a byte order mark.
+    """A JSON value; see `input_files.decode`.
 
     Raises:
-        InputError: if it is no UTF-8 text or no JSON.
+        InputError: if it is no text or no JSON.
     """
-    return json_lines.parse(data.removeprefix(b'\xef\xbb\xbf'), where)
+    return json_lines.parse(input_files.decode(data, where).encode(), where)

@@ -20,21 +20,29 @@ class RecoverConfig(settings.CommonSettings):
     base_model: str = flags.setting(
         None,
         'The dense model, as for python -m ppjax.train; with --mask it is pruned first.',
+        path=True,
     )
-    mask: str | None = flags.setting(None, 'A .pmask to prune --base_model by.')
+    mask: str | None = flags.setting(
+        None, 'A .pmask to prune --base_model by.', path=True
+    )
     model: str | None = flags.setting(
-        None, 'Instead: directory of a model that is pruned already, as exported.'
+        None,
+        'Instead: directory of a model that is pruned already, as exported.',
+        path=True,
     )
     run: str | None = flags.setting(
         None,
         'Instead: run directory of mask learning; its base model and mask are taken, '
         'and its data where --calibration or --heldout are not given.',
+        path=True,
     )
     calibration: str | None = flags.setting(
-        None, 'JSONL of chats to learn from, or demo:NAME for a persona shipped here.'
+        None,
+        'JSONL of chats to learn from, or demo:NAME for a persona shipped here.',
+        path=True,
     )
     heldout: str | None = flags.setting(
-        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.'
+        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.', path=True
     )
     lora_rank: int = flags.setting(
         0, 'Rank of LoRA adapters to train beside frozen weights; 0 trains all weights.'

@@ -27,9 +27,12 @@ class SweepConfig(train_config.LearningSettings):
         None,
         'JSONL of chats to learn from, or demo:NAME; {persona} stands for the '
         "cell's persona.",
+        path=True,
     )
     heldout: str = flags.setting(
-        None, 'Disjoint JSONL to measure on, or demo:NAME; {persona} likewise.'
+        None,
+        'Disjoint JSONL to measure on, or demo:NAME; {persona} likewise.',
+        path=True,
     )
     calibration_rows: int | None = flags.setting(
         None,

@@ -33,16 +33,19 @@ class SynthesisSettings(settings.CommonSettings):
         None,
         'General instructions, separated by commas: JSON, JSONL or Parquet files, Hub '
         'ids, tfds:NAME, or demo; NAME:COUNT takes a sample.',
+        path=True,
     )
     exclude_queries: str | None = flags.setting(
         None,
         'Evaluation sets, or folders of them, separated by commas; their questions '
         'are never learned.',
+        path=True,
     )
     reference_personas: str | None = flags.setting(
         None,
         'File of the personas that sensitivity compares with; ours by default. The '
         'target itself is left out.',
+        path=True,
     )
     score_layers: str | None = flags.setting(
         None,
@@ -71,6 +74,7 @@ class SynthesisSettings(settings.CommonSettings):
         None,
         'For --rewriter=file: JSONL of {"query_id" or "query", "rewrite"}, or '
         'demo:NAME.',
+        path=True,
     )
     rewrite_with_reference: bool = flags.setting(
         True,

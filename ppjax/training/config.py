@@ -40,6 +40,7 @@ class LearningSettings(settings.CommonSettings):
         'between them. Activation is the default by measurement: on one RoleBench role '
         '24 steps from there end at 3.05 nats a token held-out, from random scores at '
         '3.82 (dense 2.84). A mask learned from several personas is better still.',
+        path=True,
     )
     score_scale: float = flags.setting(
         0.1,
@@ -162,9 +163,10 @@ class TrainConfig(LearningSettings):
         None,
         'JSONL of chats to learn from, or demo:NAME for a persona shipped here; '
         'several, with commas between them, are learned from together.',
+        path=True,
     )
     heldout: str | None = flags.setting(
-        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.'
+        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.', path=True
     )
     calibration_rows: int | None = flags.setting(
         None,

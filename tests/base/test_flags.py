@@ -121,6 +121,21 @@ def test_text_that_a_flagfile_would_lose_is_refused(text):
         flags.to_flagfile(_Settings(text=text))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Paths:
+    files: str | None = flags.setting(None, 'Files.', path=True)
+    text: str | None = flags.setting(None, 'Text.')
+
+
+def test_home_is_read_in_every_part_of_a_path_flag(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/ida')
+    argv = ['--files=~/a.jsonl:5,b~c,~/d', '--text=~/x']
+    parsed = flags.parse(_Paths, argv)
+    assert parsed.files == '/home/ida/a.jsonl:5,b~c,/home/ida/d'
+    assert parsed.text == '~/x'
+    assert flags.parse(_Paths, []).files is None
+
+
 def test_absent_flags_take_their_defaults(tmp_path):
     assert _read(tmp_path, '# nothing\n\n--count=5\n') == _Settings(count=5)
 

@@ -5,6 +5,11 @@ import pytest
 from ppjax.base import errors
 from ppjax.data import instructions
 
+_CHAT = [
+    {'role': 'user', 'content': 'Why?'},
+    {'role': 'assistant', 'content': 'So.'},
+]
+
 
 def _refused(row, *parts: str, **options) -> None:
     with pytest.raises(errors.InputError) as caught:
@@ -79,10 +84,49 @@ def _refused(row, *parts: str, **options) -> None:
             ('Why?', 'So.'),
         ),
         ({'messages': [{'role': 'user', 'content': 'Why?'}]}, ('Why?', '')),
+        (
+            {
+                'messages': [
+                    {'role': 'developer', 'content': 'Be brief.'},
+                    {
+                        'role': 'user',
+                        'content': [
+                            {'type': 'text', 'text': 'Why'},
+                            {'type': 'input_text', 'text': 'though?'},
+                        ],
+                    },
+                    {
+                        'role': 'assistant',
+                        'content': [{'type': 'output_text', 'text': 'So.'}],
+                    },
+                ]
+            },
+            ('Why\nthough?', 'So.'),
+        ),
+        (
+            {
+                'conversations': [
+                    {'from': 'system', 'value': 'Be brief.'},
+                    {'from': 'human', 'value': 'Why?'},
+                    {'from': 'gpt', 'value': 'So.'},
+                ]
+            },
+            ('Why?', 'So.'),
+        ),
+        ({'prompt': 'Why?', 'response': 'So.'}, ('Why?', 'So.')),
+        ({'prompt': 'Why?', 'completion': ' So.'}, ('Why?', 'So.')),
+        ({'prompt': _CHAT[:1], 'completion': _CHAT[1:]}, ('Why?', 'So.')),
+        ({'question': 'Why?', 'answer': 'So.'}, ('Why?', 'So.')),
     ],
 )
 def test_formats(row, want):
-    assert instructions.parse_row(row, 'x:1') == want
+    assert instructions.parse_row(row, 'x:1')[:2] == want
+
+
+def test_of_a_longer_conversation_the_first_answer_is_taken():
+    parsed = instructions.parse_row({'messages': _CHAT * 2}, 'x:1')
+    assert parsed == ('Why?', 'So.', True)
+    assert not instructions.parse_row({'messages': _CHAT}, 'x:1').cut
 
 
 @pytest.mark.parametrize(
@@ -90,13 +134,14 @@ def test_formats(row, want):
     [{'instruction': 'Why?', 'input': ''}, {'question': 'Why?'}, {'query': 'Why?'}],
 )
 def test_the_field_for_the_answer_is_optional_on_request(row):
-    assert instructions.parse_row(row, 'x:1', require_answer=False) == ('Why?', '')
+    parsed = instructions.parse_row(row, 'x:1', require_answer=False)
+    assert parsed == ('Why?', '', False)
     _refused(row, 'unknown format')
 
 
 def test_an_answer_is_read_even_where_it_is_optional():
     row = {'instruction': 'Who?', 'context': 'A text.', 'response': 'She.'}
-    query, answer = instructions.parse_row(row, 'x:1', require_answer=False)
+    query, answer, _ = instructions.parse_row(row, 'x:1', require_answer=False)
     assert (query, answer) == ('Who?\n\n### Input:\nA text.', 'She.')
 
 
@@ -176,15 +221,33 @@ def test_a_query_splits_into_what_it_was_made_of():
         ({'messages': [{'role': 'assistant', 'content': 'x'}]}, ["'assistant'"]),
         ({'messages': [{'role': 'user', 'content': 'x'}] * 2}, ["'user', 'user'"]),
         (
+            {'messages': [{'role': 'assistant', 'content': 'x'}, *_CHAT]},
+            ['a user message and its assistant message'],
+        ),
+        (
+            {'messages': [_CHAT[0], {'role': 'tool', 'content': 'y'}]},
+            ["'user', 'tool'"],
+        ),
+        (
             {
                 'messages': [
-                    {'role': 'user', 'content': 'x'},
-                    {'role': 'assistant', 'content': 'y'},
+                    _CHAT[0],
+                    {'role': 'assistant', 'content': None, 'tool_calls': [{'id': 'a'}]},
                 ]
-                * 2
             },
-            ['one user message and its assistant message'],
+            ['a call of tools'],
         ),
+        (
+            {
+                'messages': [
+                    {'role': 'user', 'content': [{'type': 'image_url'}]},
+                    _CHAT[1],
+                ]
+            },
+            ["parts other than text ('image_url')"],
+        ),
+        ({'conversations': [{'from': 'gpt', 'value': 'x'}]}, ["'assistant'"]),
+        ({'conversations': [{'from': 'human', 'value': 3}]}, ["'value'", 'int']),
     ],
 )
 def test_bad_rows_are_refused_in_one_line(row, parts):

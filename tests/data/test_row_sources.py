@@ -107,7 +107,7 @@ def test_labels_do_not_tell_of_a_machine(tmp_path):
         ('a.jsonl:0', 'a.jsonl:0: the count must be 1 or more'),
         ('none.jsonl', 'none.jsonl does not exist'),
         ('data/none.parquet:7', 'data/none.parquet does not exist'),
-        ('a.csv', 'a.csv: unknown kind of file'),
+        ('a.xlsx', 'a.xlsx: unknown kind of file'),
         ('alpaca', "'alpaca' is none that exists; wanted a .json"),
         ('own/other/third', 'none that exists'),
         ('own/other:', 'none that exists'),
@@ -116,7 +116,7 @@ def test_labels_do_not_tell_of_a_machine(tmp_path):
     ],
 )
 def test_bad_specs_are_refused_before_anything_is_read(tmp_path, spec, part):
-    for name in ('a.jsonl', 'a.csv'):
+    for name in ('a.jsonl', 'a.xlsx'):
         (tmp_path / name).touch()
     with pytest.raises(errors.InputError) as caught:
         row_sources.parse_spec(spec)

@@ -47,9 +47,9 @@ def test_order_in_the_file_does_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ('value', 'part'),
     [
-        ('{"topk_indices": [[0, 1], [2', 'topk_indices'),
-        ('', 'topk_indices'),
-        ('[' * 100_000, 'topk_indices'),
+        ('{"topk_indices": [[0, 1], [2', 'invalid JSON'),
+        ('', 'invalid JSON'),
+        ('[' * 100_000, 'nested too deep'),
         ([[0, 1], [1, 2]], 'topk_indices'),
         ({'indices': [[0, 1], [1, 2]]}, 'topk_indices'),
         ({'topk_indices': None}, 'topk_indices'),

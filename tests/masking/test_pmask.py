@@ -162,7 +162,7 @@ def _refused(path, *parts: str) -> None:
 
 def test_absent_file_is_refused(tmp_path):
     _refused(tmp_path / 'none.pmask', 'does not exist')
-    _refused(tmp_path, 'does not exist')
+    _refused(tmp_path, 'is a folder')
 
 
 @pytest.mark.parametrize('share', [0.0, 0.01, 0.3, 0.9, 0.999])

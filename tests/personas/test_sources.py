@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from ppjax.base import errors
-from ppjax.personas import inputs, prompts, sources
+from ppjax.base import errors, input_files
+from ppjax.personas import prompts, sources
 
 _LONG = ' '.join(['word'] * 60)
 _CARD = {'name': 'Ida', 'description': '{{char}} bakes for {{user}}.', 'scenario': 'x'}
@@ -169,7 +169,7 @@ def test_bad_items_are_named_by_number(write):
 def test_unusable_files(write, tmp_path):
     _refused(str(tmp_path), 'folder')
     _refused(write('p.txt', ''), 'empty')
-    _refused(write('p.txt', b'\xff\xfeI\0'), 'UTF-8')
+    _refused(write('p.txt', b'\xff\xfeI'), 'UTF-8')
     _refused(write('p', b'Ida\0 bakes'), 'NUL')
     _refused(write('p.jsonl', '\n \n'), 'no personas')
     _refused(write('p.json', '[]'), 'no personas')
@@ -185,7 +185,7 @@ def test_unusable_files(write, tmp_path):
 def test_files_too_large_are_refused(tmp_path):
     path = tmp_path / 'p.txt'
     with path.open('wb') as file:
-        file.truncate(inputs.MAX_FILE_BYTES + 1)
+        file.truncate(input_files.MAX_BYTES + 1)
     _refused(str(path), 'larger than 64 MiB')
 
 
