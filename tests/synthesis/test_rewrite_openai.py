@@ -339,6 +339,18 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(server, monkey
             False,
         ),
         (_completion(7), '', True, False),
+        (_completion('So', 'max_tokens'), 'So', False, False),
+        (_completion('So', 'MAX_TOKENS'), 'So', False, False),
+        (_completion('', reasoning_content='Hm.'), '<think>', True, False),
+        (_completion(None, 'length', reasoning='Hm.'), '<think>', False, False),
+        (_completion('So.', reasoning_content='Hm.'), 'So.', True, False),
+        (_completion([{'type': 'reasoning', 'text': 'Hm.'}]), '<think>', True, False),
+        (
+            _completion([{'type': 'thinking', 'text': 'Hm.'}, {'text': 'So.'}]),
+            'So.',
+            True,
+            False,
+        ),
     ],
 )
 def test_replies_of_all_forms(server, body, text, finished, refused):
