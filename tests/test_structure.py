@@ -20,22 +20,8 @@ _ROOMS = (
 )
 _LONGEST = 500
 # To be split.
-_LONGER = frozenset(
-    {
-        'ppjax/models/gguf_reader.py',
-        'ppjax/training/loop.py',
-        'tests/evaluation/dialogues/test_dialogues.py',
-        'tests/evaluation/page/test_report.py',
-        'tests/evaluation/page/test_report_evaluation.py',
-        'tests/evaluation/test_pipeline.py',
-        'tests/exporting/test_hf_export.py',
-        'tests/models/test_gguf_reader.py',
-        'tests/models/test_gguf_tokenizer.py',
-        'tests/models/test_loading.py',
-        'tests/synthesis/test_rewrite_openai.py',
-        'tests/test_chat.py',
-    }
-)
+_LONGER = frozenset({'ppjax/models/gguf_reader.py', 'ppjax/training/loop.py'})
+
 
 Graph = dict[str, set[str]]
 
