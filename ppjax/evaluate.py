@@ -10,7 +10,7 @@ there already, of the same settings, is not measured again; one that was interru
 goes on.
 """
 
-from ppjax.base import compile_cache, flags, processes
+from ppjax.base import compile_cache, flags, processes, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.evaluation import config, pipeline, tables
 from ppjax.evaluation.page import report
