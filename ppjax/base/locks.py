@@ -126,5 +126,7 @@ def _release(folder: pathlib.Path) -> None:
         _held[folder] = descriptor, count - 1
         return
     del _held[folder]
-    # The file stays: who removed it could remove another's that holds its lock.
+    # Before it is unlocked: then it is still this process's own.
+    with contextlib.suppress(OSError):
+        (folder / NAME).unlink()
     os.close(descriptor)

@@ -85,14 +85,12 @@ def _make_folder(folder: pathlib.Path) -> list[str]:
 
 
 def _take_away(folder: pathlib.Path, fresh: Sequence[str]) -> None:
-    """Removes folders made by `_make_folder`, of which nothing came but a lock."""
+    """Removes folders made by `_make_folder`, of which nothing came."""
     if not fresh:
         return
     with contextlib.suppress(OSError):
-        if {entry.name for entry in folder.iterdir()} <= {locks.NAME}:
-            (folder / locks.NAME).unlink(missing_ok=True)
-            for name in fresh:
-                os.rmdir(name)
+        for name in fresh:
+            os.rmdir(name)
 
 
 def _read_marker(folder: pathlib.Path) -> dict[str, Any] | None:

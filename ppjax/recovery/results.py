@@ -32,9 +32,8 @@ def _results_file(run: run_lib.Run) -> pathlib.Path:
 
 def _identity(run: run_lib.Run) -> dict[str, str]:
     """Of the exported weights: the run that they are from."""
-    cfg = dataclasses.replace(run.cfg, output_dir='', overwrite=False, mesh=None)
-    hashes = run.data.hashes | run.source.hashes
-    text = flags.to_flagfile(cfg, omit=tuple(config_lib.RESUMABLE)) + json.dumps(hashes)
+    settings = flags.to_flagfile(run.cfg, omit=tuple(config_lib.RESUMABLE))
+    text = settings + json.dumps(run.data.hashes | run.source.hashes)
     return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
 
 
