@@ -202,7 +202,9 @@ def test_a_damaged_export_is_noticed_and_made_anew(run: pathlib.Path) -> None:
     whole = weights.read_bytes()
     for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-8]):
         weights.write_bytes(damaged)
-        with pytest.raises(errors.InputError, match=r'model\.safetensors is missing or'):
+        with pytest.raises(
+            errors.InputError, match=r'model\.safetensors is missing or'
+        ):
             _export(output_dir=run)
         assert weights.read_bytes() == damaged
         _export(output_dir=run, overwrite=True)

@@ -139,7 +139,7 @@ def _refuse_over_inputs(target: pathlib.Path, source: source_lib.Source) -> None
     Raises:
         InputError: naming the file that lies in the target.
     """
-    for file in source.files:
+    for file in source.files if target.is_dir() else ():
         if file.resolve().is_relative_to(target.resolve()):
             raise errors.InputError(
                 f'{file} lies in {target}, where the export is to go; give another '
