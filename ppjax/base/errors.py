@@ -32,11 +32,9 @@ class InputError(ValueError):
     on stderr, write it to `status.json` and exit with 1; no traceback is shown.
     """
 
-<<<<<<< HEAD
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
 
 class DiskError(InputError):
     """A file could not be written: the disk is full, or the place is not ours."""
-=======
-    def __init__(self, message: str):
-        super().__init__(one_line(message))
->>>>>>> main
