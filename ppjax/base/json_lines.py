@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any, BinaryIO
 
-from ppjax.base import errors, input_files, processes
+from ppjax.base import errors, processes, reading
 
 
 def parse(line: bytes, where: str) -> Any:
@@ -38,9 +38,9 @@ def read(path: str | pathlib.Path, what: str) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: naming file and line of the first bad one, or an unreadable file.
     """
-    for number, line in enumerate(input_files.lines(path, what), start=1):
+    for number, line in enumerate(reading.lines(path, what), start=1):
         if line.strip():
-            where = f'{input_files.shown(path)}:{number}'
+            where = f'{path}:{number}'
             yield where, parse(line, where)
 
 
@@ -50,8 +50,7 @@ def read_value(path: str | pathlib.Path, what: str) -> Any:
     Raises:
         InputError: if the file cannot be read, or is none.
     """
-    text = input_files.read_text(path, what)
-    return parse(text.encode(), input_files.shown(path))
+    return parse(reading.read_text(path, what).encode(), str(path))
 
 
 class AppendLog:
@@ -112,8 +111,8 @@ class AppendLog:
         if self._file is not None:
             self._file.close()
 
-    def _failed(self, error: OSError) -> errors.InputError:
-        return errors.InputError(
+    def _failed(self, error: OSError) -> errors.DiskError:
+        return errors.DiskError(
             f'Cannot write {self._path}: {error.strerror or error}; the same command '
             'goes on from the last whole line.'
         )

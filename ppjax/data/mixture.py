@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import unicodedata
 
-from ppjax.base import errors, input_files
+from ppjax.base import errors
 from ppjax.data import instructions, row_sources
 
 
@@ -290,9 +290,7 @@ def mix(
             counts.kept += 1
         seen.update(kept)
         if not counts.read:
-            raise errors.InputError(
-                f'Instruction source {input_files.shown(source.name)} holds no rows.'
-            )
+            raise errors.InputError(f'Instruction source {source.name} holds no rows.')
         if counts.unusable == counts.read:
             more = f' (so are all {counts.read:,} rows)' if counts.read > 1 else ''
             raise errors.InputError(f'{counts.reason.rstrip(".")}{more}.')

@@ -14,7 +14,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from ppjax.base import errors, input_files, json_lines
+from ppjax.base import errors, json_lines, reading
 
 _DEFAULT_SPLIT = 'train'
 # What a file holds, by its ending; .gz after any but Parquet's.
@@ -132,8 +132,7 @@ def _parse_item(item: str, what: str) -> Source:
         kind = _kind_of(item)
         if kind is None:
             raise errors.InputError(
-                f'{what} source {input_files.shown(item)}: unknown kind of file; '
-                f'wanted {_FORMS}.'
+                f'{what} source {item}: unknown kind of file; wanted {_FORMS}.'
             )
         return Source(kind, item, '', count, what=what)
     if os.path.isdir(item):
@@ -144,12 +143,11 @@ def _parse_item(item: str, what: str) -> Source:
     if parts := _TFDS.fullmatch(item):
         return Source('tfds', parts[1], parts[2] or '', count, what=what)
     if _kind_of(item) or os.path.exists(item):
-        input_files.check(item, f'{what} file')
+        reading.require_file(item, f'{what} file')
     if parts := _HUB.fullmatch(item):
         return Source('hub', parts[1], parts[2] or '', count, what=what)
     raise errors.InputError(
-        f'{what} source {input_files.shown(repr(item))} is none that exists; wanted '
-        f'{_FORMS}.'
+        f'{what} source {item!r} is none that exists; wanted {_FORMS}.'
     )
 
 
@@ -203,7 +201,7 @@ def _read_json(path: str, what: str) -> Iterator[SourceRow]:
 
     They are told apart by content, not by the ending.
     """
-    where = input_files.shown(path)
+    where = path
     if (rows := _rows_of_value(path, what, where)) is not None:
         yield from _numbered(where, rows)
         return
@@ -213,7 +211,7 @@ def _read_json(path: str, what: str) -> Iterator[SourceRow]:
 
 def _rows_of_value(path: str, what: str, where: str) -> list[Any] | None:
     """The rows of a file that is one JSON value; None if it is lines."""
-    with contextlib.closing(input_files.lines(path, f'{what} file')) as lines:
+    with contextlib.closing(reading.lines(path, f'{what} file')) as lines:
         filled = filter(bytes.strip, lines)
         first, second = next(filled, b''), next(filled, b'')
     if first.lstrip()[:1] == b'[':
@@ -233,11 +231,11 @@ def _rows_of_value(path: str, what: str, where: str) -> list[Any] | None:
 
 
 def _whole(path: str, what: str) -> bytes:
-    with input_files.utf8(path, f'{what} file') as file:
+    with reading.utf8(path, f'{what} file') as file:
         data = file.read(_MAX_ARRAY + 1)
     if len(data) > _MAX_ARRAY:
         raise errors.InputError(
-            f'{input_files.shown(path)} is one JSON value of more than '
+            f'{path} is one JSON value of more than '
             f'{_MAX_ARRAY // 2**20} MiB; save it as JSON lines.'
         )
     return data
@@ -254,10 +252,10 @@ def _held_rows(value: Any) -> list[Any] | None:
 
 def _read_csv(path: str, what: str) -> Iterator[SourceRow]:
     """A table whose first line names the fields."""
-    where = input_files.shown(path)
+    where = path
     delimiter = '\t' if _without_gz(path).suffix.lower() == '.tsv' else ','
     csv.field_size_limit(_LONGEST_FIELD)
-    with input_files.utf8(path, f'{what} file') as file:
+    with reading.utf8(path, f'{what} file') as file:
         # Quoted fields have line breaks of their own.
         text = io.TextIOWrapper(file, 'utf-8', newline='')
         table = csv.DictReader(text, delimiter=delimiter, strict=True)

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ppjax.base import atomic, errors, input_files, json_lines
+from ppjax.base import atomic, errors, json_lines
 
 
 def save(path: str | pathlib.Path, mask: np.ndarray) -> None:
@@ -21,8 +21,7 @@ def load(path: str | pathlib.Path, num_layers: int, d_ff: int) -> np.ndarray:
         InputError: if the file is no such JSON, layers are missing, indices repeat
             or leave [0, F), or layers keep different numbers of channels.
     """
-    value = json_lines.read_value(path, 'Keep indices file')
-    path = input_files.shown(path)
+    value = json_lines.read_value(path, 'Keep indices')
     try:
         rows = value['topk_indices']
         # NumPy would also make integers of 1.5, true and "3".

@@ -10,7 +10,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 import transformers
 
-from ppjax.base import errors, input_files
+from ppjax.base import errors
 from ppjax.models import (
     checkpoint,
     gguf_reader,
@@ -179,7 +179,7 @@ def open_base_model(name: str) -> BaseModel:
     elif not os.path.exists(path):  # False for what no file can be called.
         if not _is_hub_id(name):
             raise errors.InputError(
-                f'--base_model={input_files.shown(name)} is neither a directory, a .gguf '
+                f'--base_model={name} is neither a directory, a .gguf '
                 f'file, a Hub id (owner/model) nor {SMOLLM2!r}.'
             )
         path = _download(name)

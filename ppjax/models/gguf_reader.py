@@ -17,7 +17,7 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from ppjax.base import errors, input_files
+from ppjax.base import errors, reading
 from ppjax.models import checkpoint
 
 _TensorType = gguf.GGMLQuantizationType
@@ -179,7 +179,7 @@ class GgufReader(checkpoint.CheckpointReader):
         return self._tensors[name]
 
     def _open(self) -> gguf.GGUFReader:
-        magic = input_files.read_bytes(self.path, 'GGUF file', head=4)
+        magic = reading.read_bytes(self.path, 'GGUF file', head=4)
         if magic != b'GGUF':
             raise self.error(
                 f'begins with {magic!r} instead of the GGUF mark: it is of another '

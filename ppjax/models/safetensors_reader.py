@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from ppjax.base import errors, input_files, json_lines
+from ppjax.base import errors, json_lines, reading
 from ppjax.models import checkpoint
 
 _INDEX = 'model.safetensors.index.json'
@@ -83,7 +83,7 @@ class SafetensorsReader(checkpoint.CheckpointReader):
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
-            input_files.check(self.path / file, 'Weights file')
+            reading.require_file(self.path / file, 'Weights file')
             try:
                 self._files[file] = safetensors.safe_open(
                     self.path / file, framework='np'

@@ -19,7 +19,7 @@ from typing import Any
 import zipfile
 import zlib
 
-from ppjax.base import errors, input_files
+from ppjax.base import errors, reading
 from ppjax.personas import inputs
 
 # Large lorebooks take a few megabytes.
@@ -58,12 +58,10 @@ def read_card(path: str | pathlib.Path, notes: inputs.Notes = inputs.no_notes) -
         InputError: if the file is damaged, holds no card, or would unpack to more
             than `MAX_CARD_BYTES`.
     """
-    where = input_files.shown(path)
-    container = container_of(
-        input_files.read_bytes(path, 'Character card', head=HEAD_BYTES)
-    )
+    where = inputs.shown(path)
+    container = container_of(reading.read_bytes(path, 'Character card', HEAD_BYTES))
     if container == 'PNG':
-        return _read_png(input_files.read_bytes(path, 'Character card'), where, notes)
+        return _read_png(reading.read_bytes(path, 'Character card'), where, notes)
     if container == 'CHARX':
         return _read_charx(path, where)
     if container is None:

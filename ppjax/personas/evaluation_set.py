@@ -20,7 +20,7 @@ import os
 import pathlib
 from typing import Any
 
-from ppjax.base import atomic, errors, input_files
+from ppjax.base import atomic, errors, reading
 from ppjax.personas import inputs, prompts
 from ppjax.personas import persona as persona_lib
 
@@ -185,8 +185,8 @@ def read(
     Raises:
         InputError: if the file cannot be read or is no evaluation set.
     """
-    where = input_files.shown(path)
-    data = input_files.read_bytes(path, 'Evaluation set')
+    where = inputs.shown(path)
+    data = reading.read_bytes(path, 'Evaluation set')
     return from_json(inputs.parse_json(data, where), where, notes)
 
 
@@ -215,7 +215,7 @@ def all_questions(paths: Iterable[str | pathlib.Path]) -> list[str]:
             files = sorted(pathlib.Path(path).glob('*.json'))
             if not files:
                 raise errors.InputError(
-                    f'{input_files.shown(path)} holds no evaluation sets (*.json).'
+                    f'{inputs.shown(path)} holds no evaluation sets (*.json).'
                 )
         for file in files:
             questions |= dict.fromkeys(read(file).questions)

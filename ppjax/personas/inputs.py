@@ -1,15 +1,22 @@
-"""What users hand in, checked to be text and shown in one line."""
+"""What users hand in: read within bounds, checked to be text, shown in one line."""
 
 from collections.abc import Callable
+import pathlib
 from typing import Any, TypeGuard
 
-from ppjax.base import errors, input_files, json_lines
+from ppjax.base import errors, json_lines, reading
 
 Notes = Callable[[str], None]
 
 
 def no_notes(note: str) -> None:
     """Takes a note and does nothing with it."""
+
+
+def shown(path: str | pathlib.Path) -> str:
+    """A path as one line: names of files may hold line breaks."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
 
 
 def excerpt(text: str, length: int = 48) -> str:
@@ -30,12 +37,12 @@ def is_text(value: Any) -> TypeGuard[str]:
 
 
 def decode(data: bytes, where: str) -> str:
-    """The text of bytes, see `input_files.decode`; line ends become '\\n'.
+    """UTF-8 text with or without a byte order mark; line ends become '\\n'.
 
     Raises:
         InputError: if it is something else.
     """
-    text = input_files.decode(data, where)
+    text = reading.decode(data, where)
     if '\0' in text:
         raise errors.InputError(f'{where}: holds NUL bytes, so it is no text.')
     return unix_lines(text)
@@ -47,9 +54,9 @@ def unix_lines(text: str) -> str:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """A JSON value; see `input_files.decode`.
+    """A JSON value, with or without a byte order mark.
 
     Raises:
-        InputError: if it is no text or no JSON.
+        InputError: if it is no UTF-8 text or no JSON.
     """
-    return json_lines.parse(input_files.decode(data, where).encode(), where)
+    return json_lines.parse(reading.decode(data, where).encode(), where)

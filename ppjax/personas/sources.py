@@ -17,7 +17,7 @@ import os
 import pathlib
 from typing import Any
 
-from ppjax.base import errors, input_files
+from ppjax.base import errors, reading
 from ppjax.personas import card_files, cards, evaluation_set, inputs, macros
 from ppjax.personas import persona as persona_lib
 
@@ -80,7 +80,7 @@ def read_persona(
         rest = len(personas) - _LISTED
         more = f'; and {rest} more' if rest > 0 else ''
         raise errors.InputError(
-            f'{input_files.shown(spec)} holds {len(personas)} personas, wanted one; put it '
+            f'{inputs.shown(spec)} holds {len(personas)} personas, wanted one; put it '
             f'into a file of its own: {listed}{more}.'
         )
     for note in found:
@@ -111,13 +111,13 @@ class _Reader:
             return [self._literal(spec)]
         if os.path.isdir(spec):
             raise errors.InputError(
-                f'{input_files.shown(spec)} is a folder; give one file in it.'
+                f'{inputs.shown(spec)} is a folder; give one file in it.'
             )
-        head = input_files.read_bytes(spec, 'Persona file', head=card_files.HEAD_BYTES)
-        where = input_files.shown(spec)
+        head = reading.read_bytes(spec, 'Persona file', card_files.HEAD_BYTES)
+        where = inputs.shown(spec)
         if card_files.container_of(head) is not None:
             return [self._card(card_files.read_card(spec, self._notes), where)]
-        data = input_files.read_bytes(spec, 'Persona file')
+        data = reading.read_bytes(spec, 'Persona file')
         ending = pathlib.Path(spec).suffix.lower()
         if ending in _LINES_ENDINGS:
             return self._lines(data, where)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppjax.base import errors, input_files, json_lines
+from ppjax.base import errors, json_lines
 from ppjax.data import calibration, chat
 from ppjax.models import batch_generation
 from ppjax.models import decoder as decoder_lib
@@ -97,7 +97,7 @@ def questions_of(
             group = f'{file.resolve().parent.name}/{group}'
         if group in groups:
             raise errors.InputError(
-                f'{input_files.shown(file)}: an evaluation set {group!r} was given before; '
+                f'{inputs.shown(file)}: an evaluation set {group!r} was given before; '
                 'give each once, and different sets different names.'
             )
         groups.add(group)
@@ -119,7 +119,7 @@ def _files(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
         listed = sorted(pathlib.Path(path).glob('*.json'))
         if not listed:
             raise errors.InputError(
-                f'{input_files.shown(path)} holds no evaluation sets (*.json).'
+                f'{inputs.shown(path)} holds no evaluation sets (*.json).'
             )
         files += listed
     return files

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from ppjax.base import errors, flags, input_files, json_lines
+from ppjax.base import errors, flags, json_lines, reading
 from ppjax.data import calibration, row_sources
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import base_model, gguf_reader, safetensors_reader
@@ -21,7 +21,7 @@ def _refused(read, *parts: str) -> None:
         read()
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    assert len(message) < 500
+    assert len(message) <= errors.LONGEST
     for part in parts:
         assert part in message
 
@@ -97,7 +97,7 @@ def test_text_comes_in_any_dress(tmp_path):
         path.write_bytes(data)
         assert list(json_lines.read(path, 'File')) == want
     path.write_bytes(text.encode('utf-16'))
-    assert input_files.read_text(path, 'File') == text
+    assert reading.read_text(path, 'File') == text
 
 
 def test_damaged_and_packed_files_are_one_line(tmp_path, monkeypatch):
@@ -112,17 +112,9 @@ def test_damaged_and_packed_files_are_one_line(tmp_path, monkeypatch):
     refused(packed[:20] + b'\0\0\0\0' + packed[24:], 'gzip')
     refused('{"a": "x"}'.encode('utf-16') + b'\x00\xd8', 'not UTF-16')
     refused(b'{"a": 1}\n"\xff"\n', 'a.jsonl:2: not UTF-8')
-    monkeypatch.setattr(input_files, 'MAX_LINE', 1000)
+    monkeypatch.setattr(reading, 'MAX_LINE', 1000)
     refused(b'1\n' + b' ' * 2000, 'a.jsonl:2: the line is longer')
-    monkeypatch.setattr(input_files, 'MAX_BYTES', 1000)
+    monkeypatch.setattr(reading, 'MAX_FILE_BYTES', 1000)
     refused(gzip.compress(b'\n' * 10**6), 'unpacks to more than')
     path.write_bytes(b'1' * 1001)
     _refused(lambda: json_lines.read_value(path, 'File'), 'larger than')
-
-
-def test_long_names_are_shortened():
-    assert input_files.shown('a/b.json') == 'a/b.json'
-    assert input_files.shown('a\nb') == "'a\\nb'"
-    shown = input_files.shown('x' * 5000 + '.json')
-    assert len(shown) < 250
-    assert shown.endswith('.json')

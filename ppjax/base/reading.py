@@ -19,7 +19,7 @@ import zlib
 from ppjax.base import errors
 
 # What is read whole: more than any list of personas or any config takes.
-MAX_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 64 * 2**20
 # A line of JSON is one row; what is longer has no line breaks where they belong.
 MAX_LINE = 64 * 2**20
 # Of text, gzip makes a tenth or so; what unpacks to far more is made to do harm.
@@ -27,7 +27,6 @@ _MAX_RATIO = 100
 _BUFFER = 2**17
 _GZIP = b'\x1f\x8b'
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_LONGEST_SHOWN = 200
 _KINDS = (
     (stat.S_ISFIFO, 'a pipe'),
     (stat.S_ISSOCK, 'a socket'),
@@ -36,18 +35,7 @@ _KINDS = (
 )
 
 
-def shown(path: str | pathlib.Path) -> str:
-    """A path as one line of bounded length: names may hold line breaks."""
-    text = str(path)
-    if not text.isprintable():
-        text = repr(text)
-    if len(text) > _LONGEST_SHOWN:
-        half = _LONGEST_SHOWN // 2
-        text = f'{text[:half]} ... {text[-half:]}'
-    return text
-
-
-def check(path: str | pathlib.Path, what: str) -> int:
+def require_file(path: str | pathlib.Path, what: str) -> int:
     """The size in bytes of a file that may be opened.
 
     Libraries that open files themselves are given only what passed here.
@@ -60,7 +48,7 @@ def check(path: str | pathlib.Path, what: str) -> int:
         InputError: if it is absent, a folder, pipe, device or socket, or its name is
             none that a file can have.
     """
-    where = f'{what} {shown(path)}'.strip()
+    where = f'{what} {path}'.strip()
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -70,7 +58,9 @@ def check(path: str | pathlib.Path, what: str) -> int:
     except ValueError:  # NUL bytes, and halves of surrogate pairs.
         raise errors.InputError(f'{where} is no name that a file can have.') from None
     if stat.S_ISDIR(status.st_mode):
-        raise errors.InputError(f'{where} is a folder; give one file in it.')
+        raise errors.InputError(
+            f'{where} is a folder and no regular file; give one file in it.'
+        )
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), '')
         raise errors.InputError(
@@ -82,56 +72,48 @@ def check(path: str | pathlib.Path, what: str) -> int:
 
 @contextlib.contextmanager
 def opened(path: str | pathlib.Path, what: str) -> Iterator[io.BufferedReader]:
-    """Opens a file that passes `check`, for reading bytes.
+    """Opens a file that passes `require_file`, for reading bytes.
 
     Raises:
-        InputError: see `check`; also if opening or reading fails.
+        InputError: see `require_file`; also if opening or reading fails.
     """
-    check(path, what)
+    require_file(path, what)
     try:
         with open(path, 'rb') as file:
             yield file
     except OSError as error:
         # gzip's own errors have no strerror.
         reason = error.strerror or str(error)
-        raise errors.InputError(f'Cannot read {shown(path)}: {reason}.') from None
+        raise errors.InputError(f'Cannot read {path}: {reason}.') from None
 
 
-def read_bytes(
-    path: str | pathlib.Path,
-    what: str,
-    *,
-    head: int | None = None,
-    limit: int | None = None,
-) -> bytes:
+def read_bytes(path: str | pathlib.Path, what: str, head: int | None = None) -> bytes:
     """A whole file, or its start.
 
     Args:
         path: of the file.
         what: names it in errors, as in 'Persona file'.
         head: the number of bytes wanted; None is all.
-        limit: the most that is read whole; by default `MAX_BYTES`.
 
     Raises:
-        InputError: see `check`; also if it is too large.
+        InputError: see `require_file`; also if it is too large.
     """
-    limit = MAX_BYTES if limit is None else limit
     with opened(path, what) as file:
         # Reading up to a number sets aside that many bytes at once.
         size = os.fstat(file.fileno()).st_size
         if head is not None:
             return file.read(min(head, size))
-        if size <= limit:
+        if size <= MAX_FILE_BYTES:
             return file.read(size)
     raise errors.InputError(
-        f'{what} {shown(path)} is larger than {limit // 2**20} MiB; give the part that '
+        f'{what} {path} is larger than {MAX_FILE_BYTES // 2**20} MiB; give the part that '
         'is wanted.'
     )
 
 
-def read_text(path: str | pathlib.Path, what: str, *, limit: int | None = None) -> str:
+def read_text(path: str | pathlib.Path, what: str) -> str:
     """A whole text file; see `read_bytes` and `decode`."""
-    return decode(read_bytes(path, what, limit=limit), shown(path))
+    return decode(read_bytes(path, what), str(path))
 
 
 def decode(data: bytes, where: str) -> str:
@@ -170,7 +152,7 @@ def _buffered(read: Callable[[int], bytes]) -> io.BufferedReader:
 
 def _unpacked(file: io.BufferedReader, where: str) -> io.BufferedReader:
     packed = gzip.GzipFile(fileobj=file)
-    left = MAX_BYTES + _MAX_RATIO * os.fstat(file.fileno()).st_size
+    left = MAX_FILE_BYTES + _MAX_RATIO * os.fstat(file.fileno()).st_size
 
     def read(size: int) -> bytes:
         nonlocal left
@@ -214,7 +196,7 @@ def utf8(path: str | pathlib.Path, what: str) -> Iterator[io.BufferedReader]:
         InputError: see `opened`; also, once it is read, if it is damaged.
     """
     with opened(path, what) as file:
-        where = shown(path)
+        where = str(path)
         if file.peek(2).startswith(_GZIP):
             file = _unpacked(file, where)
         start = file.peek(3)
@@ -237,7 +219,7 @@ def lines(path: str | pathlib.Path, what: str) -> Generator[bytes]:
             number += 1
             if len(line) > MAX_LINE:
                 raise errors.InputError(
-                    f'{shown(path)}:{number}: the line is longer than '
+                    f'{path}:{number}: the line is longer than '
                     f'{MAX_LINE // 2**20} MiB; wanted one row a line.'
                 )
             yield line
