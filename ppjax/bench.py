@@ -41,7 +41,6 @@ from ppjax.benchmarking import rewriting as rewriting_bench
 from ppjax.benchmarking import scoring as scoring_bench
 from ppjax.data import chat, instructions, mixture
 from ppjax.evaluation.multiple_choice import benchmarks
-from ppjax.learning import data
 from ppjax.masking import pmask, topk
 from ppjax.models import base_model, decoder
 from ppjax.models import config as config_lib
@@ -247,7 +246,7 @@ def _mask_step(
 ) -> dict[str, Any]:
     name = cfg.names.split(',')[0].strip()
     source = cfg.calibration.replace('{persona}', name)
-    rows = data.read_rows(source, split='train')
+    rows = demo.read_rows(source, split='train')
     if cfg.persona:
         prompt = persona_sources.read_persona(cfg.persona).system_prompt
         rows = [row.with_system_prompt(prompt) for row in rows]

@@ -5,8 +5,8 @@ python -m ppjax.recover --model=runs/mine/hf --calibration=train.jsonl \\
     --heldout=test.jsonl --output_dir=runs/mine-recovered --lora_rank=16
 """
 
+from ppjax import demo
 from ppjax.base import compile_cache, flags, progress
-from ppjax.learning import data
 from ppjax.recovery import config, loop
 
 
@@ -15,8 +15,8 @@ def main(cfg: config.RecoverConfig) -> int:
     compile_cache.enable()
     cfg = cfg.resolved()
     assert cfg.calibration is not None
-    train_rows = data.read_rows(cfg.calibration, split='train')
-    heldout_rows = data.read_rows(cfg.heldout, split='test') if cfg.heldout else []
+    train_rows = demo.read_rows(cfg.calibration, split='train')
+    heldout_rows = demo.read_rows(cfg.heldout, split='test') if cfg.heldout else []
     model = loop.recover(cfg, train_rows, heldout_rows)
     if model is not None:
         progress.say(f'Recovered model: {model}')

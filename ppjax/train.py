@@ -1,15 +1,15 @@
 """`python -m ppjax.train`: learn a persona mask, or many over one base model."""
 
+from ppjax import demo
 from ppjax.base import compile_cache, flags, processes, progress
 from ppjax.evaluation.page import report
-from ppjax.learning import data
 from ppjax.training import config, loop
 
 
 def _rows(cfg: config.TrainConfig) -> loop.Rows:
     return (
-        data.read_rows(cfg.calibration, split='train'),
-        data.read_rows(cfg.heldout, split='test') if cfg.heldout else [],
+        demo.read_rows(cfg.calibration, split='train'),
+        demo.read_rows(cfg.heldout, split='test') if cfg.heldout else [],
     )
 
 

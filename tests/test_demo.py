@@ -125,7 +125,10 @@ def test_read_rows_takes_the_scheme_or_a_file(tmp_path):
         '{"messages": [{"role": "user", "content": "q"},'
         ' {"role": "assistant", "content": "a"}]}\n'
     )
-    assert demo.read_rows(str(path), split='test') == calibration.read_rows(path)
+    rows = calibration.read_rows(path)
+    assert demo.read_rows(str(path), split='test') == rows
+    both = demo.read_rows(f'{path}, demo:ferryman', split='test')
+    assert both == rows + demo.rows('ferryman', 'test')
 
 
 def test_unknown_persona_lists_the_known():

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 
 from fuzzing import damage
 from fuzzing import material as material_lib
+from ppjax import demo
 from ppjax.base import flags
 from ppjax.benchmarking import costs
 from ppjax.data import chat, mixture
 from ppjax.evaluation.multiple_choice import benchmark_sources
-from ppjax.learning import data as learning_data
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import base_model, generation, loading
 from ppjax.parallel import sharding
@@ -170,7 +170,7 @@ def _tokenizer(
         )
     else:
         damage.json_file(rng, path / rng.choice(names))
-    rows = learning_data.read_rows(str(whole.calibration), split='train')
+    rows = demo.read_rows(str(whole.calibration), split='train')
 
     def read() -> None:
         base = base_model.open_base_model(str(path))
@@ -232,7 +232,7 @@ def _calibration(
     damage.lines_file(rng, path)
 
     def read() -> None:
-        rows = learning_data.read_rows(str(path), split='train')
+        rows = demo.read_rows(str(path), split='train')
         renderer = chat.ChatRenderer(whole.base.tokenizer(), date='2026-01-01')
         chat.render_rows(renderer, rows, 1024)
 

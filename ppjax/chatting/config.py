@@ -4,6 +4,7 @@ import dataclasses
 
 from ppjax.base import errors, flags, settings
 from ppjax.models import generation
+from ppjax.personas import macros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,11 @@ class ChatConfig:
     )
     persona: str | None = flags.setting(
         None,
-        'Persona as text, or the path of a text file; by default the one that the '
-        'mask or the exported model was made for.',
+        'Persona: a text, a text file, or a character card; by default the one that '
+        'the mask or the exported model was made for.',
+    )
+    user_name: str = flags.setting(
+        macros.DEFAULT_USER_NAME, 'What {{user}} in a character card stands for.'
     )
     prompt: str | None = flags.setting(
         None, 'Answer this one message and exit, instead of a conversation.'

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import pathlib
 import sys
 import time
 
@@ -11,7 +10,7 @@ from ppjax.base import errors
 from ppjax.chatting import config as config_lib
 from ppjax.chatting import conversation as conversation_lib
 from ppjax.masking import apply
-from ppjax.personas import prompts
+from ppjax.personas import sources
 
 _HELP = """\
 /reset  forget the conversation
@@ -19,28 +18,6 @@ _HELP = """\
 /help   this list
 Ctrl-C interrupts an answer."""
 _PROMPT = '> '
-# A --persona that ends so, in one word, was meant as a file.
-_TEXT_SUFFIXES = ('.txt', '.md', '.text')
-
-
-def _persona_text(persona: str) -> str:
-    """The text of `--persona`, which may name a file."""
-    if os.path.isfile(persona):
-        try:
-            text = pathlib.Path(persona).read_text(encoding='utf-8')
-        except UnicodeDecodeError:
-            raise errors.InputError(f'--persona={persona} is not UTF-8 text.') from None
-        except OSError as error:
-            raise errors.InputError(
-                f'Cannot read --persona={persona}: {error.strerror}.'
-            ) from None
-        if not text.strip():
-            raise errors.InputError(f'--persona={persona} is an empty file.')
-        return text
-    if len(persona.split()) == 1 and persona.strip().endswith(_TEXT_SUFFIXES):
-        raise errors.InputError(f'Persona file {persona!r} does not exist.')
-    conversation_lib.refuse_no_text('--persona', persona)
-    return persona
 
 
 def _notice(text: str) -> None:
@@ -57,7 +34,9 @@ def open_conversation(cfg: config_lib.ChatConfig) -> conversation_lib.Conversati
     Raises:
         InputError: if anything named by the flags is unusable.
     """
-    persona = None if cfg.persona is None else _persona_text(cfg.persona)
+    persona = cfg.persona and sources.read_persona(
+        cfg.persona, user_name=cfg.user_name, notes=_notice
+    )
     start = time.perf_counter()
     _notice(f'Loading {cfg.model or cfg.mask or cfg.base_model} ...')
     loaded = apply.load_masked(
@@ -66,9 +45,7 @@ def open_conversation(cfg: config_lib.ChatConfig) -> conversation_lib.Conversati
         model=cfg.model,
         dtype=cfg.dtype,
     )
-    system_prompt = (
-        loaded.system_prompt if persona is None else prompts.persona_prompt(persona)
-    )
+    system_prompt = persona.system_prompt if persona else loaded.system_prompt
     conversation = conversation_lib.Conversation(
         loaded,
         system_prompt=system_prompt,

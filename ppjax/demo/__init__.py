@@ -9,6 +9,7 @@ character rewrites it. The ferryman rewrites the other characters' queries as we
 import functools
 import importlib.resources
 import json
+import os
 from typing import Any
 
 from ppjax.base import errors
@@ -90,15 +91,21 @@ def rows(name: str, split: str) -> list[calibration.Row]:
 
 
 def read_rows(source: str, *, split: str) -> list[calibration.Row]:
-    """Calibration rows from a file, or from `demo:NAME`.
+    """Calibration rows from files and `demo:NAME`s, with commas between them.
 
     Args:
-        source: a JSONL path, or `demo:` and a character's name.
+        source: JSONL paths, and `demo:` with a character's name.
         split: which split `demo:` means here.
 
     Raises:
         InputError: see `calibration.read_rows` and `rows`.
     """
-    if source.startswith(_SCHEME):
-        return rows(source.removeprefix(_SCHEME), split)
-    return calibration.read_rows(source)
+    # A file's own name may have commas; a long list is too long for a name.
+    parts = [source] if os.path.isfile(source) else map(str.strip, source.split(','))
+    found: list[calibration.Row] = []
+    for part in parts:
+        if part.startswith(_SCHEME):
+            found += rows(part.removeprefix(_SCHEME), split)
+        else:
+            found += calibration.read_rows(part)
+    return found

@@ -1,15 +1,12 @@
 """What mask learning and recovery learn from: rows, rendered and split off."""
 
 import dataclasses
-import json
-import os
 
 import numpy as np
 
-from ppjax import demo
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import calibration, chat, packing
+from ppjax.data import calibration, chat, mixture, packing
 from ppjax.models import base_model
 
 
@@ -64,21 +61,6 @@ class Data:
         ]
 
 
-def read_rows(source: str, *, split: str) -> list[calibration.Row]:
-    """Calibration rows from files and `demo:NAME`s, with commas between them.
-
-    Args:
-        source: what `--calibration` or `--heldout` names.
-        split: which split `demo:` means here.
-
-    Raises:
-        InputError: if one of them is absent or bad.
-    """
-    # A file's own name may have commas; a long list is too long for a name.
-    parts = [source] if os.path.isfile(source) else source.split(',')
-    return [row for part in parts for row in demo.read_rows(part.strip(), split=split)]
-
-
 def subset(rows: list[calibration.Row], size: int, seed: int) -> list[calibration.Row]:
     """`size` of the rows, in their order; a smaller subset is part of a larger one.
 
@@ -93,6 +75,29 @@ def subset(rows: list[calibration.Row], size: int, seed: int) -> list[calibratio
     return [rows[i] for i in sorted(chosen)]
 
 
+def _question(row: calibration.Row) -> bytes:
+    """Equal for rows that ask the same, whoever answers and however."""
+    turns = [turn for turn in row.messages[:-1] if turn['role'] != 'system']
+    # The last words of a longer conversation are seldom a question on their own.
+    return mixture.query_key('\n'.join(turn['content'] for turn in turns))
+
+
+def _refuse_shared_questions(
+    train_rows: list[calibration.Row], heldout_rows: list[calibration.Row]
+) -> None:
+    """Raises:
+    InputError: if a held-out question is also one to learn from.
+    """
+    seen = {_question(row): row.where for row in train_rows}
+    for row in heldout_rows:
+        if where := seen.get(_question(row)):
+            raise errors.InputError(
+                f'{row.where}: the question of this held-out row is also asked in the '
+                f'calibration rows ({where}); it would not measure anything, so remove '
+                'one of the two.'
+            )
+
+
 def prepare_data(
     base: base_model.BaseModel,
     train_rows: list[calibration.Row],
@@ -105,15 +110,9 @@ def prepare_data(
 
     Raises:
         InputError: if a row cannot be rendered, none is left after the length
-            filter, or a held-out conversation is also a calibration row.
+            filter, or a held-out question is also a calibration question.
     """
-    seen = {json.dumps(row.messages): row.where for row in train_rows}
-    for row in heldout_rows:
-        if json.dumps(row.messages) in seen:
-            raise errors.InputError(
-                f'{row.where}: this held-out row is also a calibration row '
-                f'({seen[json.dumps(row.messages)]}); it would not measure anything.'
-            )
+    _refuse_shared_questions(train_rows, heldout_rows)
     renderer = chat.ChatRenderer(base.tokenizer(), date=date)
     train, dropped = chat.render_rows(renderer, train_rows, max_length)
     progress_lib.say(

@@ -1,9 +1,10 @@
-"""Character cards inside PNG, APNG and CHARX files.
+"""Character cards inside PNG, APNG, WebP and CHARX files.
 
 A PNG carries the card in a text chunk: `ccv3` (V3) or `chara` (V1 and V2), base64 of
 UTF-8 JSON, in `tEXt` as the specifications say or in `zTXt` or `iTXt` as some editors
-write it. CHARX is a zip file with `card.json` at its root. Images are never decoded,
-and nothing is unpacked beyond a fixed size.
+write it; of several the last counts. A WebP carries it in the user comment of its EXIF data.
+CHARX is a zip file with `card.json` at its root or in its one folder, perhaps behind a
+JPEG or PNG. Images are never decoded, and nothing is unpacked beyond a fixed size.
 
 Source: PNG specification (W3C), sections 5.3 and 11.3.3; the card specifications.
 """
@@ -48,7 +49,7 @@ def container_of(data: bytes) -> str | None:
 
 
 def read_card(path: str | pathlib.Path, notes: inputs.Notes = inputs.no_notes) -> Any:
-    """The JSON value of the card in a PNG, APNG or CHARX file.
+    """The JSON value of the card in a PNG, APNG, WebP or CHARX file.
 
     Args:
         path: of the file.
@@ -61,8 +62,14 @@ def read_card(path: str | pathlib.Path, notes: inputs.Notes = inputs.no_notes) -
     where = inputs.shown(path)
     container = container_of(reading.read_bytes(path, 'Character card', HEAD_BYTES))
     if container == 'PNG':
-        return _read_png(reading.read_bytes(path, 'Character card'), where, notes)
-    if container == 'CHARX':
+        data = reading.read_bytes(path, 'Character card')
+        found = _card_chunks(data, where, notes)
+        if not found and zipfile.is_zipfile(path):
+            return _read_charx(path, where)
+        return _read_png(found, where, notes)
+    if container == 'WebP':
+        return _read_webp(reading.read_bytes(path, 'Character card'), where, notes)
+    if container == 'CHARX' or (container == 'JPEG' and zipfile.is_zipfile(path)):
         return _read_charx(path, where)
     if container is None:
         raise errors.InputError(f'{where}: no PNG and no CHARX file.')
@@ -176,14 +183,23 @@ def _unwrap(text: bytes, where: str, notes: inputs.Notes) -> Any:
     return inputs.parse_json(text, where)
 
 
-def _read_png(data: bytes, where: str, notes: inputs.Notes) -> Any:
+def _card_chunks(data: bytes, where: str, notes: inputs.Notes) -> dict[str, _Chunk]:
+    """The last chunk of each keyword of cards."""
     found: dict[str, _Chunk] = {}
+    several: dict[str, None] = {}
     for chunk in _chunks(data, where):
         if chunk.kind in (b'tEXt', b'zTXt', b'iTXt'):
             keyword, separator, _ = bytes(chunk.data[:80]).partition(b'\0')
             name = keyword.decode('latin-1').lower()
             if separator and name in _KEYWORDS:
-                found.setdefault(name, chunk)
+                several |= {name: None} if name in found else {}
+                found[name] = chunk
+    for name in several:
+        notes(f'{where}: there are several {name!r} cards; the last one was read.')
+    return found
+
+
+def _read_png(found: dict[str, _Chunk], where: str, notes: inputs.Notes) -> Any:
     if not found:
         raise errors.InputError(
             f'{where}: this PNG carries no character card (no "chara" and no "ccv3" '
@@ -210,23 +226,95 @@ def _read_png(data: bytes, where: str, notes: inputs.Notes) -> Any:
     raise refused
 
 
+# --- WebP ---------------------------------------------------------------------
+
+_EXIF_FOLDER, _USER_COMMENT = 0x8769, 0x9286
+
+
+def _read_webp(data: bytes, where: str, notes: inputs.Notes) -> Any:
+    start = 12
+    while start + 8 <= len(data):
+        size = int.from_bytes(data[start + 4 : start + 8], 'little')
+        if data[start : start + 4] == b'EXIF':
+            comment = _user_comment(data[start + 8 : start + 8 + size])
+            if comment is not None:
+                _check_size(len(comment), where)
+                return _unwrap(comment, where, notes)
+        start += 8 + size + size % 2
+    raise errors.InputError(
+        f'{where}: this WebP carries no character card in its EXIF data; convert the '
+        'original to a PNG or JSON card with the program it comes from.'
+    )
+
+
+def _user_comment(exif: bytes) -> bytes | None:
+    """The text of a user comment as UTF-8; None where there is none.
+
+    Source: EXIF 2.3, sections 4.5 and 4.6: folders of 12-byte entries (tag, kind,
+    count, offset), and eight bytes that name the comment's characters.
+    """
+    exif = exif.removeprefix(b'Exif\0\0')
+    order = '<' if exif[:2] == b'II' else '>'
+
+    def entry(offset: int, wanted: int) -> tuple[int, int] | None:
+        (entries,) = struct.unpack_from(f'{order}H', exif, offset)
+        for number in range(entries):
+            tag, _, count, place = struct.unpack_from(
+                f'{order}HHII', exif, offset + 2 + 12 * number
+            )
+            if tag == wanted:
+                return count, place
+        return None
+
+    try:
+        folder = entry(struct.unpack_from(f'{order}I', exif, 4)[0], _EXIF_FOLDER)
+        found = folder and entry(folder[1], _USER_COMMENT)
+    except struct.error:
+        return None
+    if not found:
+        return None
+    count, place = found
+    characters, text = exif[place : place + 8], exif[place + 8 : place + count]
+    if characters.startswith(b'UNICODE'):
+        encoding = 'utf-16-le' if order == '<' else 'utf-16-be'
+        text = text.decode(encoding, 'replace').encode()
+    text = text.strip(b'\0 ')
+    # Some programs write the bytes as numbers with commas between them.
+    if re.fullmatch(rb'\s*\d{1,3}\s*(,\s*\d{1,3}\s*)+', text):
+        return bytes(min(255, int(number)) for number in text.split(b','))
+    return text
+
+
 # --- CHARX --------------------------------------------------------------------
 
 # Others can unpack without a bound.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
+def _card_entry(entries: list[zipfile.ZipInfo], where: str) -> zipfile.ZipInfo:
+    """Where the card is: `card.json` in any case, at the root or one folder down."""
+    for depth in (1, 2):
+        found = []
+        for entry in entries:
+            parts = pathlib.PurePosixPath(entry.filename).parts
+            if len(parts) == depth and parts[-1].lower() == 'card.json':
+                found.append(entry)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise errors.InputError(
+                f'{where}: holds {len(found)} files called card.json; wanted one.'
+            )
+    raise errors.InputError(
+        f'{where}: no character card; a CHARX file has card.json at its root.'
+    )
+
+
 def _read_charx(path: str | pathlib.Path, where: str) -> Any:
     try:
         # Only its table of contents and card.json are read, however large it is.
         with zipfile.ZipFile(path) as archive:
-            try:
-                entry = archive.getinfo('card.json')
-            except KeyError:
-                raise errors.InputError(
-                    f'{where}: no character card; a CHARX file has card.json at its '
-                    'root.'
-                ) from None
+            entry = _card_entry(archive.infolist(), where)
             if entry.flag_bits & 1:
                 raise errors.InputError(
                     f'{where}: card.json is encrypted; save the card without a '

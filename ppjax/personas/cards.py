@@ -15,6 +15,10 @@ lines in `mes_example` are voice samples. Notes of the creator, tags and the lik
 come near a prompt, as the specifications demand, and book entries that wait for a
 keyword are left out of P; all that have a keyword are the persona's `lorebook`.
 
+Books have the fields of the specifications or SillyTavern's own (`key`, `order`,
+`disable`, a position of 0 or 1). The files of Pygmalion (`char_name`, `char_persona`)
+and text-generation-webui (`name`, `context`) are read as V1.
+
 Real cards are dirty: `null` for any field, a string where a list belongs, V1's keys
 beside `data`, text that was decoded with the wrong encoding, fields nobody specified.
 
@@ -33,6 +37,23 @@ from ppjax.personas import persona as persona_lib
 _NAMELESS = 'the character'
 _START = re.compile(r'<START>', re.IGNORECASE)
 _DECORATOR = re.compile(r'\s*@@(@?)(\w*)[^\n]*')
+# Pygmalion's JSON, and text-generation-webui's YAML, whose name was once `bot`.
+_OTHER_NAMES = (
+    {
+        'char_name': 'name',
+        'char_persona': 'description',
+        'char_greeting': 'first_mes',
+        'world_scenario': 'scenario',
+        'example_dialogue': 'mes_example',
+    },
+    {
+        'bot': 'name',
+        'name': 'name',
+        'context': 'description',
+        'greeting': 'first_mes',
+        'example_dialogue': 'mes_example',
+    },
+)
 _USER_LABELS = ('user', 'you', 'human', 'anon')
 
 
@@ -41,6 +62,8 @@ def is_card(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     if _spec_of(value).startswith(('chara_card', 'lorebook')):
+        return True
+    if _renamed(value) is not value:
         return True
     data = value.get('data')
     fields = data if isinstance(data, dict) else value
@@ -111,6 +134,7 @@ class _Card:
                 f'{where}: a lorebook on its own describes no character; give the '
                 'character card.'
             )
+        value = _renamed(value)
         data = value.get('data')
         if data is not None and not isinstance(data, dict):
             raise errors.InputError(
@@ -121,6 +145,7 @@ class _Card:
         self._levels: tuple[dict[str, Any], ...] = (data or {}, value)
         self._unknown: dict[str, None] = {}
         self._repaired = False
+        self._growth = 0
         self._user = user_name
         self.name = ' '.join(self._raw_text('name').split())
         nickname = ' '.join(self._raw_text('nickname').split())
@@ -157,11 +182,26 @@ class _Card:
         return '' if value is None else self._clean(value, f'"{key}"')
 
     def _resolve(self, text: str, original: str | None = None) -> str:
-        resolved = macros.resolve(
-            text, char=self.char, user=self._user, original=original
-        )
+        resolved = self._expanded(text, original)
         self._unknown |= dict.fromkeys(resolved.unknown)
         return resolved.text.strip()
+
+    def _expanded(self, text: str, original: str | None = None) -> macros.Resolved:
+        """Text without macros, which together may add only so much to a card."""
+        try:
+            resolved = macros.resolve(
+                text, char=self.char, user=self._user, original=original
+            )
+            self._growth += max(0, len(resolved.text) - len(text))
+            if self._growth > macros.MAX_GROWTH:
+                raise errors.InputError(
+                    f'its macros make more than {macros.MAX_GROWTH:,} characters.'
+                )
+        except errors.InputError as error:
+            raise errors.InputError(
+                f'{self._where}: no character card: {error}'
+            ) from None
+        return resolved
 
     def text(self, key: str) -> str:
         """A field without macros; '' where the card has none."""
@@ -197,14 +237,14 @@ class _Card:
         if not isinstance(entries, list):
             return
         for number, entry in enumerate(entries):
-            if not isinstance(entry, dict) or entry.get('enabled') is False:
+            if not isinstance(entry, dict) or not _is_enabled(entry):
                 continue
             raw = entry.get('content')
             if raw is None:
                 continue
             label = f'book entry {number}'
             decorators, content = _split_decorators(self._clean(raw, label))
-            constant = entry.get('constant') is True or 'activate' in decorators
+            constant = _is_on(entry.get('constant')) or 'activate' in decorators
             if 'dont_activate' in decorators and 'activate' not in decorators:
                 constant = False
             yield entry, constant, content
@@ -214,8 +254,9 @@ class _Card:
         kept: list[tuple[bool, float, str]] = []
         for entry, constant, content in self._entries():
             if constant and (text := self._resolve(content)):
-                after = entry.get('position') != 'before_char'
-                kept.append((after, _order(entry.get('insertion_order')), text))
+                order = entry.get('insertion_order')
+                order = entry.get('order') if order is None else order
+                kept.append((not _is_before(entry), _order(order), text))
         # Equal orders stay as the card has them.
         kept.sort(key=lambda item: item[:2])
         return [text for _, _, text in kept]
@@ -223,10 +264,10 @@ class _Card:
     def lorebook(self) -> Iterator[persona_lib.LoreEntry]:
         """The entries with content and a keyword, as the card has them."""
         for entry, constant, content in self._entries():
-            keys = entry.get('keys')
+            keys = entry.get('keys', entry.get('key'))
             if not isinstance(keys, list):
-                keys = [keys]
-            if entry.get('use_regex') is True:
+                keys = keys.split(',') if isinstance(keys, str) else [keys]
+            if _is_on(entry.get('use_regex')):
                 keys = []  # A pattern is nothing that one could ask about.
             for key in keys:
                 key = self._clean(key, 'a keyword') if inputs.is_text(key) else ''
@@ -236,7 +277,7 @@ class _Card:
 
     def _quietly(self, text: str) -> str:
         """Without macros; unknown ones are noted only where prompts hold them."""
-        return macros.resolve(text, char=self.char, user=self._user).text.strip()
+        return self._expanded(text).text.strip()
 
     def voice_samples(self) -> Iterator[str]:
         """Greetings, then the character's lines in the example conversations."""
@@ -262,6 +303,16 @@ class _Card:
                 f'{self._where}: the macro {inputs.excerpt(first)}{more} is unknown '
                 'and stays in the text.'
             )
+
+
+def _renamed(value: dict[str, Any]) -> dict[str, Any]:
+    """V1's names for the fields of other programs; what is no such card is itself."""
+    for names in _OTHER_NAMES:
+        own = {name: value[key] for key, name in names.items() if key in value}
+        # A context alone is a text of any kind; with it goes a name or a greeting.
+        if 'description' in own and len(own) > 1 and 'description' not in value:
+            return own
+    return value
 
 
 def _spec_of(card: dict[str, Any]) -> str:
@@ -291,7 +342,41 @@ def _repair(text: str) -> str:
     return text
 
 
+def _is_on(value: Any, default: bool = False) -> bool:
+    """What a switch says, be it a boolean, a number or a word."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in ('true', 'yes', 'on'):
+            return True
+        if word in ('false', 'no', 'off'):
+            return False
+        try:
+            value = float(word)
+        except ValueError:
+            return default
+    return bool(value) if isinstance(value, int | float) else default
+
+
+def _is_enabled(entry: Mapping[str, Any]) -> bool:
+    """Whether a book entry is in use: SillyTavern's own form has `disable` instead."""
+    off = any(_is_on(entry.get(key)) for key in ('disable', 'disabled'))
+    return _is_on(entry.get('enabled'), default=True) and not off
+
+
+def _is_before(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry stands before the character; SillyTavern's 0 means that."""
+    position = entry.get('position')
+    if isinstance(position, bool):
+        return False
+    return position in ('before_char', '0', 0)
+
+
 def _order(value: Any) -> float:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return 0.0
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0.0
     # Integers of JSON can be longer than a float holds.

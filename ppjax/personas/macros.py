@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import dataclasses
 import re
 
+from ppjax.base import errors
+
 # {{user}} stands for whoever talks to the character, who is not known here.
 DEFAULT_USER_NAME = 'the user'
 
@@ -21,6 +23,8 @@ _ROLL = re.compile(r'[dD]?([0-9]{1,9})')
 _COMMA = re.compile(r'(?<!\\),')
 # Deeper ones stay as they are: without a limit, '{{' repeated costs quadratic time.
 _DEEPEST = 8
+# What macros may add to a text: names are no books.
+MAX_GROWTH = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +50,30 @@ def resolve(
         char: the character's name.
         user: the name of whoever talks to the character.
         original: for `{{original}}`; None leaves it in place.
+
+    Raises:
+        InputError: as soon as more than `MAX_GROWTH` characters come from macros.
     """
     names = {'char': char, 'bot': char, 'user': user}
     words = names if original is None else names | {'original': original}
     unknown: dict[str, None] = {}
     levels: list[list[str]] = [[]]
+    left = MAX_GROWTH
+
+    def spend(size: int) -> None:
+        nonlocal left
+        left -= size
+        if left < 0:
+            raise errors.InputError(
+                f'its macros make more than {MAX_GROWTH:,} characters.'
+            )
 
     def add_plain(piece: str) -> None:
-        levels[-1].append(
-            _LEGACY.sub(lambda match: names[match[1].lower()], piece)
-            if '<' in piece
-            else piece
-        )
+        if '<' in piece:
+            for match in _LEGACY.finditer(piece):
+                spend(len(names[match[1].lower()]))
+            piece = _LEGACY.sub(lambda match: names[match[1].lower()], piece)
+        levels[-1].append(piece)
 
     end = 0
     for brace in _BRACES.finditer(text):
@@ -71,6 +87,7 @@ def resolve(
             if value is None:
                 value = f'{{{{{body}}}}}'
                 unknown[value] = None
+            spend(len(value))
             levels[-1].append(value)
         else:
             levels[-1].append(brace[0])

@@ -6,7 +6,8 @@
 | `.txt`, `.md`, a file without a known ending that is no JSON | the whole file |
 | `.jsonl` | a persona a line: a JSON string, `{"persona": ...}`, a card |
 | `.json` | a persona, a list of them, an evaluation set, a card; or lines as above |
-| PNG, APNG, CHARX | a character card |
+| PNG, APNG, WebP, CHARX, also behind a JPEG | a character card |
+| `.yaml`, `.yml` | a character of text-generation-webui |
 
 What a binary file is, its first bytes tell and not its name.
 """
@@ -16,6 +17,8 @@ import json
 import os
 import pathlib
 from typing import Any
+
+import yaml
 
 from ppjax.base import errors, reading
 from ppjax.personas import card_files, cards, evaluation_set, inputs, macros
@@ -27,7 +30,12 @@ WORDS_AT_LEAST, WORDS_AT_MOST = 40, 400
 _TEXT_ENDINGS = frozenset(['.txt', '.md'])
 _LINES_ENDINGS = frozenset(['.jsonl', '.ndjson'])
 _BINARY_ENDINGS = frozenset(['.png', '.apng', '.charx', '.webp', '.jpg', '.jpeg'])
-_KNOWN_ENDINGS = _TEXT_ENDINGS | _LINES_ENDINGS | _BINARY_ENDINGS | {'.json'}
+_YAML_ENDINGS = frozenset(['.yaml', '.yml'])
+_KNOWN_ENDINGS = (
+    _TEXT_ENDINGS | _LINES_ENDINGS | _BINARY_ENDINGS | _YAML_ENDINGS | {'.json'}
+)
+# PyYAML reads about a megabyte in a second.
+_MAX_YAML = 2**20
 _TEXT_KEYS = ('persona', 'persona_description', 'input persona')
 _LISTED = 8
 
@@ -107,6 +115,8 @@ class _Reader:
             raise errors.InputError(
                 'The persona is empty; give a text, a text file or a character card.'
             )
+        if os.path.exists(home := os.path.expanduser(spec)):
+            spec = home
         if not os.path.exists(spec):
             return [self._literal(spec)]
         if os.path.isdir(spec):
@@ -121,6 +131,8 @@ class _Reader:
         ending = pathlib.Path(spec).suffix.lower()
         if ending in _LINES_ENDINGS:
             return self._lines(data, where)
+        if ending in _YAML_ENDINGS:
+            return [self._value(_parse_yaml(data, where), where)]
         if ending == '.json' or (
             ending not in _TEXT_ENDINGS and data.lstrip()[:1] in (b'{', b'[', b'"')
         ):
@@ -198,6 +210,22 @@ class _Reader:
             f'{where}: no persona; wanted a JSON string, {{"persona": text}}, a '
             'character card or an evaluation set.'
         )
+
+
+def _parse_yaml(data: bytes, where: str) -> Any:
+    """A YAML value whose scalars are all text; null is left out."""
+    text = inputs.decode(data, where)
+    if len(text) > _MAX_YAML:
+        raise errors.InputError(f'{where}: more than 1 MiB of YAML is no character.')
+    try:
+        # Merged keys could grow without bounds; this loader has none, nor any types.
+        value = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        reason = ' '.join(str(error).split()) or 'nested too deep'
+        raise errors.InputError(f'{where}: no YAML ({reason}).') from None
+    if not isinstance(value, dict):
+        return value
+    return {key: part for key, part in value.items() if part not in ('', 'null', '~')}
 
 
 def _is_json(line: bytes) -> bool:

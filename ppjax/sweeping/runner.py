@@ -5,10 +5,10 @@ import dataclasses
 import functools
 import pathlib
 
+from ppjax import demo
 from ppjax.base import atomic, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.base import versions as versions_lib
-from ppjax.learning import data as data_lib
 from ppjax.sweeping import cells as cells_lib
 from ppjax.sweeping import clock as clock_lib
 from ppjax.sweeping import config as config_lib
@@ -34,9 +34,7 @@ def sweep(cfg: config_lib.SweepConfig) -> str | None:
         InputError: for anything wrong with the settings, the files or the disk,
             naming the cell if it is one's.
     """
-    read = functools.cache(
-        lambda source, split: data_lib.read_rows(source, split=split)
-    )
+    read = functools.cache(lambda source, split: demo.read_rows(source, split=split))
     cells = cells_lib.plan(cfg)
     digests = cells_lib.prompt_digests(cfg, read) if cfg.has_global else {}
     directory = run_directory.RunDirectory(cfg.output_dir)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import pty
@@ -206,6 +207,21 @@ def test_persona_flag_overrides_as_text_and_as_file(
         assert out == want + '\n'
 
 
+def test_persona_flag_reads_cards(model_dir, loaded, tmp_path, capsys, monkeypatch):
+    system = '{{char}} speaks with {{user}}.'
+    card = {'name': 'Ida', 'description': 'She bakes.', 'system_prompt': system}
+    file = tmp_path / 'ida.json'
+    file.write_text(
+        json.dumps({'spec': 'chara_card_v2', 'spec_version': '2.0', 'data': card})
+    )
+    want = _expected(loaded, 'Ida speaks with Bo.\n\nShe bakes.', ['Ahoy?'], 7)
+    settings = {'model': str(model_dir), 'prompt': 'Ahoy?', 'max_new_tokens': 7}
+    _, out, _ = _main(
+        capsys, monkeypatch, persona=str(file), user_name='Bo', **settings
+    )
+    assert out == want + '\n'
+
+
 def test_mask_brings_its_base_and_its_persona(
     model_dir, mask_file, loaded, capsys, monkeypatch
 ):
@@ -307,14 +323,14 @@ def test_unusable_files_are_named(model_dir, mask_file, tmp_path, loaded):
 
     model = str(model_dir)
     refused('--model=', 'no directory', model=str(tmp_path / 'none'))
-    refused("'keeper.txt' does not exist", model=model, persona='keeper.txt')
+    refused("no file 'keeper.txt'", model=model, persona='keeper.txt')
     latin = tmp_path / 'latin'
     latin.write_bytes('Zoë'.encode('latin-1'))
     refused('latin', 'not UTF-8', model=model, persona=str(latin))
-    refused('not UTF-8', model=model, persona='\udcff lone')
+    refused('surrogate', model=model, persona='\udcff lone')
     blank = tmp_path / 'blank'
     blank.write_text(' \n')
-    refused('blank', 'empty file', model=model, persona=str(blank))
+    refused('blank', 'is empty', model=model, persona=str(blank))
     refused('--date', 'YYYY-MM-DD', model=model, date='today')
 
     broken = tmp_path / 'broken'

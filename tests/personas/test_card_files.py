@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import time
 import tracemalloc
 import zipfile
@@ -150,7 +151,7 @@ def test_a_file_cut_anywhere_is_refused(write, card_bytes):
 
 def test_other_images_are_refused(write):
     for name, data in {
-        'WebP': b'RIFF\x10\0\0\0WEBPVP8 ',
+        'WebP': b'RIFF\x10\0\0\0WEBPVP8 \0\0\0\0',
         'JPEG': b'\xff\xd8\xff\xe0\0\x10JFIF\0',
         'GIF': b'GIF89a\1\0\1\0',
     }.items():
@@ -169,10 +170,60 @@ def test_charx(write, card_bytes):
     assert _read(path) == (_CARD, [])
 
 
+@pytest.mark.parametrize('name', ['./card.json', 'Card.JSON', 'Ida/card.json'])
+def test_charx_of_other_programs(write, card_bytes, name):
+    packed = card_bytes.charx(
+        {'a/b/card.json': b'{}', name: json.dumps(_CARD).encode()}
+    )
+    picture = b'\xff\xd8\xff\xe0\0\x10JFIF\0 \xff\xd9'
+    for path, data in {
+        'a.charx': packed,
+        'a.jpg': picture + packed,
+        'a.png': card_bytes.png(after=packed),
+    }.items():
+        assert _read(write(path, data)) == (_CARD, [])
+
+
+def _webp(comment: bytes) -> bytes:
+    exif = b'II*\0' + struct.pack('<IHHHIII', 8, 1, 0x8769, 4, 1, 26, 0)
+    exif += struct.pack('<HHHIII', 1, 0x9286, 7, len(comment), 44, 0) + comment
+    assert exif[44:] == comment
+    chunk = b'EXIF' + struct.pack('<I', len(exif)) + exif + b'\0' * (len(exif) % 2)
+    body = b'WEBP' + b'VP8X' + struct.pack('<I', 3) + b'abc\0' + chunk
+    return b'RIFF' + struct.pack('<I', len(body)) + body
+
+
+def test_webp(write):
+    text = json.dumps(_CARD, ensure_ascii=False)
+    for comment in (
+        b'ASCII\0\0\0' + text.encode(),
+        b'UNICODE\0' + text.encode('utf-16-le'),
+        b'\0' * 8 + ','.join(map(str, text.encode())).encode(),
+    ):
+        data = _webp(comment)
+        assert _read(write('a.webp', data)) == (_CARD, [])
+    for length in range(16, len(data), 7):
+        _refused(write('a.webp', data[:length]))
+    _refused(write('a.webp', _webp(b'ASCII\0\0\0no card')), 'base64')
+
+
+def test_of_several_chunks_the_last_is_read_with_a_note(write, card_bytes):
+    chunks = [
+        card_bytes.text_chunk(card_bytes.payload(card)) for card in (_OTHER, _CARD)
+    ]
+    card, notes = _read(write('a.png', card_bytes.png(*chunks)))
+    assert card == _CARD
+    assert len(notes) == 1
+    assert "several 'chara' cards" in notes[0]
+
+
 def test_damaged_charx(write, card_bytes):
     card = json.dumps(_CARD).encode()
     whole = card_bytes.charx({'card.json': card})
-    _refused(write('a.charx', card_bytes.charx({'x/card.json': card})), 'card.json')
+    deep = card_bytes.charx({'x/y/card.json': card})
+    _refused(write('a.charx', deep), 'card.json')
+    two = card_bytes.charx({'x/card.json': card, 'y/Card.json': card})
+    _refused(write('a.charx', two), '2 files called card.json')
     _refused(write('a.charx', card_bytes.charx({})), 'card.json')
     _refused(write('a.charx', card_bytes.charx({'card.json': b'{'})), 'JSON')
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):

@@ -308,3 +308,59 @@ def test_cards_are_told_from_other_json(full_card):
     assert cards.is_card({'data': {'name': '', 'description': ''}})
     for other in (None, [], 'x', {}, {'name': 'a'}, {'spec': 3}, {'data': [1]}):
         assert not cards.is_card(other)
+
+
+@pytest.mark.parametrize('as_dict', [False, True])
+def test_books_in_the_form_of_sillytavern(as_dict):
+    entries = [
+        {'key': ['late'], 'content': 'Late.', 'constant': 'true', 'order': 20},
+        {'key': ['mill'], 'content': 'Early.', 'constant': 1, 'order': '3'},
+        {'content': 'First.', 'constant': True, 'order': 99, 'position': 0},
+        {'content': 'OFF', 'constant': True, 'disable': True},
+        {'content': 'OFF', 'constant': True, 'disable': 'true', 'enabled': True},
+        {'content': 'OFF', 'constant': True, 'enabled': 0},
+        {'content': 'OFF', 'constant': True, 'enabled': 'false'},
+        {'key': ['waits'], 'content': 'Waits.', 'constant': 'false', 'position': 1},
+        {'key': 'oven, stove', 'content': 'Hot.', 'constant': 0, 'disable': False},
+    ]
+    book = {str(i): entry for i, entry in enumerate(entries)} if as_dict else entries
+    persona, _ = _read(_v2(character_book={'entries': book}))
+    assert persona.text == 'Ida is a baker.\nFirst.\nEarly.\nLate.'
+    assert 'OFF' not in repr(persona)
+    assert [(lore.key, lore.in_text) for lore in persona.lorebook] == [
+        ('late', True),
+        ('mill', True),
+        ('waits', False),
+        ('oven', False),
+    ]
+
+
+def test_characters_of_other_programs():
+    persona, notes = _read(
+        {
+            'char_name': 'Ida',
+            'char_persona': '{{char}} bakes.',
+            'char_greeting': 'Mornin.',
+            'world_scenario': 'A mill.',
+            'example_dialogue': 'You: Hi\nIda: Flour!',
+        },
+        with_scenario=True,
+    )
+    assert persona.text == 'Ida bakes.\nScenario: A mill.'
+    assert (persona.name, persona.voice_samples) == ('Ida', ('Mornin.', 'Flour!'))
+    assert notes == []
+    assert cards.is_card({'name': 'Ida', 'context': 'She bakes.', 'greeting': 'Hi'})
+    assert not cards.is_card({'instruction': 'x', 'context': 'y', 'response': 'z'})
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'name': 'x' * 4000, 'description': '{{char}}' * 50_000},
+        {'name': 'x' * 4000, 'description': '<BOT>' * 80_000},
+        {'description': 'y' * 60_000, 'system_prompt': '{{original}}' * 30_000},
+        {'name': 'x' * 9000, 'alternate_greetings': ['{{char}}' * 100] * 500},
+    ],
+)
+def test_macros_cannot_make_gigabytes(fields):
+    _refused(_v2(**fields), 'its macros make more than 4,194,304 characters')

@@ -250,3 +250,23 @@ def test_the_papers_evaluation_sets_are_personas(eval_set_files):
         persona = sources.read_persona(str(path))
         assert persona.text == value['persona_description']
         assert persona.system_prompt == value['system_prompt'].strip()
+
+
+def test_yaml_of_text_generation_webui(write):
+    text = (
+        'name: Ida\ngreeting: |-\n  Mornin, {{user}}.\n'
+        "context: |-\n  {{char}}'s trade: bread.\n  She bakes.\nexample_dialogue: ''\n"
+    )
+    (persona,) = sources.read_personas(write('Ida.yaml', text))
+    assert persona.text == "Ida's trade: bread.\nShe bakes."
+    assert persona.voice_samples == ('Mornin, the user.',)
+    for bad in ('a: [', 'a: &a [*a]', '- x', 'x: !!python/object:os.system y', '?' * 9):
+        _refused(write('bad.yaml', bad), 'bad.yaml')
+    _refused(write('deep.yaml', '[' * 5000), 'deep.yaml')
+
+
+def test_home_is_read_in_a_persona(write, monkeypatch, tmp_path):
+    write('ida.txt', 'Ida bakes bread.')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert sources.read_persona('~/ida.txt').text == 'Ida bakes bread.'
+    assert sources.read_persona('~ a text of words').text == '~ a text of words'

@@ -17,9 +17,9 @@ import pytest
 import torch
 import transformers
 
+from ppjax import demo
 from ppjax.base import errors
 from ppjax.exporting import hf_export, model_card
-from ppjax.learning import data
 from ppjax.masking import pmask
 from ppjax.models import base_model, open_checkpoint
 from ppjax.recovery import config, loop
@@ -77,8 +77,8 @@ def _settings(files: Any, output: pathlib.Path, **changes: Any) -> Any:
 
 def _recover(cfg: config.RecoverConfig) -> pathlib.Path | None:
     cfg = cfg.resolved()
-    held = data.read_rows(cfg.heldout, split='test') if cfg.heldout else []
-    return loop.recover(cfg, data.read_rows(cfg.calibration, split='train'), held)
+    held = demo.read_rows(cfg.heldout, split='test') if cfg.heldout else []
+    return loop.recover(cfg, demo.read_rows(cfg.calibration, split='train'), held)
 
 
 def _metrics(run: pathlib.Path) -> list[dict[str, Any]]:

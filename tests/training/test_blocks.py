@@ -17,7 +17,7 @@ from ppjax.evaluation import candidates, efficiency, reporting
 from ppjax.evaluation import config as evaluate_config
 from ppjax.exporting import config as export_config
 from ppjax.exporting import hf_export
-from ppjax.learning import data, heldout
+from ppjax.learning import heldout
 from ppjax.masking import apply, granularity, pmask
 from ppjax.models import attention, base_model, loading
 from ppjax.recovery import config as recover_config
@@ -60,8 +60,8 @@ def _settings(deep, files, output, **changes):
 
 
 def _learn(cfg):
-    held = data.read_rows(cfg.heldout, split='test') if cfg.heldout else []
-    return loop.learn_mask(cfg, data.read_rows(cfg.calibration, split='train'), held)
+    held = demo.read_rows(cfg.heldout, split='test') if cfg.heldout else []
+    return loop.learn_mask(cfg, demo.read_rows(cfg.calibration, split='train'), held)
 
 
 @pytest.fixture(scope='module')
@@ -92,7 +92,7 @@ def test_the_export_is_what_was_measured(finished, calibration_files):
     assert base.config.num_layers == _KEEP
     model = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
     renderer = chat.ChatRenderer(base.tokenizer(), date='2026-01-01')
-    rows = data.read_rows(str(calibration_files[1]), split='test')
+    rows = demo.read_rows(str(calibration_files[1]), split='test')
     examples, _ = chat.render_rows(renderer, rows, 1024)
     found = heldout.HeldOut(examples, packing.common_prefix(examples), 4)
     learned = _likelihood(finished)['learned']

@@ -34,7 +34,7 @@ def _rows(cfg, sizes):
     return [
         row
         for part, size in zip(cfg.calibration.split(','), sizes, strict=True)
-        for row in data.read_rows(part, split='train')[:size]
+        for row in demo.read_rows(part, split='train')[:size]
     ]
 
 

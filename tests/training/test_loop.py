@@ -189,7 +189,7 @@ def test_heldout_row_that_is_also_calibration_is_refused(
     chatty_model, calibration_files, tmp_path
 ):
     files = (calibration_files[0], calibration_files[0])
-    with pytest.raises(errors.InputError, match='also a calibration row'):
+    with pytest.raises(errors.InputError, match='also asked in the calibration rows'):
         _learn(_settings(chatty_model, files, tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()
 

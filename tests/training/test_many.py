@@ -11,7 +11,6 @@ import pytest
 from ppjax import demo
 from ppjax.base import errors
 from ppjax.data import chat, packing
-from ppjax.learning import data
 from ppjax.masking import pmask
 from ppjax.models import base_model, loading
 from ppjax.training import config, loop, turns
@@ -41,8 +40,8 @@ def _settings(model, output, **changes):
 
 def _rows(cfg):
     return (
-        data.read_rows(cfg.calibration, split='train')[:16],
-        data.read_rows(cfg.heldout, split='test')[:4],
+        demo.read_rows(cfg.calibration, split='train')[:16],
+        demo.read_rows(cfg.heldout, split='test')[:4],
     )
 
 

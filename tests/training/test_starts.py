@@ -94,7 +94,7 @@ def _settings(model, output, **changes):
 
 
 def _learn(cfg):
-    return loop.learn_mask(cfg, data.read_rows(cfg.calibration, split='train')[:8], [])
+    return loop.learn_mask(cfg, demo.read_rows(cfg.calibration, split='train')[:8], [])
 
 
 def test_a_run_starts_from_another_ones_mask(chatty_model, tmp_path):
@@ -135,12 +135,12 @@ def test_a_mask_of_another_base_is_refused(chatty_model, tmp_path):
 
 
 def test_calibration_lists_and_subsets(tmp_path):
-    both = data.read_rows('demo:ferryman, demo:ferryman', split='train')
-    one = data.read_rows('demo:ferryman', split='train')
+    both = demo.read_rows('demo:ferryman, demo:ferryman', split='train')
+    one = demo.read_rows('demo:ferryman', split='train')
     assert len(both) == 2 * len(one)
     many = ','.join(['demo:ferryman'] * 40)  # Longer than a file's name may be.
-    assert len(data.read_rows(many, split='test')) == 40 * len(
-        data.read_rows('demo:ferryman', split='test')
+    assert len(demo.read_rows(many, split='test')) == 40 * len(
+        demo.read_rows('demo:ferryman', split='test')
     )
     small, large = (data.subset(one, size, 3) for size in (10, 30))
     assert len(small) == 10
@@ -155,4 +155,4 @@ def test_calibration_lists_and_subsets(tmp_path):
         '{"messages": [{"role": "user", "content": "a"}, '
         '{"role": "assistant", "content": "b"}]}\n'
     )
-    assert len(data.read_rows(str(odd), split='train')) == 1
+    assert len(demo.read_rows(str(odd), split='train')) == 1
