@@ -260,7 +260,7 @@ def test_yaml_of_text_generation_webui(write):
     (persona,) = sources.read_personas(write('Ida.yaml', text))
     assert persona.text == "Ida's trade: bread.\nShe bakes."
     assert persona.voice_samples == ('Mornin, the user.',)
-    for bad in ('a: [', 'a: &a [*a]', '- x', 'x: !!python/object:os.system y', '?' * 9):
+    for bad in ('a: [', 'a: &a [*a]', '- x', 'x: !!python/object:os.system y'):
         _refused(write('bad.yaml', bad), 'bad.yaml')
     _refused(write('deep.yaml', '[' * 5000), 'deep.yaml')
 
