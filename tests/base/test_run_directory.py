@@ -100,7 +100,9 @@ def test_overwrite_removes_what_a_run_made_and_names_the_rest(run, tmp_path, cap
     assert 'since no run made it: made, thesis.txt.' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('given', ['{}/mask', 'x,{}/made/a.txt:20', '{}/made/a.txt'])
+@pytest.mark.parametrize(
+    'given', ['{}/mask', 'x,{}/made/a.txt:20', '{}/made/{{persona}}.txt']
+)
 def test_overwrite_of_what_is_read_is_refused(run, tmp_path, given):
     run(_make)
     folder = tmp_path / 'runs' / 'a'
