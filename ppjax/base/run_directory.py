@@ -237,9 +237,11 @@ def _named_paths(value: str) -> Iterator[pathlib.Path]:
     for part in (value, *value.split(',')):
         name = re.sub(r':\d+$', '', part.strip())
         try:
-            name = str(pathlib.Path(name).expanduser()) if name else ''
+            if not name:
+                continue
+            name = str(pathlib.Path(name).expanduser())
             pattern = re.sub(r'\{\w+\}', '*', name)
-            names = glob.glob(pattern) if pattern != name else [name] * bool(name)
+            names = glob.glob(pattern) if pattern != name else [name]
             yield from (pathlib.Path(x).resolve() for x in names if os.path.exists(x))
         except (OSError, RuntimeError, ValueError):  # A long text is no path.
             continue
