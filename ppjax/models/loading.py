@@ -106,7 +106,7 @@ def check_tensors(
         raise errors.InputError(
             f'{reader.path}: config.json asks for {cfg.num_layers} layers '
             f'(num_hidden_layers), and the weights are {len(present)} tensors in all; '
-            "config.json is damaged or another model's."
+            "the download is incomplete or config.json is another model's."
         )
     expected = tensor_shapes(cfg)
     missing = sorted(expected.keys() - present)

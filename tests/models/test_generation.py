@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import types
 
 import jax
 import jax.numpy as jnp
@@ -336,28 +335,6 @@ def test_support_equals_transformers(top_p, top_k):
 def test_sampling_out_of_range_is_refused_by_flag(settings, flag):
     with pytest.raises(errors.InputError, match=f'--{flag}'):
         generation.Sampling(**settings)
-
-
-@pytest.mark.parametrize(
-    ('config', 'own', 'want'),
-    [
-        ({}, 5, {5}),
-        ({}, None, set()),
-        ({'eos_token_id': 7}, 5, {5, 7}),
-        ({'eos_token_id': [7, 0, 7]}, None, {0, 7}),
-        ({'eos_token_id': None}, 5, {5}),
-    ],
-)
-def test_stop_ids(config, own, want):
-    tokenizer = types.SimpleNamespace(eos_token_id=own)
-    assert stop_tokens.stop_ids(config, tokenizer) == frozenset(want)
-
-
-@pytest.mark.parametrize('bad', ['7', [7, '8'], 7.0, [[7]]])
-def test_other_stop_ids_are_refused(bad):
-    tokenizer = types.SimpleNamespace(eos_token_id=None)
-    with pytest.raises(errors.InputError, match='eos_token_id'):
-        stop_tokens.stop_ids({'eos_token_id': bad}, tokenizer)
 
 
 def test_smollm2_answers_as_transformers_does(smollm2):
