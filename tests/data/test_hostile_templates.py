@@ -68,11 +68,12 @@ def test_tokens_that_the_model_does_not_embed(smollm2_tokenizer):
     index = tokenizer.convert_tokens_to_ids('<more>')
     renderer = _renderer(tokenizer, vocab_size=index)
     renderer.prompt(_ASK)
-    said = [{'role': 'user', 'content': 'Tell me <more>.'}]
+    template = tokenizer.chat_template + '<more>'
+    renderer = _renderer(tokenizer, template, vocab_size=index)
     _refused(
-        lambda: renderer.prompt(said), f'token {index}', "'<more>'", f'{index} tok'
+        lambda: renderer.prompt(_ASK), f'token {index}', "'<more>'", f'{index} tok'
     )
-    assert index in _renderer(tokenizer).prompt(said)
+    assert index in _renderer(tokenizer, template).prompt(_ASK)
 
 
 def test_a_gguf_without_a_template_is_told_from_a_folder(tmp_path, smollm2_tokenizer):
