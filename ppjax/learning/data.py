@@ -113,7 +113,9 @@ def prepare_data(
             filter, or a held-out question is also a calibration question.
     """
     _refuse_shared_questions(train_rows, heldout_rows)
-    renderer = chat.ChatRenderer(base.tokenizer(), date=date)
+    renderer = chat.ChatRenderer(
+        base.tokenizer(), date=date, vocab_size=base.config.vocab_size
+    )
     train, dropped = chat.render_rows(renderer, train_rows, max_length)
     progress_lib.say(
         f'Calibration: {len(train)} examples, {dropped.summary(max_length)}.'
@@ -137,6 +139,7 @@ def prepare_data(
         system_prompt=train_rows[0].system_prompt,
         hashes={
             'base model': base.fingerprint(),
+            'tokenizer': base_model.tokenizer_fingerprint(renderer.tokenizer),
             'calibration': calibration.content_hash(train_rows),
             'heldout': calibration.content_hash(heldout_rows),
         },

@@ -211,7 +211,7 @@ def test_book_entries_in_order():
         {'content': 'z', 'constant': True, 'insertion_order': 10**400},
         {'content': 'a', 'constant': True, 'insertion_order': 'x'},
         {'content': 'f', 'constant': True, 'position': 'before_char', 'insertion_order': 9},
-        {'content': 'no', 'constant': 'yes'},
+        {'content': 'no', 'constant': 'maybe'},
         {'content': 'no', 'constant': True, 'enabled': False},
         {'content': '@@dont_activate\nno', 'constant': True},
         {'content': '@@activate\ng', 'insertion_order': 6},
