@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax.base import atomic, errors, flags, progress, run_directory, versions
+from ppjax.base import atomic, errors, flags, locks, progress, run_directory, versions
 from ppjax.data import chat
 from ppjax.exporting import config as config_lib
 from ppjax.exporting import hf_export, model_card
@@ -42,7 +42,9 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
     """
     output = pathlib.Path(cfg.output_dir).expanduser()
     if not cfg.from_run:
-        _export(cfg, output, None, again=again)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(output, beside=True):
+            _export(cfg, output, None, again=again)
         return 0
     source_lib.require_run(cfg)
     with run_directory.visiting(output, makes=(_RECORD,)):
