@@ -6,7 +6,7 @@ from ppjax.evaluation.page import report
 from ppjax.training import config, loop
 
 
-def _rows(cfg: config.TrainConfig) -> loop.Rows:
+def _rows(cfg: config.TrainConfig) -> loop.TwoSplits:
     return (
         demo.read_rows(cfg.calibration, split='train'),
         demo.read_rows(cfg.heldout, split='test') if cfg.heldout else [],

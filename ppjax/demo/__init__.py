@@ -16,7 +16,7 @@ from ppjax.base import errors
 from ppjax.data import calibration
 from ppjax.personas import prompts
 
-_SCHEME = 'demo:'
+SCHEME = 'demo:'
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def rows(name: str, split: str) -> list[calibration.Row]:
                 ],
                 'query_id': row['query_id'],
             },
-            where=f'{_SCHEME}{name} {row["query_id"]}',
+            where=f'{SCHEME}{name} {row["query_id"]}',
             default_id=row['query_id'],
         )
         for row in _table('instructions.jsonl')
@@ -104,8 +104,8 @@ def read_rows(source: str, *, split: str) -> list[calibration.Row]:
     parts = [source] if os.path.isfile(source) else map(str.strip, source.split(','))
     found: list[calibration.Row] = []
     for part in parts:
-        if part.startswith(_SCHEME):
-            found += rows(part.removeprefix(_SCHEME), split)
+        if part.startswith(SCHEME):
+            found += rows(part.removeprefix(SCHEME), split)
         else:
             found += calibration.read_rows(part)
     return found

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+from ppjax import demo
 from ppjax.learning import data
 from ppjax.models import base_model
 
@@ -10,7 +11,7 @@ from ppjax.models import base_model
 def test_a_changed_template_or_tokenizer_is_another_input(
     chatty_model, calibration_files, tmp_path
 ):
-    rows = data.read_rows(str(calibration_files[0]), split='train')[:2]
+    rows = demo.read_rows(str(calibration_files[0]), split='train')[:2]
 
     def hashes(folder) -> dict[str, str]:
         base = base_model.open_base_model(str(folder))
