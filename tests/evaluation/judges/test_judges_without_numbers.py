@@ -64,8 +64,8 @@ def test_it_is_refused_at_the_first_question_with_its_first_token(make, token):
     message = str(caught.value)
     assert f'begins with {token!r} and gives all of them 10% together' in message
     assert 'Turn its reasoning off' in message
-    # Of all questions the first, and a second that asks for nothing but a number.
-    assert len([x for x in judge.asked if not x.startswith(_NUMBER)]) <= 2
+    # Of twenty questions those that were on their way by then.
+    assert len([x for x in judge.asked if not x.startswith(_NUMBER)]) < 6
     assert not judge.log.read_text()
 
 
