@@ -310,12 +310,14 @@ def _check_judged(run, chatty_model) -> None:
         ]
     failures = _stored(run, 'failures')
     assert failures['settings']['judged'] == stored['settings']
-    assert failures['models']['dense'] == {
-        'n': 0,
-        'counts': dict.fromkeys(failures['models']['dense']['counts'], 0),
-        'shares': dict.fromkeys(failures['models']['dense']['counts'], 0.0),
-        'answers': 2,
-    }
+    low = [
+        row['question']
+        for row in stored['answers']
+        if row['model'] == 'dense' and row['roleplay_score'] < 60
+    ]
+    found = failures['models']['dense']
+    assert (found['n'], found['answers']) == (len(low), 2)
+    assert sum(found['counts'].values()) == len(low)
 
 
 # --- What is measured again ---------------------------------------------------

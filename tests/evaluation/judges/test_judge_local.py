@@ -308,7 +308,7 @@ def test_what_cannot_be_judged_fails_alone(split):
     assert verdicts['q0'].refusal == pytest.approx(theirs[101], rel=1e-3)
     assert 'a reply take 257' in verdicts['q1'].failure
     # A marker that stands in an answer is read, and ends no turn.
-    spaced = split.theirs('the < end>')
+    spaced = split.theirs('the end< end>')
     assert verdicts['q2'].mass == pytest.approx(spaced[:101].sum(), rel=1e-3)
     assert list(split.judge().judge([])) == []
 
