@@ -28,7 +28,7 @@ _CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class AgainstDense:
+class ModelLikelihood:
     """Sums over the answer tokens of each of n examples.
 
     Attributes:
@@ -96,7 +96,7 @@ def measure(
     *,
     batch_size: int,
     progress: Callable[[int, int], None],
-) -> list[AgainstDense]:
+) -> list[ModelLikelihood]:
     """Measures every model on the same examples, packed behind their common prefix.
 
     Args:
@@ -153,11 +153,11 @@ def measure(
             'finite; --dtype=float32 may help, or a model has damaged weights.'
         )
     tokens = np.array([example.num_answer_tokens for example in examples])
-    return [AgainstDense(nll, kl, same, tokens) for nll, kl, same in sums]
+    return [ModelLikelihood(nll, kl, same, tokens) for nll, kl, same in sums]
 
 
 def as_json(
-    names: Sequence[str], found: Sequence[AgainstDense], query_ids: Sequence[str]
+    names: Sequence[str], found: Sequence[ModelLikelihood], query_ids: Sequence[str]
 ) -> dict[str, Any]:
     """Means per answer token with 95 % intervals over examples, and every example.
 

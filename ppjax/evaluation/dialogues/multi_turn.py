@@ -10,12 +10,11 @@ import numpy as np
 
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat
+from ppjax.data import chat, stop_tokens
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import judged_answers
 from ppjax.evaluation.dialogues import consistency, dialogues, speakers
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
-from ppjax.models import generation
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import prompts, sources
 
@@ -46,7 +45,7 @@ def starts(
         probes = probe_starts(persona, turns=cfg.turns, count=cfg.dialogues)
     if probes and not cfg.eval_sets:
         return probes
-    if not (cfg.eval_sets or cfg.heldout or models.trained):
+    if not (cfg.eval_sets or cfg.heldout or models.run):
         raise errors.InputError(
             '--tasks=multiturn needs questions to begin with: --eval_sets, --heldout, '
             'or a character card with a book of keywords as --persona.'
@@ -124,8 +123,12 @@ def _speaker(
     return speakers.LocalSpeaker(
         loaded.decoder,
         loaded.ffn_mask,
-        chat.ChatRenderer(loaded.tokenizer, date=cfg.date),
-        generation.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
+        chat.ChatRenderer(
+            loaded.tokenizer,
+            date=cfg.date,
+            vocab_size=loaded.decoder.cfg.vocab_size,
+        ),
+        stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
         weights=f'{model.identity} {cfg.dtype}',
         max_new_tokens=cfg.max_new_tokens,
         batch_size=cfg.batch_size,

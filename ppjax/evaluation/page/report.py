@@ -19,7 +19,7 @@ import numpy as np
 import ppjax
 from ppjax.base import atomic, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import plots, report_evaluation, report_views, run_results
+from ppjax.evaluation.page import plots, report_evaluation, run_results
 from ppjax.pages import formats, templates
 from ppjax.personas import prompts
 
@@ -43,7 +43,7 @@ def name_of(persona: str) -> str:
     return found[1] if found else ''
 
 
-def _headline(run: run_results.Run) -> dict[str, str]:
+def _headline(run: run_results.ReportedRun) -> dict[str, str]:
     """The persona's name, if it has one, and its first sentence."""
     mask, settings = run.any_mask, run.settings
     persona = persona_of(mask.system_prompt).strip() if mask else ''
@@ -59,7 +59,7 @@ def _headline(run: run_results.Run) -> dict[str, str]:
     }
 
 
-def _facts(run: run_results.Run) -> dict[str, Any]:
+def _facts(run: run_results.ReportedRun) -> dict[str, Any]:
     """Base model, sparsity and status, as far as known."""
     mask, settings = run.any_mask, run.settings
     facts: dict[str, Any] = {
@@ -102,7 +102,7 @@ def _flat(value: Any, name: str = '') -> list[tuple[str, str]]:
     ]
 
 
-def _commands(run: run_results.Run) -> dict[str, str]:
+def _commands(run: run_results.ReportedRun) -> dict[str, str]:
     folder = run.settings.output_dir if run.settings else str(run.path)
     place = pathlib.PurePosixPath(folder)
     facts = _facts(run)
@@ -121,7 +121,7 @@ def _commands(run: run_results.Run) -> dict[str, str]:
     }
 
 
-def _speed(run: run_results.Run) -> str:
+def _speed(run: run_results.ReportedRun) -> str:
     parts = []
     for name, unit in (
         ('examples_per_s', 'examples'),
@@ -158,8 +158,8 @@ def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
         return ''
     low, high = learned.interval
     figures = (
-        f'{report_views.signed(learned.difference)} nats per answer token, 95 % interval '
-        f'{report_views.signed(low)} to {report_views.signed(high)}'
+        f'{formats.signed(learned.difference)} nats per answer token, 95 % interval '
+        f'{formats.signed(low)} to {formats.signed(high)}'
     )
     if low <= 0 <= high:
         return (
@@ -173,7 +173,7 @@ def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
     )
 
 
-def _selection(run: run_results.Run) -> dict[str, Any] | None:
+def _selection(run: run_results.ReportedRun) -> dict[str, Any] | None:
     """The choice of queries, if there was one and all of its figures are there."""
     figures = run_results.mapping(run.synthesis.get('selection'))
     means = [formats.number(figures.get(x)) for x in ('mean_kept', 'mean_all')]
@@ -203,7 +203,7 @@ def _queries(listed: Any) -> list[tuple[str, float]]:
     return found
 
 
-def _missing(run: run_results.Run) -> list[str]:
+def _missing(run: run_results.ReportedRun) -> list[str]:
     parts = {
         'learned mask': run.mask,
         'held-out likelihood': run.likelihood,
@@ -222,13 +222,13 @@ def _template() -> jinja2.Template:
         'ppjax.evaluation.page',
         'report.html.jinja',
         quantity=formats.quantity,
-        signed=report_views.signed,
+        signed=formats.signed,
         perplexity=perplexity_text,
         time=_time,
     )
 
 
-def render(run: run_results.Run) -> str:
+def render(run: run_results.ReportedRun) -> str:
     """The page as HTML text."""
     rows = run_results.likelihood_rows(run)
     sizes = efficiency.table(run.efficiency)
