@@ -208,7 +208,7 @@ class EvaluateConfig:
             lambda value: 0 <= value <= benchmarks.MOST_SHOTS,
             'mmlu_shots',
         )
-        settings.require(self, 'not be negative', lambda value: value >= 0, 'seed')
+        settings.require_seed(self)
         if self.run.exists() and not self.run.is_dir():
             raise errors.InputError(f'--output_dir={self.output_dir} is a file.')
         if not self.is_run and not (self.base_model or self.model):
