@@ -158,9 +158,19 @@ class ChatRenderer:
 
 
 def render_rows(
-    renderer: ChatRenderer, rows: list[calibration.Row], max_length: int
+    renderer: ChatRenderer,
+    rows: list[calibration.Row],
+    max_length: int,
+    *,
+    positions: int | None = None,
 ) -> tuple[list[Example], int]:
     """Renders rows and drops those over `max_length` tokens.
+
+    Args:
+        renderer: of the model.
+        rows: to render.
+        max_length: `--max_length`.
+        positions: of the model, which it was trained on; no example may have more.
 
     Returns:
         (examples, how many were dropped).
@@ -169,11 +179,15 @@ def render_rows(
         InputError: if none is left.
     """
     examples = [renderer.example(row) for row in rows]
-    kept = [example for example in examples if len(example.tokens) <= max_length]
+    limit = max_length if positions is None else min(max_length, positions)
+    kept = [example for example in examples if len(example.tokens) <= limit]
     if not kept:
         shortest = min(len(example.tokens) for example in examples)
+        fits = f'--max_length={max_length}'
+        if limit < max_length:
+            fits = f"the model's {limit} positions"
         raise errors.InputError(
-            f'None of {len(rows)} calibration rows fits --max_length={max_length}; '
+            f'None of {len(rows)} calibration rows fits {fits}; '
             f'the shortest has {shortest} tokens.'
         )
     return kept, len(examples) - len(kept)

@@ -91,7 +91,12 @@ class Evaluation:
         def measure() -> dict[str, Any]:
             models = [model.load() for model in self.candidates.models]
             renderer = chat.ChatRenderer(models[0].tokenizer, date=cfg.date)
-            examples, too_long = chat.render_rows(renderer, rows, cfg.max_length)
+            examples, too_long = chat.render_rows(
+                renderer,
+                rows,
+                cfg.max_length,
+                positions=min(model.decoder.cfg.max_position for model in models),
+            )
             found = likelihood.measure(
                 models[0],
                 models,

@@ -151,6 +151,8 @@ def _data(
     data = data_lib.prepare_data(
         base, train, heldout, max_length=cfg.max_length, date=cfg.date
     )
+    # Too many steps leave no folder behind.
+    data.num_steps(steps=cfg.steps, epochs=cfg.epochs, batch_size=cfg.batch_size)
     if score_init.start_masks(cfg.score_init):
         digest = run_lib.masks_hash(run_lib.read_start_masks(cfg, base))
         data = dataclasses.replace(data, hashes=data.hashes | {'start masks': digest})
@@ -337,7 +339,7 @@ class Joint:
         if having:
             packed = heldout_lib.HeldOut.of_personas(
                 [self._runs[p].data.heldout for p in having],
-                [self._runs[p].data.prefix for p in having],
+                [self._runs[p].data.heldout_prefix for p in having],
                 self._cfg.batch_size,
                 self._mesh,
             )
@@ -355,7 +357,6 @@ class Joint:
         measured = starts_lib.Starts.of_personas(
             [run.data.train for run in self._runs],
             [run.data.prefix for run in self._runs],
-            batch_size=self._cfg.batch_size,
             seed=self._cfg.seed,
             granularity=self._runs[0].granularity,
             mesh=self._mesh,
@@ -512,6 +513,7 @@ class _Reporter:
                 float(own.grad_norm),
                 step,
                 [example.query_id for example in batch],
+                score_norm=float(own.score_norm),
             )
             tokens = sum(example.num_answer_tokens for example in batch)
             if step % run.cfg.log_every == 0 or step == run.total:
