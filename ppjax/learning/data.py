@@ -125,19 +125,17 @@ def prepare_data(
             )
     renderer = chat.ChatRenderer(base.tokenizer(), date=date)
     positions = base.config.max_position
+    limit = min(max_length, positions)
     train, dropped = chat.render_rows(
         renderer, train_rows, max_length, positions=positions
     )
-    progress_lib.say(
-        f'Calibration: {len(train)} examples, {dropped} over '
-        f'{min(max_length, positions)} tokens dropped.'
-    )
+    progress_lib.say(f'Calibration: {len(train)} examples, {dropped.summary(limit)}.')
     held: list[chat.Example] = []
     if heldout_rows:
         held, dropped = chat.render_rows(
             renderer, heldout_rows, max_length, positions=positions
         )
-        progress_lib.say(f'Held-out: {len(held)} examples, {dropped} dropped.')
+        progress_lib.say(f'Held-out: {len(held)} examples, {dropped.summary(limit)}.')
     prompts = {row.system_prompt for row in train_rows}
     if len(prompts) > 1:
         progress_lib.say(
