@@ -123,7 +123,9 @@ def prepare_data(
                 f'{row.where}: this held-out row is also a calibration row '
                 f'({seen[json.dumps(row.messages)]}); it would not measure anything.'
             )
-    renderer = chat.ChatRenderer(base.tokenizer(), date=date)
+    renderer = chat.ChatRenderer(
+        base.tokenizer(), date=date, vocab_size=base.config.vocab_size
+    )
     positions = base.config.max_position
     limit = min(max_length, positions)
     train, dropped = chat.render_rows(
@@ -150,6 +152,7 @@ def prepare_data(
         system_prompt=train_rows[0].system_prompt,
         hashes={
             'base model': base.fingerprint(),
+            'tokenizer': base_model.tokenizer_fingerprint(renderer.tokenizer),
             'calibration': calibration.content_hash(train_rows),
             'heldout': calibration.content_hash(heldout_rows),
         },
