@@ -11,12 +11,11 @@ import os
 import pathlib
 import select
 import sys
-import types
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from absl import app, flags, logging
 
-from ppjax.base import errors, interrupts, processes, reading
+from ppjax.base import errors, interrupts, processes, ranges, reading
 
 Settings = TypeVar('Settings')
 
@@ -38,6 +37,7 @@ def setting(
     *,
     may_be_empty: bool = False,
     path: bool = False,
+    within: str = '',
 ) -> Any:
     """A dataclass field that becomes a flag.
 
@@ -48,12 +48,14 @@ def setting(
         may_be_empty: whether '' means something.
         path: whether it may name files, with commas between them: a shell leaves the
             `~` of `--flag=~/file` alone, so it is read as home here.
+        within: the allowed numbers, as in '[0, 1)'; a float must have it.
     """
     metadata = {
         'help': help_text,
         'choices': tuple(choices),
         'may_be_empty': may_be_empty,
         'path': path,
+        'within': within,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -79,10 +81,7 @@ def define(settings: type[Any], flag_values: flags.FlagValues = flags.FLAGS) -> 
     for field in dataclasses.fields(settings):
         name, default = field.name, field.default
         help_text, choices = field.metadata['help'], field.metadata['choices']
-        kind = hints[name]
-        if isinstance(kind, types.UnionType):  # `int | None` -> int
-            (kind,) = (part for part in get_args(kind) if part is not type(None))
-        definer = _DEFINERS[kind]
+        definer = _DEFINERS[ranges.kind_of(hints[name])]
         if choices:
             definer = functools.partial(flags.DEFINE_enum, enum_values=choices)
         definer(name=name, default=default, help=help_text, flag_values=flag_values)
@@ -97,7 +96,9 @@ def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Set
             _refuse_no_text(field.name, value)
         if value and field.metadata['path']:
             given[field.name] = ','.join(map(os.path.expanduser, value.split(',')))
-    return settings(**given)
+    found = settings(**given)
+    ranges.check(found)
+    return found
 
 
 def _refuse_no_text(name: str, value: str) -> None:
