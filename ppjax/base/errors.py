@@ -34,3 +34,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+
+class DiskError(InputError):
+    """A file could not be written: the disk is full, or the place is not ours."""

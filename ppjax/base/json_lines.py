@@ -108,8 +108,8 @@ class AppendLog:
         if self._file is not None:
             self._file.close()
 
-    def _failed(self, error: OSError) -> errors.InputError:
-        return errors.InputError(
+    def _failed(self, error: OSError) -> errors.DiskError:
+        return errors.DiskError(
             f'Cannot write {self._path}: {error.strerror or error}; the same command '
             'goes on from the last whole line.'
         )

@@ -22,6 +22,24 @@ from ppjax.evaluation.answers import judged_answers
 from ppjax.evaluation.dialogues import multi_turn
 from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choice_tasks
 
+# All that it may add to a folder.
+MAKES = (
+    *(
+        f'results/{name}.json'
+        for name in (
+            'persona_likelihood',
+            'measured_efficiency',
+            *config.TASKS,
+        )
+        if name not in ('likelihood', 'efficiency')
+    ),
+    'results/judge.csv',
+    'evaluation/answers.jsonl',
+    'evaluation/verdicts.jsonl',
+    'evaluation/dialogues.jsonl',
+    'report.html',
+)
+
 
 class Evaluation:
     """One call of `python -m ppjax.evaluate`."""
