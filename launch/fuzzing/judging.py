@@ -20,7 +20,7 @@ LONGEST_LINE = errors.LONGEST + len('ERROR: ')
 # given more, of real time.
 SECONDS = 30
 PATIENCE = 4 * SECONDS
-_MEMORY = 3 * 2**30
+_MEMORY = 2 * 2**30
 
 
 class TooLate(BaseException):
@@ -65,6 +65,19 @@ def limited(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Makes what takes far more memory inside fail, before the machine does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
+    taken = pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2 * _MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def problem_of_line(line: str) -> str | None:
@@ -119,6 +132,7 @@ def judge(
     try:
         with (
             limited(PATIENCE),
+            bounded_memory(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
