@@ -153,3 +153,10 @@ def test_files_are_short():
     }
     longer = {name for name, lines in lengths.items() if lines > _LONGEST}
     assert not longer - _LONGER
+
+
+def test_pages_are_made_below_evaluation(graph):
+    above = [m for m in graph if _room(m) in ('sweeping', 'benchmarking')]
+    assert above
+    found = {other for module in above for other in graph[module]}
+    assert not [other for other in found if other.startswith('ppjax.evaluation.page')]

@@ -304,17 +304,21 @@ class RunDirectory:
                     raise
                 except errors.InputError:
                     if fresh and processes.is_first():
-                        self._forget_if_nothing_made(makes)
+                        self._forget_if_nothing_made()
                     raise
         finally:
             if processes.is_first():
                 _take_away(self.path, fresh)
 
-    def _forget_if_nothing_made(self, makes: Sequence[str]) -> None:
+    def _forget_if_nothing_made(self) -> None:
         """Removes the records of a run that was refused before it made anything."""
         with contextlib.suppress(OSError, errors.InputError):
-            if not any(path.is_file() for path in _files(_made(self.path, makes))):
-                _discard(self.path, [*makes, *_RECORDS, MARKER])
+            records = set(_files(_made(self.path, [*_RECORDS, MARKER, locks.NAME])))
+            if not any(
+                path.is_file() for path in self.path.rglob('*') if path not in records
+            ):
+                marker = _read_marker(self.path) or {'makes': []}
+                _discard(self.path, [*marker['makes'], *_RECORDS, MARKER])
 
     def _open(
         self,

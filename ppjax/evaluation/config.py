@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from ppjax.base import errors, flags, settings
+from ppjax.chat_api import addresses
 from ppjax.evaluation.multiple_choice import benchmarks
 
 TASKS = (
@@ -186,6 +187,9 @@ class EvaluateConfig:
                 raise errors.InputError(
                     '--partner=openai needs --partner_url, the address of the server.'
                 )
+        for name in ('judge_url', 'partner_url'):
+            if url := getattr(self, name):
+                addresses.checked(url, f'--{name}')
         settings.require(
             self,
             'be at least 1',

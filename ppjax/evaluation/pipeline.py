@@ -109,7 +109,7 @@ class Evaluation:
         def measure() -> dict[str, Any]:
             models = [model.load() for model in self.candidates.models]
             renderer = chat.ChatRenderer(models[0].tokenizer, date=cfg.date)
-            examples, too_long = chat.render_rows(renderer, rows, cfg.max_length)
+            examples, dropped = chat.render_rows(renderer, rows, cfg.max_length)
             found = likelihood.measure(
                 models[0],
                 models,
@@ -122,7 +122,7 @@ class Evaluation:
                 'heldout': {
                     'source': source,
                     'rows': len(examples),
-                    'too_long': too_long,
+                    **dataclasses.asdict(dropped),
                     'answer_tokens': sum(e.num_answer_tokens for e in examples),
                 },
                 **likelihood.as_json(self.candidates.names, found, ids),

@@ -348,6 +348,7 @@ def _rewrite(
     gates = rewrite_gates.Gates(
         max_length=cfg.rewrite_max_tokens,
         length=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        markup=renderer.mark_in_answer,
     )
     rewrites, counts = rewrite_log.rewrite_all(
         rewriter,

@@ -160,6 +160,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(server, monkey
             False,
         ),
         (rewrite_server.completion(7), '', True, False),
+        (rewrite_server.completion('', reasoning='Hm.'), '<think>', True, False),
     ],
 )
 def test_replies_of_all_forms(server, body, text, finished, refused):

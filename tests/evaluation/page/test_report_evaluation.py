@@ -10,9 +10,9 @@ import pytest
 from ppjax.evaluation.page import (
     report,
     report_judged,
-    report_views,
     run_results,
 )
+from ppjax.pages import formats
 from tests.evaluation.page import samples
 
 
@@ -108,8 +108,8 @@ def test_settings_are_told_but_not_whole_lists(tmp_path, results, undrawn):
 
 def test_an_interval_is_two_numbers():
     for value in (None, 'ab', [1], [1, 2, 3], [1, None], [1, math.nan]):
-        assert report_views.interval(value) is None
-    assert report_views.interval([1, 2.5]) == (1.0, 2.5)
+        assert formats.interval(value) is None
+    assert formats.interval([1, 2.5]) == (1.0, 2.5)
 
 
 def test_benchmark_figures(tmp_path, results, undrawn):

@@ -12,9 +12,9 @@ import pytest
 from ppjax.evaluation.page import (
     report,
     report_evaluation,
-    report_views,
     run_results,
 )
+from ppjax.pages import views
 from tests.evaluation.page import samples
 
 _JOINT = ('judge', 'failures')
@@ -133,6 +133,6 @@ def test_ten_thousand_answers_make_a_small_page(tmp_path, results, undrawn):
     page = samples.Page(text)
     assert page.text.count(f'({len(long) - 2000} more characters)') == 80
     assert '32 more' in page.text
-    assert len(page.tables['judge-personas']) == report_views.MOST_ROWS + 1
+    assert len(page.tables['judge-personas']) == views.MOST_ROWS + 1
     assert page.tables['judge-personas'][1][0] == 'persona 0'
     assert 'the lowest 100 of 5000' in page.text
