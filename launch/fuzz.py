@@ -25,7 +25,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from fuzzing import commands, feeding, judging, material
 
-from ppjax.base import atomic, errors, flags, settings
+from ppjax.base import atomic, errors, flags, progress, settings
 
 Counts = dict[str, collections.Counter[str]]
 
@@ -106,6 +106,11 @@ def main(cfg: Settings) -> int:
         ):
             counts[target][outcome] += 1
             found += more
+            for finding in more:
+                progress.say(
+                    f'{finding.kind}: {finding.target} --case={finding.case} '
+                    f'{finding.place} {finding.said[:200]!r}'
+                )
         if cfg.commands:
             count, more = commands.run(
                 cfg.seed, cfg.commands, cfg.jobs, scratch / 'commands'

@@ -19,7 +19,7 @@ LONGEST_LINE = errors.LONGEST + len('ERROR: ')
 # Of processor time, which other programs on the machine do not lengthen; what waits is
 # given more, of real time.
 SECONDS = 30
-PATIENCE = 4 * SECONDS
+PATIENCE = 2 * SECONDS
 _MEMORY = 2 * 2**30
 
 
