@@ -21,5 +21,5 @@ def test_what_could_keep_a_reader_waiting_is_refused(tmp_path, spoil):
     spoil(path)
     with pytest.raises(errors.InputError, match='is no regular file'):
         json_lines.AppendLog(path)
-    with pytest.raises(errors.InputError, match='Rows .* is no regular file'):
+    with pytest.raises(errors.InputError, match=r'Rows .* is no regular file'):
         list(json_lines.read(path, 'Rows'))
