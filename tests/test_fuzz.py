@@ -54,8 +54,8 @@ def test_whole_cards_are_read(fuzzing, tmp_path):
 
 def test_what_must_not_be_is_found(fuzzing, tmp_path, monkeypatch):
     judging = fuzzing['judging']
-    monkeypatch.setattr(judging, 'SECONDS', 0.2)
-    monkeypatch.setattr(judging, 'PATIENCE', 0.5)
+    monkeypatch.setattr(judging, 'SECONDS', 0.05)
+    monkeypatch.setattr(judging, 'PATIENCE', 2.0)
 
     def leave() -> None:
         (tmp_path / 'left').mkdir()
@@ -75,7 +75,7 @@ def test_what_must_not_be_is_found(fuzzing, tmp_path, monkeypatch):
 
     def spin() -> None:
         start = time.process_time()
-        while time.process_time() < start + 0.25:
+        while time.process_time() < start + 0.1:
             pass
 
     assert kinds(lambda: None) == ('read', [])
