@@ -20,7 +20,7 @@ from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
 
 
-class Run:
+class RecoveryRun:
     """What stays the same from a run's first step to its last.
 
     Attributes:
@@ -48,9 +48,11 @@ class Run:
         self.directory, self.mesh = directory, mesh
         self.method = make_method(cfg, source)
         lengths = np.array([len(example.tokens) for example in data.train])
-        self.total = cfg.steps or max(
-            1,
-            round(cfg.epochs * order.steps_per_epoch(cfg.batch_size, len(lengths))),
+        self.total = order.num_steps(
+            steps=cfg.steps,
+            epochs=cfg.epochs,
+            batch_size=cfg.batch_size,
+            groups=[len(lengths)],
         )
         self.batches = order.all_steps(cfg.seed, self.total, cfg.batch_size, lengths)
         self.layout = packing.plan_layout(

@@ -45,7 +45,7 @@ def starts(
         probes = probe_starts(persona, turns=cfg.turns, count=cfg.dialogues)
     if probes and not cfg.eval_sets:
         return probes
-    if not (cfg.eval_sets or cfg.heldout or models.trained):
+    if not (cfg.eval_sets or cfg.heldout or models.run):
         raise errors.InputError(
             '--tasks=multiturn needs questions to begin with: --eval_sets, --heldout, '
             'or a character card with a book of keywords as --persona.'
@@ -233,12 +233,9 @@ def measure(
             f'{broken[0].failure}'
         )
     verdicts = _verdicts(cfg, judge, held)
-    missing = sum(
-        bool(verdict.failure)
-        for own in verdicts.values()
-        for turns in own
-        for verdict in turns
-    )
+    said = [verdict for own in verdicts.values() for turns in own for verdict in turns]
+    judging.refuse_unscored(cfg.judge_model, said)
+    missing = sum(bool(verdict.failure) for verdict in said)
     if missing:
         progress_lib.say(
             f'{missing} answers have no verdict yet; the same command asks again.'
