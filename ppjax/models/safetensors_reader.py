@@ -27,7 +27,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         InputError: if the file cannot be read or holds no JSON object.
     """
-    value = json_lines.read_value(path, '')
+    value = json_lines.read_value(path, 'File')
     if not isinstance(value, dict):
         raise errors.InputError(f'{path} holds no JSON object.')
     return value
