@@ -36,9 +36,13 @@ class Settings:
     steps: int = flags.setting(63, 'Optimizer steps of 16 examples.')
     # The best of those tried on Jack Sparrow's held-out rows.
     rates: str = flags.setting(
-        '1e-4', 'Learning rates for all weights, separated by commas; may be empty.'
+        '1e-4',
+        'Learning rates for all weights, separated by commas; may be empty.',
+        may_be_empty=True,
     )
-    lora_rates: str = flags.setting('2e-3', 'Learning rates for adapters, likewise.')
+    lora_rates: str = flags.setting(
+        '2e-3', 'Learning rates for adapters, likewise.', may_be_empty=True
+    )
     lora_rank: int = flags.setting(16, 'Rank of the adapters.')
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ there already, of the same settings, is not measured again; one that was interru
 goes on.
 """
 
-from ppjax.base import compile_cache, flags, processes
+from ppjax.base import compile_cache, flags, processes, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.evaluation import config, pipeline, tables
 from ppjax.evaluation.page import report
@@ -19,9 +19,10 @@ from ppjax.evaluation.page import report
 def main(cfg: config.EvaluateConfig) -> int:
     """Measures and prints, task by task."""
     compile_cache.enable()
-    for task, result in pipeline.Evaluation(cfg).run():
-        if processes.is_first():
-            print(f'{tables.TABLES[task](result)}\n', flush=True)
+    with run_directory.visiting(cfg.run, makes=pipeline.MAKES):
+        for task, result in pipeline.Evaluation(cfg).run():
+            if processes.is_first():
+                print(f'{tables.TABLES[task](result)}\n', flush=True)
     if cfg.is_run and processes.is_first():
         progress_lib.say(f'Report: {report.write_report(cfg.run)}')
     progress_lib.say(f'Results: {cfg.run / "results"}')

@@ -8,6 +8,7 @@ directory. The same command goes on where it stopped; a stage whose settings and
 inputs are those of the last time is not done again.
 """
 
+import contextlib
 import dataclasses
 import time
 from typing import Any, TypeVar
@@ -53,17 +54,18 @@ def _part(settings: type[Settings], cfg: RunConfig, **more: Any) -> Settings:
     return settings(**{name: given[name] for name in names & given.keys()} | more)
 
 
-def _begin(cfg: RunConfig) -> run_directory.RunDirectory:
-    directory = run_directory.RunDirectory(cfg.output_dir)
+def _opened(
+    cfg: RunConfig, directory: run_directory.RunDirectory
+) -> contextlib.AbstractContextManager[bool]:
     # With --overwrite each stage decides for itself what still holds.
     every = frozenset(field.name for field in dataclasses.fields(cfg))
-    directory.open(
+    return directory.opened(
         cfg,
         {},
         resumable=every if cfg.overwrite else _RESUMABLE,
         overwrite=False,
+        makes=(),
     )
-    return directory
 
 
 def main(cfg: RunConfig) -> int:
@@ -71,7 +73,7 @@ def main(cfg: RunConfig) -> int:
     compile_cache.enable()
     # Before anything is made: the likeliest mistake is in what people write.
     sources.read_persona(cfg, notes=lambda note: None)
-    directory = _begin(cfg)
+    directory = run_directory.RunDirectory(cfg.output_dir)
     began = time.monotonic()
 
     def begin(number: int, stage: str, text: str) -> None:
@@ -79,7 +81,7 @@ def main(cfg: RunConfig) -> int:
         spent = time.monotonic() - began
         progress_lib.say(f'\n[{number}/4] {text} ({spent:.0f} s so far)')
 
-    with directory.stage('run'):
+    with _opened(cfg, directory), directory.stage('run'):
         begin(1, 'synthesize', 'Calibration data')
         made = pipeline.synthesize(
             _part(synthesis_config.SynthesisSettings, cfg), stage='synthesize'

@@ -101,6 +101,8 @@ def test_measured_once_and_kept_when_a_later_task_fails(
         ({'dialogues': 0}, '--dialogues must be at least 1, got 0'),
         ({'prompt_length': 0}, '--prompt_length must be at least 1, got 0'),
         ({'answer_length': -3}, '--answer_length must be at least 1, got -3'),
+        ({'judge_url': 'http://host:65536'}, '--judge_url has port 65536'),
+        ({'partner_url': 'http://host:abc'}, '--partner_url is no URL'),
         ({'seed': -1}, '--seed must not be negative, got -1'),
         ({'base_model': None}, 'is no run directory; name the models'),
         ({'base_model': None, 'mask': 'm.pmask'}, 'is no run directory'),

@@ -183,10 +183,36 @@ def test_the_same_command_again_changes_nothing(
     assert weights.stat().st_mtime_ns != before
     dtype = open_checkpoint.open_checkpoint(run / 'hf').dtype('model.norm.weight')
     assert dtype.name == 'bfloat16'
-    # Without the record nobody knows what stands there.
+    # Who and what it is stands in the folder itself.
     (run / 'results' / 'export.json').unlink()
-    with pytest.raises(errors.InputError, match='not empty'):
-        _export(output_dir=run, export_dtype='bfloat16')
+    before = weights.stat().st_mtime_ns
+    _export(output_dir=run, export_dtype='bfloat16')
+    assert weights.stat().st_mtime_ns == before
+    assert (run / 'results' / 'export.json').is_file()
+    # Without its record nobody knows.
+    (run / 'hf' / 'ppjax-export.json').unlink()
+    for overwrite in (False, True):
+        with pytest.raises(errors.InputError, match='no export made'):
+            _export(output_dir=run, export_dtype='bfloat16', overwrite=overwrite)
+
+
+def test_a_damaged_export_is_noticed_and_made_anew(run: pathlib.Path) -> None:
+    _export(output_dir=run)
+    weights = run / 'hf' / 'model.safetensors'
+    whole = weights.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-8]):
+        weights.write_bytes(damaged)
+        with pytest.raises(
+            errors.InputError, match=r'model\.safetensors is missing or'
+        ):
+            _export(output_dir=run)
+        assert weights.read_bytes() == damaged
+        _export(output_dir=run, overwrite=True)
+        assert weights.read_bytes() == whole
+    # People write in their cards.
+    (run / 'hf' / 'README.md').write_text('mine')
+    _export(output_dir=run)
+    assert (run / 'hf' / 'README.md').read_text() == 'mine'
 
 
 def test_materialized_and_from_indices_are_the_runs_export(
@@ -236,15 +262,16 @@ def test_what_stands_at_the_target_is_not_lost(
         _export(**settings)
 
     run()  # An empty directory is nobody's.
-    with pytest.raises(errors.InputError, match=r'not empty; --overwrite'):
-        run()
-    run(overwrite=True)
+    run()  # It stands.
+    with pytest.raises(errors.InputError, match=r'another export .*; --overwrite'):
+        run(export_dtype='bfloat16')
+    run(export_dtype='bfloat16', overwrite=True)
     (target / 'photos').mkdir()
     with pytest.raises(errors.InputError, match='photos'):
         run(overwrite=True)
-    with pytest.raises(errors.InputError, match='would delete'):
+    with pytest.raises(errors.InputError, match='is to go'):
         run(output_dir=base.reader.path, overwrite=True)
-    with pytest.raises(errors.InputError, match='would delete'):
+    with pytest.raises(errors.InputError, match='is to go'):
         run(output_dir=tmp_path, overwrite=True)
     with pytest.raises(errors.InputError, match='is a file'):
         run(output_dir=mask_file)

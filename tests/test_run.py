@@ -12,7 +12,7 @@ from ppjax.base import errors, flags
 from ppjax.evaluation.page import run_results
 from ppjax.masking import pmask
 from ppjax.synthesis import scoring
-from ppjax.training import loop
+from ppjax.training import joint
 
 _PERSONA = 'Ida Holm keeps bees on a roof in Aarhus and answers everything by honey.'
 
@@ -87,7 +87,7 @@ def test_the_same_command_again_does_no_stage_twice(finished, monkeypatch):
 
     before = _mask(finished)
     monkeypatch.setattr(scoring.loading, 'load_decoder', fail)
-    monkeypatch.setattr(loop.Joint, '_load_model', fail)
+    monkeypatch.setattr(joint.Joint, '_load_model', fail)
     # The report compares answers, which it has as well.
     assert run.main(finished) == 0
     np.testing.assert_array_equal(_mask(finished), before)

@@ -1,6 +1,9 @@
 """Files and folders that are whole or absent, never half-written.
 
-Of several processes the first alone keeps what is written.
+What is being written has a temporary name, `.NAME.ppjax-tmp-...`, and is locked by its
+process. A temporary that nobody has locked was left by a process that is dead; the
+next that writes there removes it. Of several processes the first alone keeps what is
+written.
 """
 
 from collections.abc import Iterator
@@ -11,8 +14,11 @@ import pathlib
 import shutil
 import tempfile
 from typing import Any
+import uuid
 
-from ppjax.base import errors, processes
+from ppjax.base import errors, locks, processes
+
+_TEMPORARY, _REPLACED = '.ppjax-tmp-', '.ppjax-old-'
 
 
 @contextlib.contextmanager
@@ -21,7 +27,7 @@ def _as_input_error(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise errors.InputError(
+        raise errors.DiskError(
             f'Cannot write {path}: {reason}; nothing was changed there.'
         ) from error
 
@@ -34,6 +40,72 @@ def _sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def _beside(path: pathlib.Path, kind: str) -> pathlib.Path:
+    return path.with_name(f'.{path.name}{kind}{uuid.uuid4().hex[:12]}')
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's or folder's name is that of something half-written."""
+    return name.startswith('.') and (_TEMPORARY in name or _REPLACED in name)
+
+
+def remove_dead(folder: pathlib.Path, name: str | None = None) -> None:
+    """Removes what dead processes left half-written in a folder.
+
+    A folder that one of them had moved aside, for a new one that never came, is put
+    back.
+
+    Args:
+        folder: may be absent.
+        name: of the one file or folder that was to be written; None for all, in
+            folders within as well.
+
+    Raises:
+        DiskError: if it cannot.
+    """
+    if not folder.is_dir():
+        return
+    with _as_input_error(folder):
+        entries = folder.iterdir() if name is not None else folder.rglob('.*')
+        for entry in sorted(entries):
+            if not is_temporary(entry.name) or not entry.exists():
+                continue
+            owner = entry.name[1:].rsplit('.ppjax-', 1)[0]
+            if (name is not None and owner != name) or _is_alive(entry):
+                continue
+            if _REPLACED in entry.name and not entry.with_name(owner).exists():
+                os.replace(entry, entry.with_name(owner))
+            elif entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _is_alive(temporary: pathlib.Path) -> bool:
+    """Whether some process, this one included, still writes it."""
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not locks.try_lock(descriptor)
+    except locks.Unsupported:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(locks.Unsupported):
+            locks.try_lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary name to write to, which then becomes `path`.
@@ -41,20 +113,23 @@ def file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     On any error the temporary file is removed and `path` stays as it was.
 
     Raises:
-        InputError: if the disk is full or the place cannot be written.
+        DiskError: if the disk is full or the place cannot be written.
     """
     path = pathlib.Path(path)
     if not processes.is_first():
         with tempfile.TemporaryDirectory() as scratch:
             yield pathlib.Path(scratch, path.name)
         return
-    temporary = path.with_name(f'.{path.name}.tmp{os.getpid()}')
+    temporary = _beside(path, _TEMPORARY)
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_dead(path.parent, path.name)
         try:
-            yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
+            temporary.touch()
+            with _locked(temporary):
+                yield temporary
+                _sync(temporary)
+                os.replace(temporary, path)
             _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -67,29 +142,32 @@ def directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     An older folder of that name is replaced once the new one is complete.
 
     Raises:
-        InputError: if the disk is full or the place cannot be written.
+        DiskError: if the disk is full or the place cannot be written.
     """
     path = pathlib.Path(path)
     if not processes.is_first():
         with tempfile.TemporaryDirectory() as scratch:
             yield pathlib.Path(scratch)
         return
-    temporary = path.with_name(f'.{path.name}.tmp{os.getpid()}')
-    replaced = path.with_name(f'.{path.name}.old{os.getpid()}')
+    temporary, replaced = _beside(path, _TEMPORARY), _beside(path, _REPLACED)
     with _as_input_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_dead(path.parent, path.name)
         try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            for entry in temporary.rglob('*'):
-                _sync(entry)
-            if path.exists():
-                os.replace(path, replaced)
-            try:
-                os.replace(temporary, path)
-            except OSError:
-                if replaced.exists():
-                    os.replace(replaced, path)
-                raise
+            temporary.mkdir()
+            with _locked(temporary):
+                yield temporary
+                for entry in temporary.rglob('*'):
+                    _sync(entry)
+                _sync(temporary)
+                if path.exists():
+                    os.replace(path, replaced)
+                try:
+                    os.replace(temporary, path)
+                except OSError:
+                    if replaced.exists():
+                        os.replace(replaced, path)
+                    raise
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -7,16 +7,21 @@ values, so a verb's settings are defined, documented and checked in one place.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import os
 import pathlib
+import select
 import sys
 import types
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from absl import app, flags, logging
 
-from ppjax.base import errors, processes
+from ppjax.base import errors, interrupts, processes, reading
 
 Settings = TypeVar('Settings')
+
+# As of a program that SIGPIPE ends.
+_NO_READER = 141
 
 _DEFINERS: dict[Any, Callable[..., Any]] = {
     bool: flags.DEFINE_bool,
@@ -26,17 +31,27 @@ _DEFINERS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def setting(default: Any, help_text: str, choices: Sequence[str] = ()) -> Any:
+def setting(
+    default: Any,
+    help_text: str,
+    choices: Sequence[str] = (),
+    *,
+    may_be_empty: bool = False,
+) -> Any:
     """A dataclass field that becomes a flag.
 
     Args:
         default: the flag's default; None means not given.
         help_text: for `--help`.
         choices: the allowed strings, if only some are.
+        may_be_empty: whether '' means something.
     """
-    return dataclasses.field(
-        default=default, metadata={'help': help_text, 'choices': tuple(choices)}
-    )
+    metadata = {
+        'help': help_text,
+        'choices': tuple(choices),
+        'may_be_empty': may_be_empty,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +86,76 @@ def define(settings: type[Any], flag_values: flags.FlagValues = flags.FLAGS) -> 
 
 
 def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Settings:
-    names = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
-    return settings(**{name: flag_values[name].value for name in names})
+    given = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        given[field.name] = value = flag_values[field.name].value
+        if isinstance(value, str) and not field.metadata['may_be_empty']:
+            _refuse_no_text(field.name, value)
+    return settings(**given)
+
+
+def _refuse_no_text(name: str, value: str) -> None:
+    """Refuses what neither a name nor a file of settings can hold.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    if not value.strip():
+        raise errors.InputError(f'--{name} is empty; leave it out, or say what.')
+    # Bytes of an argument that are no UTF-8 arrive as halves of surrogate pairs.
+    if '\0' in value or any('\ud800' <= c <= '\udfff' for c in value):
+        raise errors.InputError(f'--{name} is no UTF-8 text, got {value!r}.')
+
+
+def expanded(argv: Sequence[str], opened: tuple[str, ...] = ()) -> list[str]:
+    """Arguments with the lines of every `--flagfile` in its place.
+
+    absl would wait for a pipe, read a device for ever and pass over a file that
+    includes itself. Lines that are blank or begin with # or // say nothing.
+
+    Args:
+        argv: without the program's name.
+        opened: the flagfiles that these are lines of.
+
+    Raises:
+        InputError: naming a flagfile that is none, or includes itself.
+    """
+    given: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == '--':
+            return [*given, word, *words]
+        name, equals, path = word.partition('=')
+        if name not in ('--flagfile', '-flagfile'):
+            given.append(word)
+            continue
+        path = os.path.expanduser(path if equals else next(words, ''))
+        if path in opened:
+            raise errors.InputError(f'Flag file {path} includes itself.')
+        data = reading.read_bytes(path, 'Flag file')
+        try:
+            text = data.decode('utf-8-sig')
+        except UnicodeDecodeError as error:
+            raise errors.InputError(f'{path}: not UTF-8 text ({error}).') from None
+        # Not splitlines, to which more characters end a line than to `to_flagfile`.
+        lines = [line.strip() for line in text.replace('\r', '\n').split('\n')]
+        said = [line for line in lines if line and not line.startswith(('#', '//'))]
+        given += expanded(said, (*opened, path))
+    return given
+
+
+def _parsed(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Reads arguments, the program's name first; what is no flag comes back."""
+    program, *given = argv
+    try:
+        return flag_values([program, *expanded(given)])
+    except flags.Error as error:
+        raise errors.InputError(str(error)) from None
+    except RecursionError:
+        # absl looks for a name alike, by a recursion as deep as the name is long.
+        raise errors.InputError(
+            'Unknown command line flag: a name is far too long.'
+        ) from None
 
 
 def to_flagfile(settings: Any, omit: Sequence[str] = ()) -> str:
@@ -108,12 +191,7 @@ def parse(settings: type[Settings], argv: Sequence[str]) -> Settings:
     """
     own = flags.FlagValues()
     define(settings, own)
-    flags.DEFINE_string('flagfile', '', '', flag_values=own)
-    try:
-        _, *rest = own(['ppjax', *argv])
-    # A flagfile may hold bytes that are no text.
-    except (flags.Error, UnicodeDecodeError) as error:
-        raise errors.InputError(str(error)) from None
+    _, *rest = _parsed(own, ['ppjax', *argv])
     if rest:
         raise errors.InputError(f'{rest[0]!r} is no flag; wanted --name=value.')
     return _settings_of(settings, own)
@@ -125,8 +203,7 @@ def from_flagfile(settings: type[Settings], path: str | pathlib.Path) -> Setting
     Raises:
         InputError: if the file is absent, or holds other flags or bad values.
     """
-    if not pathlib.Path(path).is_file():
-        raise errors.InputError(f'Flag file {path} does not exist.')
+    reading.require_file(path, 'Flag file')
     try:
         return parse(settings, [f'--flagfile={path}'])
     except errors.InputError as error:
@@ -143,7 +220,8 @@ def run(
 ) -> None:
     """The whole of a verb's `__main__`: parse, check, do, exit.
 
-    Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage.
+    Exit codes: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 interrupted,
+    141 nobody reads the output any more.
 
     Args:
         settings: the dataclass of the verb's flags.
@@ -161,13 +239,14 @@ def run(
         # A module, or one of the scripts in launch/.
         spec = sys.modules['__main__'].__spec__
         program = f'-m {spec.name}' if spec else sys.argv[0]
-        print(f'ERROR: {message}\nSee: python {program} --help', file=sys.stderr)
+        said = errors.one_line(str(message))
+        print(f'ERROR: {said}\nSee: python {program} --help', file=sys.stderr)
         return 2
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
+            return _parsed(flags.FLAGS, argv)
+        except errors.InputError as error:
             sys.exit(wrong_usage(error))
 
     def main(argv: Sequence[str]) -> int:
@@ -192,7 +271,25 @@ def run(
             processes.leave(code)
         return code
 
-    app.run(main, flags_parser=parse)
+    try:
+        try:
+            app.run(main, flags_parser=parse)
+        finally:
+            print(end='', flush=True)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # Python would write what is left at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_NO_READER)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the output has left, as `| head` does."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = select.POLLERR | select.POLLHUP
+    return any(event & gone for _, event in poll.poll(0))
 
 
 def _outcome(verb: Callable[[], int | None], *, joined: bool, saves: bool) -> int:
@@ -207,13 +304,21 @@ def _outcome(verb: Callable[[], int | None], *, joined: bool, saves: bool) -> in
             processes.start(
                 own.coordinator, own.num_processes, own.process_id, saves=saves
             )
+        interrupts.raise_again()
         return verb() or 0
     except errors.InputError as error:
         print(f'ERROR: {error}', file=sys.stderr)
         return 1
+    except OSError as error:
+        # Readers and writers say more themselves.
+        if error.filename is None:
+            raise
+        said = errors.one_line(f'{error.filename}: {error.strerror}')
+        print(f'ERROR: {said}.', file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print('Interrupted.', file=sys.stderr)
-        return 130
+        print(interrupts.MESSAGE, file=sys.stderr)
+        return interrupts.CODE
     except RuntimeError as error:
         # XLA's, from inside a collective.
         if processes.count() == 1:
@@ -226,3 +331,5 @@ def _outcome(verb: Callable[[], int | None], *, joined: bool, saves: bool) -> in
             file=sys.stderr,
         )
         return 1
+    finally:
+        interrupts.end_at_once()

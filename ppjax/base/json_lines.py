@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any, BinaryIO
 
-from ppjax.base import errors, processes
+from ppjax.base import errors, processes, reading
 
 
 def parse(line: bytes, where: str) -> Any:
@@ -38,6 +38,7 @@ def read(path: str | pathlib.Path, what: str) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: naming file and line of the first bad one, or an unreadable file.
     """
+    reading.require_file(path, what)
     path = pathlib.Path(path)
     try:
         with path.open('rb') as lines:
@@ -45,8 +46,6 @@ def read(path: str | pathlib.Path, what: str) -> Iterator[tuple[str, Any]]:
                 if line.strip():
                     where = f'{path}:{number}'
                     yield where, parse(line, where)
-    except FileNotFoundError:
-        raise errors.InputError(f'{what} {path} does not exist.') from None
     except OSError as error:
         raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
 
@@ -109,8 +108,8 @@ class AppendLog:
         if self._file is not None:
             self._file.close()
 
-    def _failed(self, error: OSError) -> errors.InputError:
-        return errors.InputError(
+    def _failed(self, error: OSError) -> errors.DiskError:
+        return errors.DiskError(
             f'Cannot write {self._path}: {error.strerror or error}; the same command '
             'goes on from the last whole line.'
         )

@@ -32,6 +32,15 @@ def require(settings: Any, wanted: str, holds: Any, *names: str) -> None:
             raise errors.InputError(f'--{name} must {wanted}, got {value!r}.')
 
 
+def require_seed(settings: Any) -> None:
+    """Checks --seed, of which JAX's keys and NumPy's generators take 32 bits.
+
+    Raises:
+        InputError: if it is negative or larger.
+    """
+    require(settings, 'be in [0, 2^32)', lambda value: 0 <= value < 2**32, 'seed')
+
+
 @dataclasses.dataclass(frozen=True)
 class CommonSettings:
     """Which model, where to, and how conversations become tokens."""
@@ -66,3 +75,4 @@ class CommonSettings:
             if not getattr(self, name):
                 raise errors.InputError(f'--{name} must be given.')
         require(self, 'be at least 1', lambda value: value >= 1, 'max_length')
+        require_seed(self)

@@ -6,8 +6,7 @@ from typing import Any
 from matplotlib import ticker
 
 import ppjax
-from ppjax.evaluation.page import report_views
-from ppjax.pages import charts, drawing, formats, templates
+from ppjax.pages import charts, drawing, formats, templates, views
 
 _LABELS = {
     'persona': 'persona prompt, tokens',
@@ -85,23 +84,21 @@ def _memory(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
     )
 
 
-def _table(axis: str, points: Sequence[Mapping[str, Any]]) -> report_views.Table:
-    def cells(point: Mapping[str, Any]) -> list[report_views.Cell]:
+def _table(axis: str, points: Sequence[Mapping[str, Any]]) -> views.Table:
+    def cells(point: Mapping[str, Any]) -> list[views.Cell]:
         seconds = point['step_seconds']
         temp = point['bytes']['temp']
         return [
-            report_views.Cell(
+            views.Cell(
                 f'{seconds["median"]:.3f} s',
                 f'{seconds["min"]:.3f} to {seconds["max"]:.3f}',
             ),
-            report_views.Cell(f'{1e3 * point["seconds_per_example"]:.1f} ms'),
-            report_views.Cell(report_views.percent(point['utilisation'])),
-            report_views.NOTHING
-            if temp is None
-            else report_views.Cell(formats.quantity(temp, 'B')),
+            views.Cell(f'{1e3 * point["seconds_per_example"]:.1f} ms'),
+            views.Cell(formats.percent(point['utilisation'])),
+            views.NOTHING if temp is None else views.Cell(formats.quantity(temp, 'B')),
         ]
 
-    return report_views.Table(
+    return views.Table(
         name=axis,
         columns=('A step', 'An example', 'Of the peak', 'Activations'),
         rows=[(f'{point[axis]}', cells(point)) for point in points],
@@ -109,7 +106,7 @@ def _table(axis: str, points: Sequence[Mapping[str, Any]]) -> report_views.Table
     )
 
 
-def _parts(found: Mapping[str, Any]) -> report_views.Section:
+def _parts(found: Mapping[str, Any]) -> views.Section:
     seconds = found['parts']['seconds']
     whole = found['parts']['step_seconds']
     parts = [(_PARTS[name], seconds[name]) for name in _PARTS]
@@ -125,22 +122,22 @@ def _parts(found: Mapping[str, Any]) -> report_views.Section:
         [(colour, 'block', name) for (colour, name), _ in parts],
     )
     assert bar
-    return report_views.Section(
+    return views.Section(
         'Where a step’s time goes',
         'Attention with its products and FFN of one block, times the layers, and the '
         'unembedding, each timed alone with its gradient; other is the rest: what the '
         'backward pass recomputes, norms, the optimizer.',
         plots=[bar],
         tables=[
-            report_views.Table(
+            views.Table(
                 name='parts',
                 columns=('Seconds', 'Share'),
                 rows=[
                     (
                         name,
                         [
-                            report_views.Cell(f'{value:.3f}'),
-                            report_views.Cell(report_views.percent(value / whole)),
+                            views.Cell(f'{value:.3f}'),
+                            views.Cell(formats.percent(value / whole)),
                         ],
                     )
                     for (_, name), value in parts
@@ -150,27 +147,27 @@ def _parts(found: Mapping[str, Any]) -> report_views.Section:
     )
 
 
-def sections(found: Mapping[str, Any]) -> list[report_views.Section]:
+def sections(found: Mapping[str, Any]) -> list[views.Section]:
     """What the page shows of `costs.measure`'s figures."""
     made = [_parts(found)]
     for axis, points in found['curves'].items():
         drawn = (_time(axis, points), _memory(axis, points))
         made.append(
-            report_views.Section(
+            views.Section(
                 f'Against {axis}',
                 'Medians; lines reach from the fastest to the slowest round.',
                 plots=[plot for plot in drawn if plot],
                 tables=[_table(axis, points)],
             )
         )
-    sizes = report_views.Table(
+    sizes = views.Table(
         name='sparsity',
         columns=('Weights', 'Read for a token', 'Cache for a token'),
         rows=[
             (
                 f'{row["sparsity"]:.0%}',
                 [
-                    report_views.Cell(formats.quantity(row[name], 'B'))
+                    views.Cell(formats.quantity(row[name], 'B'))
                     for name in ('bytes', 'decode_weight_bytes', 'kv_bytes_per_token')
                 ],
             )
@@ -178,7 +175,7 @@ def sections(found: Mapping[str, Any]) -> list[report_views.Section]:
         ],
     )
     made.append(
-        report_views.Section(
+        views.Section(
             'The pruned model against sparsity',
             'In closed form. A mask learning step runs all channels, whatever the '
             'sparsity.',
@@ -200,7 +197,7 @@ def render(found: Mapping[str, Any]) -> str:
         device=found['device'],
         dtype=found['settings']['dtype'],
         shape=[(_LABELS[axis], f'{base[axis]}') for axis in _LABELS],
-        utilisation=report_views.percent(base['utilisation']),
+        utilisation=formats.percent(base['utilisation']),
         peak=formats.quantity(found['matrix_peak_flops_per_s'], 'FLOP/s'),
         ratio=found.get('ratio_to_reference'),
         sections=sections(found),

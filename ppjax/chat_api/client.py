@@ -14,7 +14,6 @@ import functools
 import os
 import queue
 import random
-import re
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ import httpx
 import tenacity
 
 from ppjax.base import errors, processes
-from ppjax.chat_api import replies
+from ppjax.chat_api import addresses, replies
 
 # Besides all of 500-599: the server is busy, starting, or in between.
 _PASSING = frozenset({408, 409, 425, 429})
@@ -38,6 +37,10 @@ _CONNECT_SECONDS = 10.0
 _PATIENCE = 5
 _NOTIFY_SECONDS = 60.0
 _LOOPBACK = ('localhost', '127.0.0.1', '::1')
+# The longest answers, with the probabilities of every token, are a hundredth of it.
+_MOST_BYTES = 64 * 2**20
+# Of these a chunk unpacks to some 60 MiB at most.
+_ENCODINGS = ('', 'identity', 'gzip', 'deflate')
 _LIMIT, _NEWER_LIMIT = 'max_tokens', 'max_completion_tokens'
 
 
@@ -92,6 +95,10 @@ class _Passing(Exception):
         self.wait = wait
 
 
+class _NoCompletion(_Passing):
+    """A reply with status 200 that is none, and no error either."""
+
+
 class _RowRefused(Exception):
     """The server will never take this row."""
 
@@ -110,6 +117,7 @@ class _Run:
         client: with the key in its headers.
         hide: takes the key out of a text.
         limit_name: the name of the limit of tokens in requests.
+        answered: whether there was a chat completion yet.
         failed: rows that failed since the server last dealt with one.
         told: when people were last told of a fault.
         question: one worker at a time asks whether the server is still there.
@@ -120,6 +128,7 @@ class _Run:
     client: httpx.AsyncClient
     hide: Callable[[str], str]
     limit_name: str = _LIMIT
+    answered: bool = False
     failed: int = 0
     told: float = float('-inf')
     question: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
@@ -164,7 +173,7 @@ class ChatClient:
         Raises:
             InputError: for an address that is none, or a setting out of range.
         """
-        self._base = _checked(base_url)
+        self._base = addresses.checked(base_url)
         if not model.strip():
             raise errors.InputError('The name of the model on the server is missing.')
         for name, value, least in (
@@ -260,6 +269,7 @@ class ChatClient:
         done: 'queue.SimpleQueue[Answer | None]',
     ) -> None:
         headers = {'Authorization': f'Bearer {key}'} if key else {}
+        headers['Accept-Encoding'] = 'gzip, deflate'
         workers = min(self._concurrency, len(calls))
         async with (
             httpx.AsyncClient(
@@ -342,9 +352,25 @@ class ChatClient:
                     f'{self._retries} times a row.'
                 )
 
+        def give_up(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            # A gateway may hiccup once; what never answers is something else.
+            if (
+                isinstance(error, _NoCompletion)
+                and not run.answered
+                and state.attempt_number > min(1, self._retries)
+            ):
+                raise Refused(
+                    f'{self.url} sent {error}. Is this the address of a server of '
+                    "OpenAI's protocol?",
+                    200,
+                    str(error),
+                )
+            return state.attempt_number > self._retries
+
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Passing),
-            stop=tenacity.stop_after_attempt(self._retries + 1),
+            stop=give_up,
             wait=wait,
             before_sleep=tell,
             reraise=True,
@@ -370,7 +396,7 @@ class ChatClient:
             body[limit_name] = body.pop(_LIMIT)
         try:
             async with asyncio.timeout(self._timeout):
-                response = await run.client.post(self.url, json=body)
+                response = await self._post(run.client, body)
         except TimeoutError:
             raise _Passing(f'no answer within {self._timeout:g} s') from None
         except httpx.ConnectTimeout:
@@ -381,24 +407,57 @@ class ChatClient:
         except httpx.HTTPError as error:
             reason = replies.short(run.hide(str(error) or type(error).__name__))
             raise _Passing(f'connection broken ({reason})') from None
-        if response.status_code == 200:
+        status = replies.status_of(response)
+        if status == 200:
             if choice := replies.first_choice(response):
+                run.answered = True
                 return choice
-            # Gateways send errors with status 200.
             said = replies.short(run.hide(replies.error_of(response)[1])) or 'nothing'
-            raise _Passing(f'a reply that is no chat completion: {said}')
+            # Gateways send errors with status 200.
+            kind = _Passing if replies.holds_error(response) else _NoCompletion
+            raise kind(f'a reply that is no chat completion: {said}')
         try:
-            self._refuse(call, response, run, limit_name)
+            self._refuse(call, response, status, run, limit_name)
         except _OtherLimitName:
             run.limit_name = _NEWER_LIMIT
             return await self._ask(run, call)
         raise AssertionError('_refuse always raises')
 
+    async def _post(
+        self, client: httpx.AsyncClient, body: dict[str, Any]
+    ) -> httpx.Response:
+        """The whole answer.
+
+        Raises:
+            _Passing: if it is larger than any chat completion.
+        """
+        async with client.stream('POST', self.url, json=body) as response:
+            encoding = response.headers.get('content-encoding', '').strip().lower()
+            if encoding not in _ENCODINGS:
+                raise _NoCompletion(f'an answer packed as {replies.short(encoding)!r}')
+            content = bytearray()
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > _MOST_BYTES:
+                    raise _NoCompletion(f'an answer of over {_MOST_BYTES >> 20} MiB')
+            headers = [
+                (name, value)
+                for name, value in response.headers.items()
+                if name not in ('content-encoding', 'content-length')
+            ]
+            return httpx.Response(
+                response.status_code, headers=headers, content=bytes(content)
+            )
+
     def _refuse(
-        self, call: Call, response: httpx.Response, run: _Run, limit_name: str
+        self,
+        call: Call,
+        response: httpx.Response,
+        status: int,
+        run: _Run,
+        limit_name: str,
     ) -> None:
         """Raises what a status other than 200 means."""
-        status = response.status_code
         codes, said = replies.error_of(response)
         said = replies.short(run.hide(said)) or response.reason_phrase
         reason = f'HTTP {status}: {said}'
@@ -427,27 +486,6 @@ def _told(answers: Iterator[Answer]) -> dict[str, Any] | None:
         own = {'message': str(error), 'status': error.status, 'said': error.said}
         return {'refused': own}
     return None if answer is None else dataclasses.asdict(answer)
-
-
-def _checked(base_url: str) -> str:
-    """The address that `/chat/completions` follows."""
-    try:
-        url = httpx.URL(base_url.strip())
-    except httpx.InvalidURL as error:
-        raise errors.InputError(f'The server address is no URL ({error}).') from None
-    if url.userinfo or url.query or url.fragment:
-        # Not quoted: a password or key may be in it.
-        raise errors.InputError(
-            'The server address may hold no password, query or fragment; put the key '
-            'into the environment.'
-        )
-    if url.scheme not in ('http', 'https') or not url.host:
-        raise errors.InputError(
-            f'The server address must look like http://host:port/v1, got {base_url!r}.'
-        )
-    base = str(url).rstrip('/').removesuffix('/chat/completions')
-    # Some services have another version, or a path behind it.
-    return base if re.search(r'/v\d\w*(/|$)', base) else f'{base}/v1'
 
 
 def _root(error: BaseException) -> str:

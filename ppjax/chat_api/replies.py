@@ -14,6 +14,21 @@ import httpx
 
 _QUOTED_CHARACTERS = 300
 
+# Finish reasons of OpenAI, Anthropic, Google, Mistral and vLLM behind gateways.
+_UNFINISHED = frozenset(
+    {
+        *('length', 'max_length', 'model_length', 'max_tokens', 'max_output_tokens'),
+        *('model_context_window_exceeded', 'abort', 'cancelled', 'error'),
+    }
+)
+_TEXT_PARTS = ('text', 'output_text')
+_FILTERED = frozenset(
+    {
+        *('content_filter', 'safety', 'recitation', 'blocklist', 'spii', 'refusal'),
+        *('prohibited_content', 'guardrail_intervened'),
+    }
+)
+
 
 def first_choice(response: httpx.Response) -> dict[str, Any] | None:
     """The first choice of a reply; None if it is no chat completion."""
@@ -28,21 +43,43 @@ def first_choice(response: httpx.Response) -> dict[str, Any] | None:
 def text_of(choice: dict[str, Any]) -> str:
     """What the model wrote; '' if that is nothing, or no text."""
     content = choice['message'].get('content')
-    if isinstance(content, list):  # Of parts, as newer models send it.
-        parts = (part.get('text') for part in content if isinstance(part, dict))
-        return ''.join(part for part in parts if isinstance(part, str))
+    if isinstance(content, list):  # Of parts, of which others are reasoning.
+        return ''.join(
+            part['text']
+            for part in content
+            if isinstance(part, dict)
+            and part.get('type', 'text') in _TEXT_PARTS
+            and isinstance(part.get('text'), str)
+        )
     return content if isinstance(content, str) else ''
+
+
+def only_reasoned(choice: dict[str, Any]) -> bool:
+    """Whether the model thought, as servers tell apart, and then wrote nothing."""
+    message = choice['message']
+    content = message.get('content')
+    thought = any(message.get(key) for key in ('reasoning_content', 'reasoning')) or (
+        isinstance(content, list)
+        and any(
+            isinstance(part, dict) and part.get('type', 'text') not in _TEXT_PARTS
+            for part in content
+        )
+    )
+    return bool(thought) and not text_of(choice).strip()
 
 
 def finished(choice: dict[str, Any]) -> bool:
     """Whether the text ended by itself, and not at the limit of tokens."""
-    return choice.get('finish_reason') != 'length'
+    return _reason(choice) not in _UNFINISHED
 
 
 def refused(choice: dict[str, Any]) -> bool:
     """Whether the server itself says that it refused, as content filters do."""
-    filtered = choice.get('finish_reason') == 'content_filter'
-    return filtered or bool(choice['message'].get('refusal'))
+    return _reason(choice) in _FILTERED or bool(choice['message'].get('refusal'))
+
+
+def _reason(choice: dict[str, Any]) -> str:
+    return str(choice.get('finish_reason')).lower()
 
 
 def tokens_of(choice: dict[str, Any]) -> list[str]:
@@ -88,6 +125,22 @@ def error_of(response: httpx.Response) -> tuple[set[str], str]:
     return set(), response.text
 
 
+def status_of(response: httpx.Response) -> int:
+    """The status, or the one of the error that a gateway sends with status 200."""
+    error = _error(response) if response.status_code == 200 else None
+    code = error.get('code') if isinstance(error, dict) else None
+    if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:
+        code = int(code)
+    if type(code) is int and 400 <= code < 600:
+        return code
+    return response.status_code
+
+
+def holds_error(response: httpx.Response) -> bool:
+    """Whether a body is the form in which servers put errors."""
+    return bool(_error(response))
+
+
 def retry_after(response: httpx.Response) -> float | None:
     """Seconds, from a number or a date; None if there is neither."""
     text = response.headers.get('retry-after', '')
@@ -97,7 +150,7 @@ def retry_after(response: httpx.Response) -> float | None:
         pass
     try:
         then = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if then.tzinfo is None:
         then = then.replace(tzinfo=datetime.UTC)
@@ -118,6 +171,11 @@ def _json(response: httpx.Response) -> Any:
         return json.loads(response.content)
     except (ValueError, RecursionError):
         return None
+
+
+def _error(response: httpx.Response) -> Any:
+    value = _json(response)
+    return value.get('error') if isinstance(value, dict) else None
 
 
 def _positions(choice: dict[str, Any]) -> list[dict[str, Any]]:

@@ -53,10 +53,6 @@ class ChatConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ('model', 'base_model', 'mask', 'persona', 'prompt'):
-            value = getattr(self, name)
-            if value is not None and not value.strip():
-                raise errors.InputError(f'--{name} is empty.')
         if not (self.model or self.base_model or self.mask):
             raise errors.InputError(
                 'One of --model, --mask and --base_model must be given.'
@@ -71,8 +67,7 @@ class ChatConfig:
             raise errors.InputError(
                 f'--max_new_tokens must be at least 1, got {self.max_new_tokens}.'
             )
-        if not 0 <= self.seed < 2**32:
-            raise errors.InputError(f'--seed must be in [0, 2^32), got {self.seed}.')
+        settings.require_seed(self)
         _ = self.sampling  # Checks its flags.
 
     @property

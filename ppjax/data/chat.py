@@ -10,7 +10,7 @@ import numpy as np
 import transformers
 
 from ppjax.base import errors
-from ppjax.data import calibration
+from ppjax.data import calibration, markup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +85,7 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         # Jinja drops the line end after a tag: the template itself is unchanged.
         self._template = f'{_clock(self._day)}\n{tokenizer.get_chat_template()}'
-        self._special = {
-            index: token.content
-            for index, token in tokenizer.added_tokens_decoder.items()
-            if token.special
-        }
+        self._marks = markup.OwnMarks(tokenizer)
 
     def _render(self, messages: Any, *, generate: bool) -> str:
         try:
@@ -112,18 +108,45 @@ class ChatRenderer:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def prompt(self, messages: Any) -> list[int]:
-        """Token ids up to where the assistant's next answer starts."""
-        self._refuse_markup(messages, 'The conversation')
+        """Token ids up to where the assistant's next answer starts.
+
+        Raises:
+            Marked: if a turn holds the model's markup; its own earlier answers may
+                hold its marks of reasoning, which templates know.
+        """
+        for message in messages:
+            self._refuse_markup(
+                message, 'The conversation', special_only=message['role'] == 'assistant'
+            )
         return self._encode(self._render(messages, generate=True))
 
-    def _refuse_markup(self, messages: Any, where: str) -> None:
-        for message in messages:
-            for token in self._special.values():
-                if token in message['content']:
-                    raise errors.InputError(
-                        f'{where}: the {message["role"]} turn contains {token!r}, '
-                        "which is the model's own markup; remove it."
-                    )
+    def _refuse_markup(
+        self, message: Any, where: str, *, special_only: bool = False
+    ) -> None:
+        token = self._marks.first(message['content'], special_only=special_only)
+        if token:
+            raise markup.Marked(
+                f'{where}: the {message["role"]} turn contains {token!r}, which is the '
+                "model's own markup; remove it."
+            )
+
+    def takes(self, row: calibration.Row) -> bool:
+        """Whether no turn of a row holds markup."""
+        held = any(self._marks.first(message['content']) for message in row.messages)
+        return not (held or self.mark_in_answer(row.answer))
+
+    def mark_in_answer(self, text: str) -> str:
+        """The first mark, of this model or another's form, that no answer may hold.
+
+        Returns:
+            It; '' if there is none.
+        """
+        own = self._marks.first(text)
+        return own or markup.turn_mark(text) or markup.reasoning_mark(text)
+
+    def spaced(self, text: str) -> str:
+        """Ordinary text, in which marks are read and have no effect."""
+        return self._marks.spaced(text)
 
     def example(self, row: calibration.Row) -> Example:
         """Renders a row.
@@ -132,10 +155,17 @@ class ChatRenderer:
         generates.
 
         Raises:
-            InputError: if the template alters the prompt once there is an answer,
-                ends an answer with no special token, or a turn contains markup.
+            Marked: if a turn holds the model's markup, or the answer any model's.
+            InputError: if the template alters the prompt once there is an answer, or
+                ends an answer with no special token.
         """
-        self._refuse_markup(row.messages, row.where)
+        for message in row.messages:
+            self._refuse_markup(message, row.where)
+        if mark := self.mark_in_answer(row.answer):
+            raise markup.Marked(
+                f"{row.where}: the answer contains {mark!r}, a chat model's markup; "
+                'remove it, or the row.'
+            )
         prompt = self._render(row.messages[:-1], generate=True)
         whole = self._render(row.messages, generate=False)
         if not whole.startswith(prompt):
@@ -144,7 +174,7 @@ class ChatRenderer:
                 'there is an answer; training on it would not match generation.'
             )
         answer = self._encode(whole[len(prompt) :])
-        ends = [i for i, token in enumerate(answer) if token in self._special]
+        ends = [i for i, token in enumerate(answer) if token in self._marks.special]
         if not ends:
             raise errors.InputError(
                 'The chat template ends an answer with no special token, so a model '
@@ -157,10 +187,28 @@ class ChatRenderer:
         return Example(np.asarray(tokens, np.int32), start, row.query_id, persona)
 
 
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """How many rows were left out.
+
+    Attributes:
+        too_long: for their length.
+        marked: for markup in them.
+    """
+
+    too_long: int = 0
+    marked: int = 0
+
+    def summary(self, max_length: int) -> str:
+        """What to tell people, without a full stop."""
+        text = f'{self.too_long} over {max_length} tokens dropped'
+        return f'{text}, {self.marked} with markup' if self.marked else text
+
+
 def render_rows(
     renderer: ChatRenderer, rows: list[calibration.Row], max_length: int
-) -> tuple[list[Example], int]:
-    """Renders rows and drops those over `max_length` tokens.
+) -> tuple[list[Example], Dropped]:
+    """Renders rows; drops those over `max_length` tokens or with markup in them.
 
     Returns:
         (examples, how many were dropped).
@@ -168,7 +216,17 @@ def render_rows(
     Raises:
         InputError: if none is left.
     """
-    examples = [renderer.example(row) for row in rows]
+    examples: list[Example] = []
+    marked: list[str] = []
+    for row in rows:
+        try:
+            examples.append(renderer.example(row))
+        except markup.Marked as error:
+            marked.append(str(error))
+    if rows and not examples:
+        raise errors.InputError(
+            f'None of {len(rows)} calibration rows is of use. {marked[0]}'
+        )
     kept = [example for example in examples if len(example.tokens) <= max_length]
     if not kept:
         shortest = min(len(example.tokens) for example in examples)
@@ -176,4 +234,4 @@ def render_rows(
             f'None of {len(rows)} calibration rows fits --max_length={max_length}; '
             f'the shortest has {shortest} tokens.'
         )
-    return kept, len(examples) - len(kept)
+    return kept, Dropped(len(examples) - len(kept), len(marked))

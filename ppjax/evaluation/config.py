@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from ppjax.base import errors, flags, settings
+from ppjax.chat_api import addresses
 from ppjax.evaluation.multiple_choice import benchmarks
 
 TASKS = (
@@ -186,6 +187,9 @@ class EvaluateConfig:
                 raise errors.InputError(
                     '--partner=openai needs --partner_url, the address of the server.'
                 )
+        for name in ('judge_url', 'partner_url'):
+            if url := getattr(self, name):
+                addresses.checked(url, f'--{name}')
         settings.require(
             self,
             'be at least 1',
@@ -208,7 +212,7 @@ class EvaluateConfig:
             lambda value: 0 <= value <= benchmarks.MOST_SHOTS,
             'mmlu_shots',
         )
-        settings.require(self, 'not be negative', lambda value: value >= 0, 'seed')
+        settings.require_seed(self)
         if self.run.exists() and not self.run.is_dir():
             raise errors.InputError(f'--output_dir={self.output_dir} is a file.')
         if not self.is_run and not (self.base_model or self.model):

@@ -22,6 +22,24 @@ from ppjax.evaluation.answers import judged_answers
 from ppjax.evaluation.dialogues import multi_turn
 from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choice_tasks
 
+# All that it may add to a folder.
+MAKES = (
+    *(
+        f'results/{name}.json'
+        for name in (
+            'persona_likelihood',
+            'measured_efficiency',
+            *config.TASKS,
+        )
+        if name not in ('likelihood', 'efficiency')
+    ),
+    'results/judge.csv',
+    'evaluation/answers.jsonl',
+    'evaluation/verdicts.jsonl',
+    'evaluation/dialogues.jsonl',
+    'report.html',
+)
+
 
 class Evaluation:
     """One call of `python -m ppjax.evaluate`."""
@@ -91,7 +109,7 @@ class Evaluation:
         def measure() -> dict[str, Any]:
             models = [model.load() for model in self.candidates.models]
             renderer = chat.ChatRenderer(models[0].tokenizer, date=cfg.date)
-            examples, too_long = chat.render_rows(renderer, rows, cfg.max_length)
+            examples, dropped = chat.render_rows(renderer, rows, cfg.max_length)
             found = likelihood.measure(
                 models[0],
                 models,
@@ -104,7 +122,7 @@ class Evaluation:
                 'heldout': {
                     'source': source,
                     'rows': len(examples),
-                    'too_long': too_long,
+                    **dataclasses.asdict(dropped),
                     'answer_tokens': sum(e.num_answer_tokens for e in examples),
                 },
                 **likelihood.as_json(self.candidates.names, found, ids),

@@ -184,8 +184,9 @@ def _answer(
             base_model=trained.base_model, dtype=trained.dtype
         ).decoder
     renderer = chat.ChatRenderer(loaded.tokenizer, date=trained.date)
+    # As in mask learning, where rows with markup and longer ones are dropped.
+    rows = [row for row in rows if renderer.takes(row)]
     prompts = [renderer.prompt(row.messages[:-1]) for row in rows]
-    # As in mask learning, where longer examples are dropped.
     fitting = [i for i, p in enumerate(prompts) if len(p) <= trained.max_length]
     chosen = [fitting[i] for i in spread(len(fitting), cfg.samples)]
     progress.say(

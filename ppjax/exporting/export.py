@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax.base import atomic, errors, flags, progress, versions
+from ppjax.base import atomic, errors, flags, progress, run_directory, versions
 from ppjax.data import chat
 from ppjax.exporting import config as config_lib
 from ppjax.exporting import hf_export, model_card
+from ppjax.exporting import record as record_lib
 from ppjax.exporting import source as source_lib
 from ppjax.exporting import verify as verify_lib
 from ppjax.masking import granularity as granularity_lib
@@ -27,6 +28,7 @@ _QUESTIONS = (
     'Tell me what worries you most, in one sentence.',
     'What is 17 times 4?',
 )
+_RECORD = 'results/export.json'
 # Lengths of the sequences that `--verify` compares, in tokens.
 _MIN_LENGTH, _MAX_LENGTH = 64, 128
 
@@ -38,6 +40,23 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
         cfg: the settings.
         again: whether an export that stands, and was verified, is verified again.
     """
+    output = pathlib.Path(cfg.output_dir).expanduser()
+    if not cfg.from_run:
+        _export(cfg, output, None, again=again)
+        return 0
+    source_lib.require_run(output)
+    with run_directory.visiting(output, makes=(_RECORD,)):
+        _export(cfg, output / 'hf', output / _RECORD, again=again)
+    return 0
+
+
+def _export(
+    cfg: config_lib.ExportConfig,
+    target: pathlib.Path,
+    record_file: pathlib.Path | None,
+    *,
+    again: bool,
+) -> None:
     source = source_lib.open_source(cfg)
     if cfg.keep_indices and source.kind is not granularity_lib.CHANNELS:
         raise errors.InputError(
@@ -45,15 +64,13 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
             'its .pmask file is the list of them.'
         )
     dtype = cfg.export_dtype or hf_export.default_dtype(source.base.reader)
-    output = pathlib.Path(cfg.output_dir).expanduser()
-    target = output / 'hf' if cfg.from_run else output
-    record_file = output / 'results' / 'export.json'
-    record = source_lib.read_if_there(record_file) if cfg.from_run else None
-    stands = _stands(target, source, dtype, record, overwrite=cfg.overwrite)
+    identity = source.identity(dtype)
+    _refuse_over_inputs(target, source)
+    stands = not record_lib.may_write(target, identity, overwrite=cfg.overwrite)
 
     tokenizer = source.base.tokenizer()
     facts = _facts(cfg, source, dtype, has_template=bool(tokenizer.chat_template))
-    verified = record.get('verify') if stands and record else None
+    verified = _verified_before(record_file, identity) if stands else None
 
     def check(folder: pathlib.Path) -> None:
         nonlocal verified
@@ -76,18 +93,19 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
             tokenizer=tokenizer,
             model_card=model_card.render(facts),
             system_prompt=source.system_prompt,
+            identity=identity,
             check=check,
         )
     if cfg.keep_indices:
         keep_indices.save(cfg.keep_indices, source.mask)
-    if cfg.from_run:
+    if record_file is not None:
         sides = ('dense', 'pruned')
         atomic.write_json(
             record_file,
             {
                 'settings': dataclasses.asdict(cfg),
                 'versions': versions.versions(),
-                'identity': source.identity(dtype),
+                'identity': identity,
                 'granularity': source.kind.name,
                 'keep': facts.keep,
                 'num_layers': facts.num_layers,
@@ -99,7 +117,34 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
             },
         )
     print(_table(facts, target, verified))
-    return 0
+
+
+def _verified_before(
+    record_file: pathlib.Path | None, identity: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """What the record of the same export says of its verification."""
+    if record_file is None:
+        return None
+    try:
+        record = source_lib.read_if_there(record_file) or {}
+    except errors.InputError:  # Damaged: it is verified again.
+        return None
+    found = record.get('verify')
+    return found if record.get('identity') == identity else None
+
+
+def _refuse_over_inputs(target: pathlib.Path, source: source_lib.Source) -> None:
+    """A mistyped folder must not cost the files that are read.
+
+    Raises:
+        InputError: naming the file that lies in the target.
+    """
+    for file in source.files if target.is_dir() else ():
+        if file.resolve().is_relative_to(target.resolve()):
+            raise errors.InputError(
+                f'{file} lies in {target}, where the export is to go; give another '
+                '--output_dir.'
+            )
 
 
 def _facts(
@@ -166,55 +211,6 @@ def _verify(
         if result.transformers is None
         else importlib.metadata.version('torch'),
     }
-
-
-def _stands(
-    target: pathlib.Path,
-    source: source_lib.Source,
-    dtype: str,
-    record: Mapping[str, Any] | None,
-    *,
-    overwrite: bool,
-) -> bool:
-    """Whether the very same export stands at `target` already.
-
-    Raises:
-        InputError: if something else does that may not, or must not, be replaced.
-    """
-    if not target.exists():
-        return False
-    if not target.is_dir():
-        raise errors.InputError(f'{target} is a file; give a directory.')
-    entries = sorted(target.iterdir())
-    if not entries:
-        return False
-    if not overwrite:
-        made = record.get('identity') if record else None
-        if not isinstance(made, dict):
-            raise errors.InputError(
-                f'{target} exists and is not empty; --overwrite replaces it.'
-            )
-        wanted = source.identity(dtype)
-        if differ := [key for key in wanted if made.get(key) != wanted[key]]:
-            raise errors.InputError(
-                f'{target} holds another export (differing in {", ".join(differ)}); '
-                '--overwrite replaces it.'
-            )
-        return True
-    # Replacing deletes: a mistyped folder must not cost more than its files.
-    for file in source.files:
-        if file.resolve().is_relative_to(target.resolve()):
-            raise errors.InputError(
-                f'{file} lies in {target}, which --overwrite would delete; '
-                'give another --output_dir.'
-            )
-    for entry in entries:
-        if entry.is_dir():
-            raise errors.InputError(
-                f'{target} holds the folder {entry.name!r}, which no export makes; '
-                'it is not replaced. Give another --output_dir or remove it yourself.'
-            )
-    return False
 
 
 def _verification_tokens(

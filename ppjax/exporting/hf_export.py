@@ -4,7 +4,7 @@ Nothing in it is ours: `transformers`, vLLM and llama.cpp's converter load it as
 Llama or Qwen with a smaller `intermediate_size`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import json
 import math
 import pathlib
@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 import transformers
 
-from ppjax.base import atomic, errors, processes
+from ppjax.base import atomic, errors, processes, run_directory
+from ppjax.exporting import record
 from ppjax.models import (
     base_model,
     checkpoint,
@@ -74,6 +75,7 @@ def export_pruned(
     tokenizer: transformers.PreTrainedTokenizerBase,
     model_card: str,
     system_prompt: str,
+    identity: Mapping[str, str] | None = None,
     shard_bytes: float = 5e9,
     check: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
@@ -98,6 +100,7 @@ def export_pruned(
         tokenizer=tokenizer,
         model_card=model_card,
         system_prompt=system_prompt,
+        identity=identity,
         shard_bytes=shard_bytes,
         check=check,
     )
@@ -111,6 +114,7 @@ def export_model(
     tokenizer: transformers.PreTrainedTokenizerBase,
     model_card: str,
     system_prompt: str,
+    identity: Mapping[str, str] | None = None,
     shard_bytes: float = 5e9,
     check: Callable[[pathlib.Path], None] | None = None,
 ) -> None:
@@ -127,6 +131,8 @@ def export_model(
         tokenizer: saved with its chat template.
         model_card: text of README.md.
         system_prompt: the persona prompt, kept in `persona.json`.
+        identity: what decides every weight, for a record (`exporting.record`); None
+            for none.
         shard_bytes: weights beyond this go into several files, each at most this
             large unless one tensor is larger.
         check: called with the finished folder before it takes its name; what it
@@ -150,6 +156,11 @@ def export_model(
         _write_weights(model, folder, dtype=dtype, shard_bytes=shard_bytes)
         if check is not None:
             check(folder)
+        if identity is not None and processes.is_first():
+            target = pathlib.Path(target_dir)
+            names = record.write(folder, identity)
+            made = [f'{target.name}/{name}' for name in names]
+            run_directory.adds(target.parent, made)
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

@@ -59,16 +59,23 @@ def open_source(cfg: config_lib.ExportConfig) -> Source:
     return _from_run(cfg) if cfg.from_run else _from_files(cfg)
 
 
-def _from_run(cfg: config_lib.ExportConfig) -> Source:
-    run = pathlib.Path(cfg.output_dir).expanduser()
+def require_run(run: pathlib.Path) -> None:
+    """Raises:
+    InputError: if there is no run directory with a learned mask.
+    """
     if not run.is_dir():
         raise errors.InputError(f'Run directory {str(run)!r} does not exist.')
-    mask_file = run / 'mask.pmask'
-    if not mask_file.is_file():
+    if not (run / 'mask.pmask').is_file():
         raise errors.InputError(
             f'Run directory {str(run)!r} has no mask.pmask: it is another directory, '
             'or its mask is not learned yet.'
         )
+
+
+def _from_run(cfg: config_lib.ExportConfig) -> Source:
+    run = pathlib.Path(cfg.output_dir).expanduser()
+    require_run(run)
+    mask_file = run / 'mask.pmask'
     trained = None
     recorded = run_directory.settings_file(run, 'train')
     if cfg.base_model is None or recorded.is_file():

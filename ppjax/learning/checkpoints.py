@@ -6,47 +6,77 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from ppjax.base import errors
+from ppjax.base import errors, processes
+from ppjax.base import progress as progress_lib
 
 State = TypeVar('State')
+
+# What a run's checkpoints are, for its marker.
+FILES = 'checkpoints/[0-9]*'
 
 
 class Checkpoints:
     """Numbered checkpoints; one that was cut short is never picked up."""
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+    def __init__(self, run: pathlib.Path, *, keep: int = 2):
+        """Args:
+        run: the run directory.
+        keep: how many stay.
+        """
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(
-            pathlib.Path(directory).absolute(), options=options
-        )
+        self._path = (run / 'checkpoints').absolute()
+        try:
+            self._manager = ocp.CheckpointManager(self._path, options=options)
+        except (OSError, ValueError) as error:
+            raise _failed(error) from error
 
     def save(self, step: int, state: Any) -> None:
         """Saves in the background.
 
         Raises:
-            InputError: if an earlier save failed, for instance on a full disk.
+            DiskError: if an earlier save failed, for instance on a full disk.
         """
         try:
             self._manager.save(step, args=ocp.args.StandardSave(state))
         except (OSError, ValueError) as error:
             raise _failed(error) from error
 
-    def latest(self) -> int | None:
-        """The step of the newest whole checkpoint."""
-        return self._manager.latest_step()
+    def newest(self, like: State) -> tuple[int, State | None]:
+        """The newest checkpoint that is whole; damaged newer ones are removed.
 
-    def restore(self, step: int, like: State) -> State:
-        """Restores into the structure, shapes and placement of `like`."""
+        Args:
+            like: structure, shapes and placement of the state, as arrays or without.
+
+        Returns:
+            (step, state), or (0, None) if there is none.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            state, reason = None, ''
+            try:
+                state = self._manager.restore(
+                    step, args=ocp.args.StandardRestore(abstract)
+                )
+            # What Orbax and TensorStore make of files that are cut or missing.
+            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                reason = (str(error).splitlines() or [repr(error)])[0][:200]
+            if processes.everywhere(state is not None):
+                return step, state
+            progress_lib.say(
+                f'Checkpoint {self._path / str(step)} is damaged and was removed '
+                f'({reason or "another process cannot read it"}); going on from the '
+                'one before.'
+            )
+            self._manager.delete(step)
+        return 0, None
 
     def wait(self) -> None:
         """Returns once all saves are on disk.
 
         Raises:
-            InputError: if one failed.
+            DiskError: if one failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -58,8 +88,8 @@ class Checkpoints:
         self._manager.close()
 
 
-def _failed(error: Exception) -> errors.InputError:
-    return errors.InputError(
-        f'A checkpoint could not be saved: {str(error).splitlines()[0]}; the same '
-        'command goes on from the one before.'
+def _failed(error: Exception) -> errors.DiskError:
+    return errors.DiskError(
+        f'A checkpoint could not be saved: {(str(error).splitlines() or [""])[0]}; the '
+        'same command goes on from the one before.'
     )

@@ -117,13 +117,14 @@ def prepare_data(
     renderer = chat.ChatRenderer(base.tokenizer(), date=date)
     train, dropped = chat.render_rows(renderer, train_rows, max_length)
     progress_lib.say(
-        f'Calibration: {len(train)} examples, {dropped} over {max_length} tokens '
-        'dropped.'
+        f'Calibration: {len(train)} examples, {dropped.summary(max_length)}.'
     )
     held: list[chat.Example] = []
     if heldout_rows:
         held, dropped = chat.render_rows(renderer, heldout_rows, max_length)
-        progress_lib.say(f'Held-out: {len(held)} examples, {dropped} dropped.')
+        progress_lib.say(
+            f'Held-out: {len(held)} examples, {dropped.summary(max_length)}.'
+        )
     prompts = {row.system_prompt for row in train_rows}
     if len(prompts) > 1:
         progress_lib.say(

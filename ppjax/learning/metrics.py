@@ -8,53 +8,97 @@ from typing import Any
 
 import tensorboardX
 
-from ppjax.base import errors, processes
+from ppjax.base import atomic, errors, json_lines, processes
+from ppjax.base import progress as progress_lib
+
+# What they are, for a run's marker.
+FILES = ('metrics.jsonl', 'tensorboard/events.out.tfevents.*')
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard event files with the same scalars.
+    """metrics.jsonl, on disk line by line, and TensorBoard event files of the same.
 
     Of several processes the first alone keeps them.
     """
 
     def __init__(self, run: pathlib.Path, *, resume_step: int):
-        """Opens both; entries of steps that will be done again are dropped."""
-        self._writes = processes.is_first()
-        if not self._writes:
-            return
-        run.mkdir(parents=True, exist_ok=True)
-        path = run / 'metrics.jsonl'
-        kept = []
-        if path.exists():
-            for line in path.read_text('utf-8').splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:  # The torn last line of a killed run.
-                    continue
-                if entry.get('step', 0) <= resume_step:
-                    kept.append(line + '\n')
-        path.write_text(''.join(kept), encoding='utf-8')
-        self._file = path.open('a', encoding='utf-8')
-        self._events = tensorboardX.SummaryWriter(
-            str(run / 'tensorboard'), purge_step=resume_step + 1
-        )
+        """Opens both; entries of steps that will be done again are dropped.
+
+        Raises:
+            InputError: if they cannot be written.
+        """
+        path = run / FILES[0]
+        kept = processes.first_decides(lambda: _keep(path, resume_step))
+        self._known = {(entry['stage'], entry['step']): entry for entry in kept}
+        self._log = json_lines.AppendLog(path)
+        self._events: Any = None
+        if processes.is_first():
+            try:
+                self._events = tensorboardX.SummaryWriter(
+                    str(run / 'tensorboard'), purge_step=resume_step + 1
+                )
+            except OSError as error:
+                raise errors.DiskError(
+                    f'Cannot write {run / "tensorboard"}: {error.strerror}.'
+                ) from error
+
+    def has(self, stage: str, step: int) -> bool:
+        """Whether there is an entry of a stage after a step."""
+        return (stage, step) in self._known
 
     def write(self, stage: str, step: int, **values: float) -> None:
-        """Appends one entry; `step` counts finished optimizer steps."""
-        if not self._writes:
-            return
+        """Appends one entry; `step` counts finished optimizer steps.
+
+        Raises:
+            DiskError: if the disk is full.
+        """
         entry: dict[str, Any] = {'stage': stage, 'step': step}
         entry |= {name: round(float(value), 8) for name, value in values.items()}
-        self._file.write(json.dumps(entry) + '\n')
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f'{stage}/{name}', value, step)
+        self._log.append(entry)
+        self._known[stage, step] = entry
+        if self._events is None:
+            return
+        try:
+            for name, value in values.items():
+                self._events.add_scalar(f'{stage}/{name}', value, step)
+        except OSError as error:
+            raise errors.DiskError(
+                f'Cannot write TensorBoard files: {error.strerror}.'
+            ) from error
 
     def close(self) -> None:
-        if not self._writes:
-            return
-        self._file.close()
-        self._events.close()
+        self._log.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _keep(path: pathlib.Path, resume_step: int) -> list[dict[str, Any]]:
+    """The entries up to a step; what else the file has is dropped from it."""
+    if not path.exists():
+        return []
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from error
+    lines = data.splitlines()
+    kept, damaged = [], 0
+    # What follows the last line break was being written when the run was killed.
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json_lines.parse(line, str(path))
+            stage, step = entry['stage'], entry['step']
+            if not isinstance(stage, str) or not isinstance(step, int):
+                raise TypeError
+        except (errors.InputError, KeyError, TypeError):
+            damaged += number < len(lines)
+            continue
+        if step <= resume_step:
+            kept.append(entry)
+    if damaged:
+        progress_lib.say(f'{path}: {damaged} damaged lines were left out.')
+    if len(kept) != len(lines) or not data.endswith(b'\n'):
+        atomic.write_text(path, ''.join(json.dumps(entry) + '\n' for entry in kept))
+    return kept
 
 
 def check_finite(

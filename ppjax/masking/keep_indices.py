@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ppjax.base import atomic, errors
+from ppjax.base import atomic, errors, reading
 
 
 def save(path: str | pathlib.Path, mask: np.ndarray) -> None:
@@ -21,17 +21,13 @@ def load(path: str | pathlib.Path, num_layers: int, d_ff: int) -> np.ndarray:
         InputError: if the file is no such JSON, layers are missing, indices repeat
             or leave [0, F), or layers keep different numbers of channels.
     """
-    path = pathlib.Path(path)
+    data = reading.read_bytes(path, 'Keep indices')
     try:
-        rows = json.loads(path.read_text(encoding='utf-8'))['topk_indices']
+        rows = json.loads(data)['topk_indices']
         # NumPy would also make integers of 1.5, true and "3".
         if any(type(index) is not int for row in rows for index in row):
             raise TypeError('an index is no integer')
         arrays = [np.asarray(row, dtype=np.int64) for row in rows]
-    except FileNotFoundError:
-        raise errors.InputError(f'{path} does not exist.') from None
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
     except (
         KeyError,
         TypeError,

@@ -1,6 +1,7 @@
 """Persona mask files: a learned mask of a few KB with its base model's identity."""
 
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -114,10 +115,19 @@ def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
         'tool_version': ppjax.__version__,
         'system_prompt': persona_mask.system_prompt,
     }
-    content = safetensors_numpy.save({'mask': packed}, metadata=metadata)
+    content = _in_order(safetensors_numpy.save({'mask': packed}, metadata=metadata))
     with atomic.file(path) as temporary:
         # Not save_file, which makes files that only their owner may read.
         temporary.write_bytes(content)
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with sorted metadata: the same mask has the same bytes."""
+    size = int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8 : 8 + size])
+    text = json.dumps(header, sort_keys=True, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)  # The data start at a multiple of 8.
+    return len(text).to_bytes(8, 'little') + text + content[8 + size :]
 
 
 def load(path: str | pathlib.Path) -> PersonaMask:

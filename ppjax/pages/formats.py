@@ -1,7 +1,10 @@
 """Numbers as pages and tables show them."""
 
+from collections.abc import Callable
 import math
 from typing import Any
+
+Show = Callable[[float], str]
 
 
 def number(value: Any) -> float | None:
@@ -27,3 +30,32 @@ def quantity(value: float, unit: str = '') -> str:
         return f'{scaled:.0f} {unit}'.rstrip()
     before_point = math.floor(math.log10(abs(scaled))) + 1 if scaled else 1
     return f'{scaled:.{min(3, max(0, 4 - before_point))}f} {prefix}{unit}'.rstrip()
+
+
+def signed(value: float, digits: int = 4) -> str:
+    text = f'{value:+.{digits}f}'.replace('-', '−')
+    return text if float(text.replace('−', '-')) else text[1:]
+
+
+def decimals(digits: int) -> Show:
+    return lambda value: f'{value:.{digits}f}'
+
+
+def percent(value: float) -> str:
+    return f'{100 * value:.1f}\N{NO-BREAK SPACE}%'
+
+
+def plus_minus(error: float) -> str:
+    return f'±\N{NO-BREAK SPACE}{error:.4f}'
+
+
+def points(value: float) -> str:
+    return signed(value, 2)
+
+
+def interval(value: Any) -> tuple[float, float] | None:
+    """Two numbers, or None for whatever else a file held."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    low, high = map(number, value)
+    return None if low is None or high is None else (low, high)

@@ -19,7 +19,7 @@ from typing import Any
 import zipfile
 import zlib
 
-from ppjax.base import errors
+from ppjax.base import errors, reading
 from ppjax.personas import inputs
 
 # Large lorebooks take a few megabytes.
@@ -59,9 +59,9 @@ def read_card(path: str | pathlib.Path, notes: inputs.Notes = inputs.no_notes) -
             than `MAX_CARD_BYTES`.
     """
     where = inputs.shown(path)
-    container = container_of(inputs.read_bytes(path, 'Character card', HEAD_BYTES))
+    container = container_of(reading.read_bytes(path, 'Character card', HEAD_BYTES))
     if container == 'PNG':
-        return _read_png(inputs.read_bytes(path, 'Character card'), where, notes)
+        return _read_png(reading.read_bytes(path, 'Character card'), where, notes)
     if container == 'CHARX':
         return _read_charx(path, where)
     if container is None:

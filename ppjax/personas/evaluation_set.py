@@ -20,7 +20,7 @@ import os
 import pathlib
 from typing import Any
 
-from ppjax.base import atomic, errors
+from ppjax.base import atomic, errors, reading
 from ppjax.personas import inputs, prompts
 from ppjax.personas import persona as persona_lib
 
@@ -186,7 +186,7 @@ def read(
         InputError: if the file cannot be read or is no evaluation set.
     """
     where = inputs.shown(path)
-    data = inputs.read_bytes(path, 'Evaluation set')
+    data = reading.read_bytes(path, 'Evaluation set')
     return from_json(inputs.parse_json(data, where), where, notes)
 
 

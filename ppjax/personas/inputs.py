@@ -1,14 +1,10 @@
 """What users hand in: read within bounds, checked to be text, shown in one line."""
 
 from collections.abc import Callable
-import os
 import pathlib
 from typing import Any, TypeGuard
 
 from ppjax.base import errors, json_lines
-
-# More than any list of personas, and little enough to hold in memory.
-MAX_FILE_BYTES = 64 * 2**20
 
 Notes = Callable[[str], None]
 
@@ -38,39 +34,6 @@ def is_text(value: Any) -> TypeGuard[str]:
     JSON can spell half of a surrogate pair, which no tokenizer takes.
     """
     return isinstance(value, str) and not any('\ud800' <= c <= '\udfff' for c in value)
-
-
-def read_bytes(path: str | pathlib.Path, what: str, head: int | None = None) -> bytes:
-    """A whole file, or its start.
-
-    Args:
-        path: of the file.
-        what: names it in errors, as in 'Persona file'.
-        head: the number of bytes wanted; None is all.
-
-    Raises:
-        InputError: if it is absent, no regular file, or too large.
-    """
-    where = shown(path)
-    # A pipe or a device could keep the reader waiting, or never end.
-    if not os.path.isfile(path):
-        if not os.path.exists(path):
-            raise errors.InputError(f'{what} {where} does not exist.')
-        raise errors.InputError(f'{what} {where} is no regular file.')
-    try:
-        with open(path, 'rb') as file:
-            # Reading up to a number sets aside that many bytes at once.
-            size = os.fstat(file.fileno()).st_size
-            if head is not None:
-                return file.read(min(head, size))
-            if size <= MAX_FILE_BYTES:
-                return file.read(size)
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {where}: {error.strerror}.') from None
-    raise errors.InputError(
-        f'{what} {where} is larger than {MAX_FILE_BYTES // 2**20} MiB; give the part '
-        'that is wanted.'
-    )
 
 
 def decode(data: bytes, where: str) -> str:

@@ -17,7 +17,7 @@ import os
 import pathlib
 from typing import Any
 
-from ppjax.base import errors
+from ppjax.base import errors, reading
 from ppjax.personas import card_files, cards, evaluation_set, inputs, macros
 from ppjax.personas import persona as persona_lib
 
@@ -113,11 +113,11 @@ class _Reader:
             raise errors.InputError(
                 f'{inputs.shown(spec)} is a folder; give one file in it.'
             )
-        head = inputs.read_bytes(spec, 'Persona file', card_files.HEAD_BYTES)
+        head = reading.read_bytes(spec, 'Persona file', card_files.HEAD_BYTES)
         where = inputs.shown(spec)
         if card_files.container_of(head) is not None:
             return [self._card(card_files.read_card(spec, self._notes), where)]
-        data = inputs.read_bytes(spec, 'Persona file')
+        data = reading.read_bytes(spec, 'Persona file')
         ending = pathlib.Path(spec).suffix.lower()
         if ending in _LINES_ENDINGS:
             return self._lines(data, where)

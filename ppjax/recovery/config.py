@@ -127,6 +127,7 @@ class RecoverConfig(settings.CommonSettings):
             'heldout_every',
         )
         settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'warmup')
+        settings.require_seed(self)
 
     @property
     def peak_rate(self) -> float:

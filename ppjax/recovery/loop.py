@@ -1,7 +1,6 @@
 """Recovery from start to end: the story that `python -m ppjax.recover` tells."""
 
 import pathlib
-import shutil
 import time
 
 import jax
@@ -13,8 +12,9 @@ from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import metrics as metrics_lib
+from ppjax.learning import steps as steps_lib
 from ppjax.models.weights import Weights
-from ppjax.parallel import preemption, sharding
+from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import methods, results
 from ppjax.recovery import run as run_lib
@@ -22,6 +22,14 @@ from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
 
 _HELDOUT_MEASUREMENTS = 4
+_MAKES = (
+    checkpoints_lib.FILES,
+    *metrics_lib.FILES,
+    'results/references.json',
+    'results/recovery.json',
+    'adapter/adapter_config.json',
+    'adapter/adapter_model.safetensors',
+)
 
 
 def recover(
@@ -58,13 +66,14 @@ def recover(
     directory = run_directory.RunDirectory(cfg.output_dir)
     run = run_lib.Run(cfg, source, data, directory, mesh)
     run.abstract_state()  # A rank or mesh that does not fit leaves no folder behind.
-    found = directory.open(
+    opened = directory.opened(
         cfg,
         data.hashes | source.hashes,
         resumable=config_lib.RESUMABLE,
         overwrite=cfg.overwrite,
+        makes=_MAKES,
     )
-    with directory.stage('recover'):
+    with opened as found, directory.stage('recover'):
         if processes.first_decides(lambda: results.is_finished(run)):
             progress_lib.say(
                 f'{results.model_dir(run)} is there already; nothing is left to do.'
@@ -73,16 +82,14 @@ def recover(
             return None
         # All that they were for is exported.
         if processes.is_first():
-            shutil.rmtree(directory.path / 'checkpoints', ignore_errors=True)
+            run_directory.discard(directory.path, [checkpoints_lib.FILES])
         directory.done(step=run.total, total_steps=run.total)
     return results.model_dir(run)
 
 
 def _train_and_export(run: run_lib.Run, found: bool) -> bool:
     """Whether the run came to its end."""
-    checkpoints = checkpoints_lib.Checkpoints(
-        run.directory.path / 'checkpoints', keep=1
-    )
+    checkpoints = checkpoints_lib.Checkpoints(run.directory.path, keep=1)
     try:
         return _finish(run, found, checkpoints)
     finally:
@@ -92,7 +99,7 @@ def _train_and_export(run: run_lib.Run, found: bool) -> bool:
 def _finish(
     run: run_lib.Run, found: bool, checkpoints: checkpoints_lib.Checkpoints
 ) -> bool:
-    first = checkpoints.latest() or 0
+    first, saved = checkpoints.newest(run.abstract_state())
     if found:
         progress_lib.say(
             f'Resuming {run.directory.path} at step {first} of {run.total}.'
@@ -110,27 +117,30 @@ def _finish(
             run.data.heldout, run.data.prefix, run.cfg.batch_size, run.mesh
         )
         references = run.references(heldout, trained, frozen)
-    if first:
-        state = checkpoints.restore(first, run.abstract_state())
-    else:
-        state = run.first_state(trained)
+    state = run.first_state(trained) if saved is None else saved
     # The state's arrays are used up by the next step.
-    del trained
+    del trained, saved
 
-    log = metrics_lib.MetricsLog(run.directory.path, resume_step=first)
+    last = min(run.total, run.cfg.stop_after or run.total)
+    learner = _Learner(run, frozen, heldout, first, last)
     try:
-        loop = _Loop(run, checkpoints, log, heldout)
-        with preemption.noticed() as notice:
-            state = loop.optimise(state, frozen, first, notice)
+        state, done = steps_lib.run_steps(
+            learner,
+            state,
+            first=first,
+            last=last,
+            checkpoints=checkpoints,
+            reuses_state=True,
+        )
     finally:
-        log.close()
-    if loop.last < run.total:
-        run.directory.status(state='paused', step=loop.last, total_steps=run.total)
-        progress_lib.say(f'Paused after step {loop.last}; the same command goes on.')
+        learner.close()
+    if done < run.total:
+        run.directory.status(state='paused', step=done, total_steps=run.total)
+        progress_lib.say(f'Paused after step {done}; the same command goes on.')
         return False
     if heldout is not None:
         # A run killed between its last checkpoint and here has not measured yet.
-        references['recovered'] = loop.found or run.measure(
+        references['recovered'] = learner.found or run.measure(
             heldout, state.trained, frozen
         )
         progress_lib.say(
@@ -141,109 +151,101 @@ def _finish(
     return True
 
 
-class _Loop:
-    """The optimizer steps of one call, and what is said and kept of them.
+class _Learner:
+    """Steps of recovery, as `learning.steps` takes them.
 
     Attributes:
-        last: the step that this call ends with.
         found: held-out likelihood after the run's last step, once it is measured.
     """
 
     def __init__(
         self,
         run: run_lib.Run,
-        checkpoints: checkpoints_lib.Checkpoints,
-        log: metrics_lib.MetricsLog,
-        heldout: heldout_lib.HeldOut | None,
-    ):
-        self._run, self._checkpoints, self._log = run, checkpoints, log
-        self._heldout = heldout
-        self._held_note = ''
-        self.last = min(run.total, run.cfg.stop_after or run.total)
-        self.found: heldout_lib.Likelihood | None = None
-
-    def optimise(
-        self,
-        state: step_lib.RecoveryState,
         frozen: Weights,
+        heldout: heldout_lib.HeldOut | None,
         first: int,
-        notice: preemption.Notice,
-    ) -> step_lib.RecoveryState:
-        """Takes the steps from `first` on; checkpoints hold only finite states.
-
-        A notice of preemption makes the step after which it is seen the last.
-        Metrics are fetched one step late, so that the host packs the next batch while
-        the device works.
-        """
-        run, cfg = self._run, self._run.cfg
-        step = step_lib.make_recovery_step(
+        last: int,
+    ):
+        self._run, self._frozen, self._heldout = run, frozen, heldout
+        self.found: heldout_lib.Likelihood | None = None
+        self._step = step_lib.make_recovery_step(
             run.optimizer,
             run.method,
             run.abstract_state(),
             run.mesh,
             layout=run.layout,
-            remat=cfg.remat,
+            remat=run.cfg.remat,
         )
-        every = cfg.heldout_every or max(1, -(-run.total // _HELDOUT_MEASUREMENTS))
-        self._progress = progress_lib.Progress('Recovery', self.last, initial=first)
-        if first < self.last:
+        self._every = run.cfg.heldout_every or max(
+            1, -(-run.total // _HELDOUT_MEASUREMENTS)
+        )
+        self._log = metrics_lib.MetricsLog(run.directory.path, resume_step=first)
+        self._progress = progress_lib.Progress('Recovery', last, initial=first)
+        if first < last:
             progress_lib.say('Compiling the step; the first one takes longest.')
         self._began = time.monotonic()
-        pending: tuple[int, step_lib.StepMetrics] | None = None
-        for index in range(first, self.last):
-            batch = packing.pack(run.data.train, run.batches[index], run.layout)
-            state, metrics = step(state, frozen, batch)
-            if pending is not None:
-                self._report(*pending)
-            done = index + 1
-            pending = (done, metrics)
-            if notice.given(done):
-                self.last = done
-            saves = done % cfg.checkpoint_every == 0 or done == self.last
-            measures = done % every == 0 or done == run.total
-            if saves or measures:
-                self._report(*pending)
-                pending = None
-            if saves:
-                self._checkpoints.save(done, state)
-                # The next step would overwrite what is being saved.
-                self._checkpoints.wait()
-            if measures and self._heldout is not None:
-                self.found = run.measure(self._heldout, state.trained, frozen)
-                self._log.write('heldout', done, heldout_nll=self.found.mean)
-                self._held_note = f' held-out {self.found.mean:.4f}'
-            if saves or measures:
-                self._began = time.monotonic()
-            if done == self.last:
-                break
-        self._progress.close()
-        return state
+        self._held_note = ''
 
-    def _report(self, done: int, metrics: step_lib.StepMetrics) -> None:
+    def take(
+        self, state: step_lib.RecoveryState, step: int
+    ) -> tuple[step_lib.RecoveryState, step_lib.StepMetrics]:
+        """See `steps.Learner`."""
+        run = self._run
+        batch = packing.pack(run.data.train, run.batches[step - 1], run.layout)
+        return self._step(state, self._frozen, batch)
+
+    def saves_after(self, step: int) -> bool:
+        """See `steps.Learner`."""
+        return step % self._run.cfg.checkpoint_every == 0
+
+    def measures(self, step: int) -> bool:
+        """See `steps.Learner`."""
+        due = step % self._every == 0 or step == self._run.total
+        return due and self._heldout is not None
+
+    def measure(self, step: int, state: step_lib.RecoveryState) -> None:
+        """See `steps.Learner`."""
+        if self._log.has('heldout', step):
+            return
+        assert self._heldout is not None
+        found = self._run.measure(self._heldout, state.trained, self._frozen)
+        self._log.write('heldout', step, heldout_nll=found.mean)
+        self._held_note = f' held-out {found.mean:.4f}'
+        if step == self._run.total:
+            self.found = found
+        self._began = time.monotonic()
+
+    def report(self, step: int, metrics: step_lib.StepMetrics) -> None:
+        """See `steps.Learner`."""
         run = self._run
         fetched = jax.device_get(metrics)
-        examples = [run.data.train[i] for i in run.batches[done - 1]]
+        examples = [run.data.train[i] for i in run.batches[step - 1]]
         metrics_lib.check_finite(
             float(fetched.loss),
             float(fetched.grad_norm),
-            done,
+            step,
             [example.query_id for example in examples],
         )
         spent, self._began = time.monotonic() - self._began, time.monotonic()
         tokens = sum(example.num_answer_tokens for example in examples)
-        if done % run.cfg.log_every == 0 or done == self.last:
+        if step % run.cfg.log_every == 0 or step == run.total:
             self._log.write(
                 'recover',
-                done,
+                step,
                 loss=fetched.loss,
                 grad_norm=fetched.grad_norm,
-                learning_rate=float(run.schedule(done - 1)),
+                learning_rate=float(run.schedule(step - 1)),
                 examples_per_s=len(examples) / spent,
                 answer_tokens_per_s=tokens / spent,
             )
         self._progress.update(
-            done,
+            step,
             f'loss {fetched.loss:.3f} gradient {fetched.grad_norm:.2g} '
             f'{len(examples) / spent:.2f} ex/s{self._held_note}',
         )
-        run.directory.status(step=done, total_steps=run.total)
+        run.directory.status(step=step, total_steps=run.total)
+
+    def close(self) -> None:
+        """Ends the progress bar and closes the log."""
+        self._progress.close()
+        self._log.close()

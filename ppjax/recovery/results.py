@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
+import json
 import math
 import pathlib
 import shlex
@@ -9,9 +11,9 @@ from typing import Any
 
 import jax
 
-from ppjax.base import atomic, flags, versions
+from ppjax.base import atomic, flags, processes, versions
 from ppjax.base import progress as progress_lib
-from ppjax.exporting import hf_export, model_card
+from ppjax.exporting import hf_export, model_card, record
 from ppjax.learning import heldout as heldout_lib
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import lora, methods, peft_files
@@ -28,9 +30,22 @@ def _results_file(run: run_lib.Run) -> pathlib.Path:
     return run.directory.path / 'results' / 'recovery.json'
 
 
+def _identity(run: run_lib.Run) -> dict[str, str]:
+    """Of the exported weights: the run that they are from."""
+    settings = flags.to_flagfile(run.cfg, omit=tuple(config_lib.RESUMABLE))
+    text = settings + json.dumps(run.data.hashes | run.source.hashes)
+    return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+
 def is_finished(run: run_lib.Run) -> bool:
-    """Whether `write` came to its end."""
-    return _results_file(run).exists() and model_dir(run).exists()
+    """Whether `write` came to its end.
+
+    Raises:
+        InputError: if hf/ is damaged, or something else.
+    """
+    if not _results_file(run).exists() or not model_dir(run).exists():
+        return False
+    return not record.may_write(model_dir(run), _identity(run), overwrite=False)
 
 
 def write(
@@ -51,6 +66,10 @@ def write(
     before = source_lib.card_before(
         source, dtype, command(cfg), has_template=bool(tokenizer.chat_template)
     )
+    # One of this very run may stand there, whose figures were not written yet.
+    processes.first_decides(
+        lambda: record.may_write(model_dir(run), _identity(run), overwrite=True)
+    )
     progress_lib.say(f'Writing {model_dir(run)} ...')
     hf_export.export_model(
         dataclasses.replace(
@@ -61,6 +80,7 @@ def write(
         tokenizer=tokenizer,
         model_card=model_card.with_recovery(before, _card_facts(run, figures)),
         system_prompt=source.system_prompt or run.data.system_prompt,
+        identity=_identity(run),
     )
     if cfg.lora_rank:
         peft_files.save(

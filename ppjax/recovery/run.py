@@ -1,17 +1,16 @@
 """One recovery run: its data, its devices, what it trains and starts from."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ppjax.base import atomic, processes, run_directory
+from ppjax.base import atomic, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.data import order, packing
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import references as references_lib
 from ppjax.learning import schedule as schedule_lib
 from ppjax.models import base_model, loading, weights
 from ppjax.parallel import sharding
@@ -158,12 +157,8 @@ class Run:
         return self._stored_references() is not None
 
     def _stored_references(self) -> dict[str, list[float]] | None:
-        def read() -> dict[str, list[float]] | None:
-            if not self._references.exists():
-                return None
-            return json.loads(self._references.read_text('utf-8'))
-
-        return processes.first_decides(read)
+        names = ['start'] if self.source.persona_mask is None else ['dense', 'start']
+        return references_lib.stored(self._references, names, len(self.data.heldout))
 
     def references(
         self,

@@ -6,6 +6,7 @@ import pathlib
 import time
 
 from ppjax.base import atomic
+from ppjax.base import progress as progress_lib
 
 _DONE = 'done'
 
@@ -25,7 +26,7 @@ def _session(cell: pathlib.Path) -> tuple[str, float] | None:
             datetime.datetime.fromisoformat(status[name])
             for name in ('started', 'updated')
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return status['started'], (last - first).total_seconds()
 
@@ -40,7 +41,14 @@ class Clock:
         self._path = path
         self._cells: dict[str, dict[str, float]] = {}
         if path.exists():
-            self._cells = json.loads(path.read_text('utf-8'))
+            try:
+                found = json.loads(path.read_text('utf-8'))
+                self._cells = {
+                    str(cell): {str(name): float(x) for name, x in sessions.items()}
+                    for cell, sessions in found.items()
+                }
+            except (OSError, ValueError, TypeError, AttributeError):
+                progress_lib.say(f'{path} is damaged; seconds are counted anew.')
 
     def start(self, cell: pathlib.Path) -> None:
         """A session begins to work on a cell's run directory."""

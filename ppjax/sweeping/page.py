@@ -5,8 +5,7 @@ from typing import Any
 
 import ppjax
 from ppjax.base import flags
-from ppjax.evaluation.page import report_views
-from ppjax.pages import templates
+from ppjax.pages import templates, views
 from ppjax.sweeping import aggregate, charts, clock, grid, results, tables
 from ppjax.sweeping import config as config_lib
 
@@ -69,13 +68,13 @@ def _axis_plot(found: Sequence[results.Result], axis: str) -> dict[str, Any]:
 
 def sections(
     found: Sequence[results.Result], axes: Sequence[grid.Axis]
-) -> list[report_views.Section]:
+) -> list[views.Section]:
     """What the page shows, and sweep.md as far as it is tables."""
     made = []
     scaling = _scaling(found, axes)
     if scaling:
         made.append(
-            report_views.Section(
+            views.Section(
                 'Data scaling', 'What more calibration rows are worth.', plots=scaling
             )
         )
@@ -83,7 +82,7 @@ def sections(
         table = tables.marginal_table(found, axis)
         if table:
             made.append(
-                report_views.Section(
+                views.Section(
                     f'Comparison by {axis}',
                     'Means over all that else varies, and paired differences to the '
                     'first value.',
@@ -94,7 +93,7 @@ def sections(
     versus = tables.versus_table(found)
     if versus:
         made.append(
-            report_views.Section(
+            views.Section(
                 'Persona-specific and global masks',
                 'A mask of its own for every persona, against one mask learned from '
                 'the rows of all of them; means over all that else varies.',
@@ -104,7 +103,7 @@ def sections(
         )
     whole = (tables.settings_table(found, axes), tables.personas_table(found, axes))
     made.append(
-        report_views.Section(
+        views.Section(
             'All settings',
             'Means over personas and seeds.',
             tables=[table for table in whole if table],
@@ -115,7 +114,7 @@ def sections(
 
 def render(
     cfg: config_lib.SweepConfig,
-    parts: Sequence[report_views.Section],
+    parts: Sequence[views.Section],
     seconds: dict[str, float],
     versions: dict[str, str],
 ) -> str:

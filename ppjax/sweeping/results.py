@@ -56,7 +56,10 @@ def read_likelihood(cell: cells_lib.Cell) -> dict[str, Any]:
     """
     path = cell.path / 'results' / 'likelihood.json'
     try:
-        return json.loads(path.read_text('utf-8'))
+        found = json.loads(path.read_text('utf-8'))
+        if not isinstance(found, dict) or not {'models', 'examples'} <= found.keys():
+            raise ValueError('it holds no likelihood')
+        return found
     except (OSError, ValueError) as error:
         raise errors.InputError(
             f'{path}: {error}; delete {cell.path}, and the same command makes it again.'

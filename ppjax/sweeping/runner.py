@@ -14,6 +14,15 @@ from ppjax.sweeping import clock as clock_lib
 from ppjax.sweeping import config as config_lib
 from ppjax.sweeping import page, results, tables
 
+_MAKES = (
+    'sessions.json',
+    'sweep.json',
+    'sweep.csv',
+    'sweep.md',
+    'sweep.html',
+    f'{config_lib.CELLS}/*',
+)
+
 
 def sweep(cfg: config_lib.SweepConfig) -> str | None:
     """Learns every cell of the grid in a run directory, and compares them.
@@ -31,8 +40,14 @@ def sweep(cfg: config_lib.SweepConfig) -> str | None:
     cells = cells_lib.plan(cfg)
     digests = cells_lib.prompt_digests(cfg, read) if cfg.has_global else {}
     directory = run_directory.RunDirectory(cfg.output_dir)
-    directory.open(cfg, {}, resumable=config_lib.RESUMABLE, overwrite=cfg.overwrite)
-    with directory.stage('sweep'):
+    opened = directory.opened(
+        cfg,
+        {},
+        resumable=config_lib.RESUMABLE,
+        overwrite=cfg.overwrite,
+        makes=_MAKES,
+    )
+    with opened, directory.stage('sweep'):
         clock = clock_lib.Clock(directory.path / 'sessions.json')
         if not cells_lib.learn(cells, directory, clock, read):
             directory.status(state='paused')

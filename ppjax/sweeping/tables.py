@@ -5,7 +5,7 @@ import csv
 import io
 from typing import Any
 
-from ppjax.evaluation.page import report_views
+from ppjax.pages import formats, views
 from ppjax.sweeping import aggregate, grid, results
 
 _DIGITS = 4
@@ -30,36 +30,30 @@ def spread(figure: aggregate.Figure | None, *, counted: bool = False) -> str:
     return ', '.join(parts)
 
 
-def _cell(
-    figure: aggregate.Figure | None, *, counted: bool = False
-) -> report_views.Cell:
+def _cell(figure: aggregate.Figure | None, *, counted: bool = False) -> views.Cell:
     if figure is None:
-        return report_views.NOTHING
-    return report_views.Cell(
-        report_views.signed(figure.mean, _DIGITS), spread(figure, counted=counted)
+        return views.NOTHING
+    return views.Cell(
+        formats.signed(figure.mean, _DIGITS), spread(figure, counted=counted)
     )
 
 
 def settings_table(
     found: Sequence[results.Result], axes: Sequence[grid.Axis]
-) -> report_views.Table:
+) -> views.Table:
     """Every setting: mean NLL of all models, over personas and seeds."""
     rows = []
     for setting in aggregate.settings(found):
-        cells = [
-            report_views.Cell(f'{setting.nll[name]:.{_DIGITS}f}') for name in _MODELS
-        ]
+        cells = [views.Cell(f'{setting.nll[name]:.{_DIGITS}f}') for name in _MODELS]
         rows.append(
             (_setting_label(setting, axes), [*cells, _cell(setting.gain, counted=True)])
         )
-    return report_views.Table(
-        'settings', [*_MODELS.values(), TO_DENSE], rows, 'Settings'
-    )
+    return views.Table('settings', [*_MODELS.values(), TO_DENSE], rows, 'Settings')
 
 
 def personas_table(
     found: Sequence[results.Result], axes: Sequence[grid.Axis]
-) -> report_views.Table | None:
+) -> views.Table | None:
     """Every setting and persona; None if there are no two personas."""
     settings = aggregate.settings(found)
     names = list(dict.fromkeys(name for x in settings for name in x.personas))
@@ -72,7 +66,7 @@ def personas_table(
         )
         for setting in settings
     ]
-    return report_views.Table('personas', names, rows, f'{TO_DENSE}, by persona')
+    return views.Table('personas', names, rows, f'{TO_DENSE}, by persona')
 
 
 def _setting_label(setting: aggregate.Setting, axes: Sequence[grid.Axis]) -> str:
@@ -80,9 +74,7 @@ def _setting_label(setting: aggregate.Setting, axes: Sequence[grid.Axis]) -> str
     return f'{label}, global mask' if setting.is_global else label
 
 
-def marginal_table(
-    found: Sequence[results.Result], axis: str
-) -> report_views.Table | None:
+def marginal_table(found: Sequence[results.Result], axis: str) -> views.Table | None:
     """An axis's values against its first; None if there is nothing to compare."""
     made = aggregate.marginals(found, axis)
     if len(made) < 2:
@@ -95,12 +87,12 @@ def marginal_table(
         )
         for row in made
     ]
-    return report_views.Table(
+    return views.Table(
         f'axis-{axis}', [TO_DENSE, f'Difference to {first}'], rows, f'By {axis}'
     )
 
 
-def versus_table(found: Sequence[results.Result]) -> report_views.Table | None:
+def versus_table(found: Sequence[results.Result]) -> views.Table | None:
     """Own masks against the global mask; None if there is none."""
     rows = [
         (
@@ -112,10 +104,10 @@ def versus_table(found: Sequence[results.Result]) -> report_views.Table | None:
     if not rows:
         return None
     columns = [f'{TO_DENSE}, own mask', f'{TO_DENSE}, global mask', 'Global − own']
-    return report_views.Table('global', columns, rows, 'Own against global mask')
+    return views.Table('global', columns, rows, 'Own against global mask')
 
 
-def markdown(tables: Sequence[report_views.Table]) -> str:
+def markdown(tables: Sequence[views.Table]) -> str:
     """Tables as Markdown."""
     parts = []
     for table in tables:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from ppjax.base import errors, flags, settings
+from ppjax.chat_api import addresses
 from ppjax.personas import macros
 from ppjax.synthesis import sensitivity
 
@@ -121,6 +122,8 @@ class SynthesisSettings(settings.CommonSettings):
                 raise errors.InputError(
                     f'--rewriter={self.rewriter} needs --{name} as well.'
                 )
+        if self.server_url:
+            addresses.checked(self.server_url, '--server_url')
         settings.require(
             self,
             'be at least 1',

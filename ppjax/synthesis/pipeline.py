@@ -39,7 +39,8 @@ _MAKES = (
     'scores.jsonl',
     'selected.jsonl',
     'rewrites.jsonl',
-    'calibration',
+    'calibration/train.jsonl',
+    'calibration/test.jsonl',
     'evaluation_set.json',
     'results/synthesis.json',
 )
@@ -250,14 +251,14 @@ def synthesize(
         ),
     }
     processes.agree({'settings': flags.to_flagfile(cfg)} | inputs)
-    directory.open(
+    opened = directory.opened(
         cfg,
         inputs,
         resumable=config_lib.RESUMABLE,
         overwrite=cfg.overwrite,
         makes=_MAKES,
     )
-    with directory.stage('synthesize'):
+    with opened, directory.stage('synthesize'):
         if given is None:
             assert rewriter is not None and cfg.role is not None
             persona = describe_role(cfg.role, rewriter, path / 'role.jsonl')
@@ -347,6 +348,7 @@ def _rewrite(
     gates = rewrite_gates.Gates(
         max_length=cfg.rewrite_max_tokens,
         length=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+        markup=renderer.mark_in_answer,
     )
     rewrites, counts = rewrite_log.rewrite_all(
         rewriter,

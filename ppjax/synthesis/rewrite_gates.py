@@ -2,9 +2,10 @@
 
 A rewriting model refuses, introduces itself, runs into its token limit or hands the
 reference back. A mask learned from such rows learns an assistant's manners, so each
-is dropped under a name and counted. Nothing inside a text is ever changed: two
+is dropped under a name and counted. Nothing inside a text is ever changed: three
 wrappings that a model puts around a good text are taken off (and counted), a closed
-block of reasoning in front of it and one pair of quotation marks around it.
+block of reasoning in front of it, the markers of its turn's end behind it, and one pair
+of quotation marks around it.
 
 The rules are English and literal: they look for what chat models write again and
 again, and let a doubtful text pass rather than drop a character's own way of talking.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import dataclasses
 import re
 
+from ppjax.data import markup
 from ppjax.synthesis import rewriting
 
 KEPT = 'kept'
@@ -22,6 +24,7 @@ KEPT = 'kept'
 VERDICTS: dict[str, str] = {
     'refusal': 'the model refused',
     'reasoning': 'reasoning that never came to an answer',
+    'markup': "turn markers or other markup of a chat model's",
     'truncated': 'cut off at the token limit',
     'empty': 'no text',
     'garbled': 'bytes that are no text',
@@ -31,11 +34,6 @@ VERDICTS: dict[str, str] = {
 }
 
 _QUOTES = {'"': '"', '“': '”', '„': '“', '«': '»', '「': '」', "'": "'", '‘': '’'}
-
-_REASONING = re.compile(r'\s*<(think|thinking|reasoning)>.*?</\1>\s*', re.DOTALL)
-# Some chat templates put the opening mark into the prompt.
-_REASONING_TAIL = re.compile(r'.*?</(?:think|thinking|reasoning)>\s*', re.DOTALL)
-_REASONING_MARK = re.compile(r'</?(?:think|thinking|reasoning)>')
 
 # "I can't help but smile" and "I cannot tell a lie" are voices, not refusals.
 _CANNOT = (
@@ -96,10 +94,13 @@ class Gates:
         max_length: the longest text that passes, in units of `length`; None is any.
         length: of a text; characters unless another measure is given, such as a
             tokenizer's count.
+        markup: the first mark in a text that no answer may hold; '' if there is none.
+            The model that will learn from it may know more of them.
     """
 
     max_length: int | None = None
     length: Callable[[str], int] = len
+    markup: Callable[[str], str] = markup.turn_mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +112,14 @@ class Judged:
         verdict: KEPT or a name in VERDICTS.
         unquoted: whether quotation marks around the whole were taken off.
         reasoned: whether a block of reasoning in front was taken off.
+        cut: whether it was cut where a marker ended its turn.
     """
 
     text: str
     verdict: str
     unquoted: bool = False
     reasoned: bool = False
+    cut: bool = False
 
 
 def judge(reply: rewriting.Reply, reference: str, gates: Gates) -> Judged:
@@ -127,9 +130,13 @@ def judge(reply: rewriting.Reply, reference: str, gates: Gates) -> Judged:
         reference: the plain answer that a rewrite may not copy; '' is none.
         gates: the limits.
     """
-    text, reasoned = _without_reasoning(reply.text)
+    text, reasoned = markup.without_reasoning(reply.text)
+    text, cut = markup.without_turn_end(text)
     text, unquoted = _without_quotes(text)
-    return Judged(text, _verdict(reply, text, reference, gates), unquoted, reasoned)
+    if cut:  # It was over before any limit was reached.
+        reply = dataclasses.replace(reply, finished=True)
+    verdict = _verdict(reply, text, reference, gates)
+    return Judged(text, verdict, unquoted, reasoned, cut)
 
 
 def _verdict(reply: rewriting.Reply, text: str, reference: str, gates: Gates) -> str:
@@ -139,8 +146,10 @@ def _verdict(reply: rewriting.Reply, text: str, reference: str, gates: Gates) ->
         return 'refusal'
     if _ASSISTANT.search(_plain(text)):
         return 'refusal'
-    if _REASONING_MARK.search(text):
+    if markup.reasoning_mark(text):
         return 'reasoning'
+    if gates.markup(text):
+        return 'markup'
     if not reply.finished:
         return 'truncated'
     if not text:
@@ -164,14 +173,6 @@ def _plain(text: str) -> str:
 
 def _words(text: str) -> list[str]:
     return re.findall(r'\w+', text.casefold())
-
-
-def _without_reasoning(text: str) -> tuple[str, bool]:
-    rule = _REASONING if _REASONING.match(text) else _REASONING_TAIL
-    found = rule.match(text)
-    if found is None:
-        return text.strip(), False
-    return text[found.end() :].strip(), True
 
 
 def _without_quotes(text: str) -> tuple[str, bool]:

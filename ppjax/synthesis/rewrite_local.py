@@ -93,7 +93,8 @@ class LocalRewriter:
             seed=self._seed,
             streams=[_stream(request.query_id) for request in asked],
         ):
-            text = tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            # Markers are for the gates: left out, what they divide would be one text.
+            text = tokenizer.decode(answer.tokens, skip_special_tokens=False)
             yield rewriting.Reply(
                 asked[answer.index].query_id,
                 text,

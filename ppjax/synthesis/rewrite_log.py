@@ -25,6 +25,8 @@ _SURROGATE_HALVES = dict.fromkeys(range(0xD800, 0xE000), '\ufffd')
 _CAUSES = {
     'refusal': 'the rewriting model will not speak as this persona; try another one',
     'reasoning': "turn the model's reasoning off, or allow it more tokens",
+    'markup': 'the server does not stop at the end of a turn; is its chat template '
+    'the right one?',
     'truncated': 'allow more tokens',
     'empty': 'the model ends at once; is its chat template the right one?',
     'garbled': "the model's tokenizer or file is damaged",
@@ -32,6 +34,9 @@ _CAUSES = {
     'copy': 'the model is too small to follow the prompt; try a larger one',
     'too_long': 'allow longer rewrites, or fewer tokens',
 }
+# A model whose first replies all end so will not do better, and each is paid for.
+_HOPELESS = frozenset({'reasoning', 'markup', 'empty'})
+_PATIENCE = 16
 
 
 @dataclasses.dataclass
@@ -47,6 +52,7 @@ class Counts:
         failure: why the first of them failed.
         unquoted: kept ones whose surrounding quotation marks were taken off.
         reasoned: kept ones whose leading reasoning was taken off.
+        cut: kept ones that were cut where a marker ended their turn.
     """
 
     requests: int = 0
@@ -57,6 +63,7 @@ class Counts:
     failure: str = ''
     unquoted: int = 0
     reasoned: int = 0
+    cut: int = 0
 
     def summary(self) -> str:
         """One line for people."""
@@ -77,6 +84,8 @@ class Counts:
             parts.append(f'quotation marks taken off {self.unquoted}')
         if self.reasoned:
             parts.append(f'reasoning taken off {self.reasoned}')
+        if self.cut:
+            parts.append(f'turn markers cut off {self.cut}')
         return '; '.join(parts) + '.'
 
 
@@ -144,6 +153,13 @@ def rewrite_all(
                     judged[name] = verdict
                 if progress is not None:
                     progress(len(judged) + len(failures), len(requests))
+                if len(judged) == _PATIENCE and all(
+                    one.verdict in _HOPELESS for one in judged.values()
+                ):
+                    counts = _count(
+                        [by_id[name] for name in [*judged, *failures]], judged, failures
+                    )
+                    raise errors.InputError(_nothing_kept(counts, log_path))
         finally:
             # An abandoned generator would go on asking until it is collected.
             if isinstance(replies, Generator):
@@ -215,6 +231,7 @@ def _count(
             counts.kept += 1
             counts.unquoted += found.unquoted
             counts.reasoned += found.reasoned
+            counts.cut += found.cut
         else:
             counts.dropped[found.verdict] = counts.dropped.get(found.verdict, 0) + 1
     return counts

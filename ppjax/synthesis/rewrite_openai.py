@@ -98,9 +98,13 @@ class OpenAIRewriter:
 def _reply(answer: client_lib.Answer) -> rewriting.Reply:
     if answer.choice is None:
         return rewriting.Reply(answer.key, '', False, failure=answer.failure)
+    text = replies.text_of(answer.choice)
+    if replies.only_reasoned(answer.choice):
+        # Some servers send thoughts apart from the answer, which never came.
+        text = '<think>'
     return rewriting.Reply(
         answer.key,
-        replies.text_of(answer.choice),
+        text,
         finished=replies.finished(answer.choice),
         refused=replies.refused(answer.choice),
     )

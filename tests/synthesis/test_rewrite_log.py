@@ -313,3 +313,24 @@ def test_a_file_that_is_no_log_is_refused_and_left_alone(log, row):
 def test_two_requests_of_one_name_are_a_mistake(log):
     with pytest.raises(ValueError, match='same query_id'):
         rewrite_log.rewrite_all(_Scripted(), [_request('a'), _request('a', 'x')], log)
+
+
+def test_a_model_that_only_reasons_is_not_asked_to_the_end(log):
+    replies = [_says(str(x), '<think>', False) for x in range(100)]
+    backend = _Scripted(*replies)
+    with pytest.raises(errors.InputError) as caught:
+        rewrite_log.rewrite_all(backend, [_request(str(x)) for x in range(100)], log)
+    assert '0 of 16 rewrites kept' in str(caught.value)
+    assert "turn the model's reasoning off" in str(caught.value)
+    assert len(backend.asked) == len(_rows(log)) == 16
+    assert backend.closed
+
+
+def test_cut_turns_are_counted(log):
+    _, counts = rewrite_log.rewrite_all(
+        _Scripted(_says('a', 'Aye.<|im_end|>'), _says('b', '<|user|>Aye.')),
+        [_request('a'), _request('b')],
+        log,
+    )
+    assert (counts.kept, counts.cut, counts.dropped) == (1, 1, {'markup': 1})
+    assert 'turn markers cut off 1' in counts.summary()

@@ -261,6 +261,11 @@ class ServerSpeaker:
 def _said(choice: dict[str, Any], forgotten: int) -> Said:
     text = replies.text_of(choice)
     if not text.strip():
+        if replies.only_reasoned(choice):
+            return failed(
+                'it only reasoned and said nothing; turn its reasoning off on the '
+                'server, or take another model'
+            )
         filtered = replies.refused(choice)
         return failed(f'the answer is {"filtered" if filtered else "empty"}')
     return Said(text, 0, replies.finished(choice), forgotten=forgotten)

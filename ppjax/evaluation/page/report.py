@@ -19,7 +19,7 @@ import numpy as np
 import ppjax
 from ppjax.base import atomic, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import plots, report_evaluation, report_views, run_results
+from ppjax.evaluation.page import plots, report_evaluation, run_results
 from ppjax.pages import formats, templates
 from ppjax.personas import prompts
 
@@ -158,8 +158,8 @@ def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
         return ''
     low, high = learned.interval
     figures = (
-        f'{report_views.signed(learned.difference)} nats per answer token, 95 % interval '
-        f'{report_views.signed(low)} to {report_views.signed(high)}'
+        f'{formats.signed(learned.difference)} nats per answer token, 95 % interval '
+        f'{formats.signed(low)} to {formats.signed(high)}'
     )
     if low <= 0 <= high:
         return (
@@ -222,7 +222,7 @@ def _template() -> jinja2.Template:
         'ppjax.evaluation.page',
         'report.html.jinja',
         quantity=formats.quantity,
-        signed=report_views.signed,
+        signed=formats.signed,
         perplexity=perplexity_text,
         time=_time,
     )

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from ppjax.evaluation import candidates
-from ppjax.evaluation.page import report_judged, run_results
-from ppjax.evaluation.page import report_views as views
+from ppjax.evaluation.page import report_judged, report_views, run_results
 from ppjax.evaluation.page.run_results import mapping
-from ppjax.pages import charts, formats
+from ppjax.pages import charts, formats, views
 from ppjax.pages.formats import number
 
 # Title, and the share that guessing gets right.
@@ -23,7 +22,7 @@ _BENCHMARKS = {
 
 
 def _per_token(result: Mapping[str, Any]) -> views.Section | None:
-    models = views.models(result)
+    models = report_views.models(result)
 
     def part(name: str, key: str) -> dict[str, Any]:
         return mapping(models[name].get(key))
@@ -42,20 +41,20 @@ def _per_token(result: Mapping[str, Any]) -> views.Section | None:
             ],
         )
         for key, label, show in (
-            ('nll', 'NLL, nats per token', views.decimals(4)),
-            ('nll_difference', 'NLL less that of dense', views.signed),
-            ('kl_to_dense', 'KL from dense, nats per token', views.decimals(4)),
-            ('agreement', 'Same likeliest token as dense', views.percent),
+            ('nll', 'NLL, nats per token', formats.decimals(4)),
+            ('nll_difference', 'NLL less that of dense', formats.signed),
+            ('kl_to_dense', 'KL from dense, nats per token', formats.decimals(4)),
+            ('agreement', 'Same likeliest token as dense', formats.percent),
         )
     )
     if not rows:
         return None
     bars = {
-        name: views.bar(
+        name: report_views.bar(
             name,
             part(name, 'nll').get('mean'),
-            views.decimals(3),
-            views.interval(part(name, 'nll').get('interval')),
+            formats.decimals(3),
+            formats.interval(part(name, 'nll').get('interval')),
         )
         for name in models
     }
@@ -75,11 +74,11 @@ def _per_token(result: Mapping[str, Any]) -> views.Section | None:
         "How well each model, as it is used, expects the persona's held-out answers"
         f'{size.format(*counts)}. Lower is better.',
         [plot] if plot else [],
-        [views.Table('persona-likelihood', views.labels(models), rows)],
+        [views.Table('persona-likelihood', report_views.labels(models), rows)],
         'Whiskers and small figures: 95 % bootstrap intervals over conversations. '
         'They may overlap where the difference is clear, which is taken conversation '
         'by conversation.',
-        settings=views.settings(result),
+        settings=report_views.settings(result),
     )
 
 
@@ -102,7 +101,7 @@ def _paired(dense: Mapping[str, Any], other: Mapping[str, Any], key: str) -> vie
     gains = right[:, 1].astype(float) - right[:, 0]
     error = np.std(gains, ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else None
     return views.Cell(
-        views.signed(gains.mean()), '' if error is None else views.plus_minus(error)
+        formats.signed(gains.mean()), '' if error is None else formats.plus_minus(error)
     )
 
 
@@ -110,11 +109,13 @@ def _accuracy(figure: Any) -> views.Cell:
     value, error = (number(mapping(figure).get(key)) for key in ('value', 'stderr'))
     if value is None:
         return views.NOTHING
-    return views.Cell(f'{value:.4f}', '' if error is None else views.plus_minus(error))
+    return views.Cell(
+        f'{value:.4f}', '' if error is None else formats.plus_minus(error)
+    )
 
 
 def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
-    found = {task: views.models(results.get(task, {})) for task in _BENCHMARKS}
+    found = {task: report_views.models(results.get(task, {})) for task in _BENCHMARKS}
     names = [
         name for name in candidates.LABELS if any(name in x for x in found.values())
     ]
@@ -137,8 +138,8 @@ def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
             counts = [number(figure.get('count')) for figure in figures]
             count = next((x for x in counts if x is not None), None)
             cells += [
-                views.cell(chance, views.decimals(2)),
-                views.cell(count, views.decimals(0)),
+                views.cell(chance, formats.decimals(2)),
+                views.cell(count, formats.decimals(0)),
             ]
             rows.append((label, cells))
         bars = [
@@ -153,9 +154,9 @@ def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
     plot = charts.bar_groups_plot(
         'Benchmark accuracy',
         groups,
-        [*views.legend(names), ('ink', 'dotted', 'Guessing')],
+        [*report_views.legend(names), ('ink', 'dotted', 'Guessing')],
     )
-    columns = [*views.labels(names), *change, 'Guessing', 'Questions']
+    columns = [*report_views.labels(names), *change, 'Guessing', 'Questions']
     return views.Section(
         'Benchmarks',
         'General ability, without the persona: shares of right answers.',
@@ -167,7 +168,7 @@ def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
         settings=[
             (f'{task}.{name}', value)
             for task in _BENCHMARKS
-            for name, value in views.settings(results.get(task, {}))
+            for name, value in report_views.settings(results.get(task, {}))
         ],
     )
 
@@ -175,7 +176,7 @@ def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
 def _accuracy_bar(name: str, figure: Mapping[str, Any]) -> charts.Bar | None:
     value, error = (number(figure.get(key)) for key in ('value', 'stderr'))
     ends = None if value is None or error is None else (value - error, value + error)
-    return views.bar(name, value, views.decimals(3), ends)
+    return report_views.bar(name, value, formats.decimals(3), ends)
 
 
 def _subjects(
@@ -187,12 +188,12 @@ def _subjects(
     for subject in subjects[: views.MOST_ROWS]:
         figures = [mapping(group.get(subject)) for group in groups.values()]
         count = next((x for f in figures if (x := number(f.get('count')))), None)
-        cells = [*map(_accuracy, figures), views.cell(count, views.decimals(0))]
+        cells = [*map(_accuracy, figures), views.cell(count, formats.decimals(0))]
         rows.append((subject.replace('_', ' '), cells))
     rows = views.filled(rows)
     if not rows:
         return None
-    columns = [*views.labels(models), 'Questions']
+    columns = [*report_views.labels(models), 'Questions']
     return views.Table(
         f'{task}-subjects', columns, rows, f'{title} by subject', folded=True
     )
@@ -214,7 +215,7 @@ _TIMES = (
 
 
 def _speed(result: Mapping[str, Any]) -> views.Section | None:
-    models = views.models(result)
+    models = report_views.models(result)
     closed = mapping(result.get('closed_form'))
     names = list(models)
     compared = len(names) > 1 and names[0] == 'dense'
@@ -262,10 +263,10 @@ def _speed(result: Mapping[str, Any]) -> views.Section | None:
         rows.append((label, cells))
     if not rows:
         return None
-    columns = views.labels(names)
+    columns = report_views.labels(names)
     if compared:
         columns += [f'{columns[-1]} / dense', 'By the shape']
-    legend = [*views.legend(names), ('ink', 'dotted', 'FLOPs, by the shape')]
+    legend = [*report_views.legend(names), ('ink', 'dotted', 'FLOPs, by the shape')]
     plot = charts.bar_groups_plot('Time against the dense model', groups, legend)
     dtype = mapping(result.get('settings')).get('dtype')
     device = mapping(result.get('versions')).get('device')
@@ -278,12 +279,12 @@ def _speed(result: Mapping[str, Any]) -> views.Section | None:
         [views.Table('speed', columns, rows)],
         'Medians of the rounds; whiskers and small figures from the least to the '
         'most. By the shape: the ratio of the work, counted and not timed.',
-        settings=views.settings(result),
+        settings=report_views.settings(result),
     )
 
 
 def _three(ratio: float | None) -> views.Cell:
-    return views.cell(ratio, views.decimals(3))
+    return views.cell(ratio, formats.decimals(3))
 
 
 def _ratio(before: Any, after: Any) -> float | None:
@@ -312,7 +313,7 @@ def _relative(name: str, spread: Mapping[str, Any], of: float) -> charts.Bar | N
     if median is None:
         return None
     ends = None if low is None or high is None else (100 * low / of, 100 * high / of)
-    return views.bar(
+    return report_views.bar(
         name, 100 * median / of, lambda x: f'{x:.1f}\N{NO-BREAK SPACE}%', ends
     )
 
@@ -337,7 +338,7 @@ def sections(results: Mapping[str, dict[str, Any]]) -> list[views.Section]:
 
 def headline(results: Mapping[str, dict[str, Any]]) -> tuple[str, str, str] | None:
     """The last model's persona score: (label, figure, detail); None without one."""
-    models = views.models(results.get('judge', {}))
+    models = report_views.models(results.get('judge', {}))
     if not models:
         return None
     name, own = list(models.items())[-1]
@@ -348,6 +349,6 @@ def headline(results: Mapping[str, dict[str, Any]]) -> tuple[str, str, str] | No
     change = number(mapping(found.get('to_dense')).get('mean'))
     detail = '0 to 100, by a judge'
     if change is not None:
-        detail += f'; {views.points(change)} to the dense model'
+        detail += f'; {formats.points(change)} to the dense model'
     label = f'Persona score, {candidates.LABELS[name].lower()} model'
     return label, f'{score:.2f}', detail

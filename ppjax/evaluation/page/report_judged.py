@@ -8,9 +8,9 @@ import numpy as np
 
 from ppjax.evaluation import candidates
 from ppjax.evaluation.answers import failures
-from ppjax.evaluation.page import report_views as views
+from ppjax.evaluation.page import report_views
 from ppjax.evaluation.page.run_results import mapping
-from ppjax.pages import charts
+from ppjax.pages import charts, formats, views
 from ppjax.pages.formats import number
 
 # results/judge.csv has all.
@@ -22,7 +22,7 @@ _KINDS = {'roleplay': 'Persona score', 'coherence': 'Coherence'}
 
 
 def judge(result: Mapping[str, Any], failed: Mapping[str, Any]) -> views.Section | None:
-    models = views.models(result)
+    models = report_views.models(result)
     kinds = {
         kind: {name: mapping(own.get(kind)) for name, own in models.items()}
         for kind in _KINDS
@@ -35,18 +35,18 @@ def judge(result: Mapping[str, Any], failed: Mapping[str, Any]) -> views.Section
             tables.append(
                 views.Table(
                     f'judge-{kind}',
-                    views.labels(models),
+                    report_views.labels(models),
                     rows,
                     _KINDS[kind],
                     folded=kind != 'roleplay',
                 )
             )
         bars = [
-            views.bar(
+            report_views.bar(
                 name,
                 own.get('mean_over_personas'),
-                views.decimals(1),
-                views.interval(own.get('interval')),
+                formats.decimals(1),
+                formats.interval(own.get('interval')),
             )
             for name, own in figures.items()
         ]
@@ -54,17 +54,21 @@ def judge(result: Mapping[str, Any], failed: Mapping[str, Any]) -> views.Section
     length_rows = views.filled(
         (label, [views.cell(own.get(key), show) for own in models.values()])
         for key, label, show in (
-            ('mean_answer_tokens', 'Tokens of an answer', views.decimals(0)),
-            ('at_limit', 'Answers stopped at the limit', views.percent),
-            ('distinct_2', 'Different word pairs in an answer', views.percent),
-            ('repeat_rate', 'Words that repeat four in a row', views.percent),
+            ('mean_answer_tokens', 'Tokens of an answer', formats.decimals(0)),
+            ('at_limit', 'Answers stopped at the limit', formats.percent),
+            ('distinct_2', 'Different word pairs in an answer', formats.percent),
+            ('repeat_rate', 'Words that repeat four in a row', formats.percent),
         )
     )
     if length_rows:
         title = 'The text of the answers'
         tables.append(
             views.Table(
-                'judge-text', views.labels(models), length_rows, title, folded=True
+                'judge-text',
+                report_views.labels(models),
+                length_rows,
+                title,
+                folded=True,
             )
         )
     questions, count = _judged(result, failed)
@@ -85,7 +89,9 @@ def judge(result: Mapping[str, Any], failed: Mapping[str, Any]) -> views.Section
         part = f'{len(questions)} of {count} questions, ' * (len(questions) < count)
         last = candidates.LABELS[questions[0].answers[-1][0]].lower()
         note += f' Below: {part}the worst answers of the {last} model first.'
-    plot = charts.bar_groups_plot('Scores by the judge', groups, views.legend(models))
+    plot = charts.bar_groups_plot(
+        'Scores by the judge', groups, report_views.legend(models)
+    )
     return views.Section(
         'Judged answers',
         f'{judge} gave each answer 0 to 100: how well it plays the persona. Higher is '
@@ -94,18 +100,18 @@ def judge(result: Mapping[str, Any], failed: Mapping[str, Any]) -> views.Section
         tables,
         note,
         questions,
-        views.settings(result),
+        report_views.settings(result),
     )
 
 
 def _score_rows(
     figures: Mapping[str, dict[str, Any]],
 ) -> list[tuple[str, list[views.Cell]]]:
-    two = views.decimals(2)
+    two = formats.decimals(2)
 
     def change(own: dict[str, Any]) -> views.Cell:
         found = mapping(own.get('to_dense'))
-        return views.cell(found.get('mean'), views.points, found.get('interval'))
+        return views.cell(found.get('mean'), formats.points, found.get('interval'))
 
     def scored(own: dict[str, Any]) -> views.Cell:
         count, of = number(own.get('n_scored')), number(own.get('n'))
@@ -133,10 +139,10 @@ def _score_rows(
             lambda own: views.cell(own.get('mean_with_zeros'), two),
         ),
         ('Answers with a score', scored),
-        ('Refusals', lambda own: views.cell(own.get('n_refused'), views.decimals(0))),
+        ('Refusals', lambda own: views.cell(own.get('n_refused'), formats.decimals(0))),
         (
             'Without a verdict',
-            lambda own: views.cell(own.get('n_failed'), views.decimals(0)),
+            lambda own: views.cell(own.get('n_failed'), formats.decimals(0)),
         ),
     ]
     return views.filled(
@@ -158,16 +164,16 @@ def _persona_table(figures: Mapping[str, dict[str, Any]]) -> views.Table | None:
     rows = []
     for persona in sorted(personas, key=worst_first)[: views.MOST_ROWS]:
         values = [number(own.get(persona)) for own in means.values()]
-        cells = [views.cell(value, views.decimals(2)) for value in values]
+        cells = [views.cell(value, formats.decimals(2)) for value in values]
         if len(values) > 1:
             whole = values[0] is not None and values[-1] is not None
             cells.append(
-                views.Cell(views.points((values[-1] or 0) - (values[0] or 0)))
+                views.Cell(formats.points((values[-1] or 0) - (values[0] or 0)))
                 if whole
                 else views.NOTHING
             )
         rows.append((persona, cells))
-    columns = [*views.labels(means), *['Change'] * (len(means) > 1)]
+    columns = [*report_views.labels(means), *['Change'] * (len(means) > 1)]
     left_out = f', the lowest {views.MOST_ROWS} of {len(personas)}'
     title = f'Persona score by persona{left_out * (len(personas) > views.MOST_ROWS)}'
     return views.Table(
@@ -249,7 +255,7 @@ def _answer(row: Mapping[str, Any], kind: str) -> views.JudgedAnswer:
 
 def failure_types(result: Mapping[str, Any]) -> views.Section | None:
     """results/failures.json: Table 10 of the paper."""
-    models = views.models(result)
+    models = report_views.models(result)
     labels = [name.replace('_', '-') for name in failures.TYPES]
     rows, bars = [], []
     for name, own in models.items():
@@ -257,10 +263,10 @@ def failure_types(result: Mapping[str, Any]) -> views.Section | None:
         shares = [number(mapping(own.get('shares')).get(x)) for x in failures.TYPES]
         low, of = number(own.get('n')), number(own.get('answers'))
         cells = [
-            views.cell(low, views.decimals(0)),
+            views.cell(low, formats.decimals(0)),
             *(
                 views.Cell(
-                    f'{count:.0f}', '' if share is None else views.percent(share)
+                    f'{count:.0f}', '' if share is None else formats.percent(share)
                 )
                 if count is not None
                 else views.NOTHING
@@ -303,7 +309,7 @@ def failure_types(result: Mapping[str, Any]) -> views.Section | None:
 
 def multi_turn(result: Mapping[str, Any]) -> views.Section | None:
     """results/multiturn.json: consistency turn by turn."""
-    models = views.models(result)
+    models = report_views.models(result)
     turns = {
         name: {
             int(turn): entry
@@ -321,21 +327,21 @@ def multi_turn(result: Mapping[str, Any]) -> views.Section | None:
         ]
         if points:
             figures = np.array(points, float).T
-            paint = views.PAINTS[name]
+            paint = report_views.PAINTS[name]
             courses.append(charts.Course(paint, _STYLES[name], *figures))
     plot = charts.turns_plot(
         'Consistency by turn',
         courses,
         [
-            (views.PAINTS[name], _STYLES[name], _with_slope(name, models[name]))
+            (report_views.PAINTS[name], _STYLES[name], _with_slope(name, models[name]))
             for name in models
         ],
     )
     rows = []
     for key, label, show in (
-        ('mean', 'Mean over turns', views.decimals(2)),
-        ('slope', 'Slope, points a turn', lambda x: views.signed(x, 3)),
-        ('change', 'Last turn less the first', views.points),
+        ('mean', 'Mean over turns', formats.decimals(2)),
+        ('slope', 'Slope, points a turn', lambda x: formats.signed(x, 3)),
+        ('change', 'Last turn less the first', formats.points),
     ):
         found = [mapping(own.get(key)) for own in models.values()]
         cells = [views.cell(x.get('value'), show, x.get('interval')) for x in found]
@@ -345,7 +351,9 @@ def multi_turn(result: Mapping[str, Any]) -> views.Section | None:
         ('broken_off', 'Broken off'),
         ('forgotten', 'Answers with earlier turns left out'),
     ):
-        cells = [views.cell(own.get(key), views.decimals(0)) for own in models.values()]
+        cells = [
+            views.cell(own.get(key), formats.decimals(0)) for own in models.values()
+        ]
         rows.append((label, cells))
     by_turn = [
         (str(turn), [_turn(entries.get(turn, {})) for entries in turns.values()])
@@ -354,7 +362,7 @@ def multi_turn(result: Mapping[str, Any]) -> views.Section | None:
     rows, by_turn = views.filled(rows), views.filled(by_turn)
     if not rows and not by_turn:
         return None
-    columns = views.labels(models)
+    columns = report_views.labels(models)
     tables = [
         views.Table('multiturn', columns, rows),
         views.Table(
@@ -376,7 +384,7 @@ def multi_turn(result: Mapping[str, Any]) -> views.Section | None:
         [table for table in tables if table.rows],
         'Bands: one standard deviation over personas, none for a single one. '
         'Small figures: 95 % bootstrap intervals over dialogues.',
-        settings=views.settings(result),
+        settings=report_views.settings(result),
     )
 
 
@@ -389,7 +397,7 @@ def _with_slope(name: str, own: Mapping[str, Any]) -> str:
     label = candidates.LABELS[name]
     if slope is None:
         return label
-    return f'{label}, {views.signed(slope, 3)} points a turn'
+    return f'{label}, {formats.signed(slope, 3)} points a turn'
 
 
 def _turn(entry: Mapping[str, Any]) -> views.Cell:

@@ -1,9 +1,7 @@
 """report.html: whole with any part missing, safe with any text, true to its inputs."""
 
-from collections.abc import Callable
 import dataclasses
 import hashlib
-from html import parser as html_parser
 import itertools
 import json
 import math
@@ -17,12 +15,13 @@ import pytest
 
 from ppjax.base import errors, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import plots, report, run_results
+from ppjax.evaluation.page import report, run_results
 from ppjax.masking import pmask
 from ppjax.models import config as config_lib
 from ppjax.pages import drawing, formats
 from ppjax.personas import prompts
 from ppjax.training import config as train_config
+from tests.evaluation.page import whole_page
 
 _LAYERS, _D_FF, _KEEP = 3, 52, 39
 _STEPS = 60
@@ -168,89 +167,12 @@ def run_dir(tmp_path: pathlib.Path) -> pathlib.Path:
     return run
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the drawings, which take nearly all of a page's time."""
-    monkeypatch.setattr(plots, '_svg', lambda paint, label, height=0: '')
-
-
-class _Page(html_parser.HTMLParser):
-    """Checks that tags nest, and collects attributes and texts."""
-
-    VOID = frozenset({'meta', 'br', 'img', 'link', 'hr', 'input'})
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.cells: dict[str, list[list[str]]] = {}
-        self._table = ''
-        self.text = ''
-        self.feed(text)
-        self.close()
-        assert not self.open, f'unclosed: {self.open}'
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag in self.VOID:
-            return
-        self.open.append(tag)
-        if tag == 'table':
-            self._table = dict(attrs).get('id') or ''
-            self.cells.setdefault(self._table, [])
-        if tag == 'tr' and self._table:
-            self.cells[self._table].append([])
-        if tag in ('td', 'th') and self._table:
-            self.cells[self._table][-1].append('')
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += [(tag, name, value or '') for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f'</{tag}> closes nothing'
-        assert self.open.pop() == tag
-        if tag == 'table':
-            self._table = ''
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._table and {'td', 'th'} & set(self.open):
-            self.cells[self._table][-1][-1] += data.strip()
-
-
-def _parse(text: str) -> _Page:
-    """Parses a page and checks that it loads and runs nothing."""
-    assert text.startswith('<!DOCTYPE html>')
-    page = _Page(text)
-    assert not page.tags & {'script', 'link', 'iframe', 'object', 'embed', 'base'}
-    loading = {'src', 'srcset', 'href', 'xlink:href', 'data', 'poster', 'action'}
-    for tag, name, value in page.attributes:
-        assert not name.startswith('on'), (tag, name)
-        if name in loading and tag != 'a':
-            assert value.startswith(('#', 'data:')), (tag, name, value)
-        if name == 'style':
-            assert re.sub(r'url\(#[\w-]+\)', '', value).count('url(') == 0
-    style = text[text.index('<style>') : text.index('</style>')]
-    assert 'url(' not in style
-    assert '@import' not in style
-    ids = [value for _, name, value in page.attributes if name == 'id']
-    assert len(set(ids)) == len(ids)
-    for _, name, value in page.attributes:
-        for target in re.findall(r'url\(#([\w-]+)\)', value):
-            assert target in ids
-        if name == 'xlink:href' and value.startswith('#'):
-            assert value[1:] in ids
-    return page
-
-
 def _written(run: pathlib.Path) -> str:
     return report.write_report(run).read_text('utf-8')
 
 
 def test_the_whole_page(run_dir):
-    page = _parse(_written(run_dir))
+    page = whole_page.parse(_written(run_dir))
     for text in (
         'Old Bram',
         'has poled a ferry for years.',
@@ -283,7 +205,7 @@ def test_the_whole_page(run_dir):
 
 
 def test_table_numbers_equal_the_inputs(run_dir, undrawn):
-    rows = _parse(_written(run_dir)).cells['likelihood'][1:]
+    rows = whole_page.parse(_written(run_dir)).cells['likelihood'][1:]
     figures = json.loads((run_dir / 'results' / 'efficiency.json').read_text('utf-8'))
     found = {row[0]: row[1:] for row in rows}
     assert list(found) == list(run_results.MODELS.values())
@@ -305,7 +227,7 @@ def test_table_numbers_equal_the_inputs(run_dir, undrawn):
 
 
 def test_size_table_equals_the_figures(run_dir, undrawn):
-    rows = _parse(_written(run_dir)).cells['sizes'][1:]
+    rows = whole_page.parse(_written(run_dir)).cells['sizes'][1:]
     stored = json.loads((run_dir / 'results' / 'efficiency.json').read_text('utf-8'))
     want = efficiency.table(stored)
     assert len(want) == 11
@@ -320,14 +242,14 @@ def test_pages_of_one_input_alone(run_dir, name):
     for other in _INPUTS:
         if other != name:
             (run_dir / other).unlink()
-    page = _parse(_written(run_dir))
+    page = whole_page.parse(_written(run_dir))
     assert 'could not be read' not in page.text
 
 
 @pytest.mark.parametrize('name', _INPUTS)
 def test_pages_without_one_input(run_dir, name, undrawn):
     (run_dir / name).unlink()
-    page = _parse(_written(run_dir))
+    page = whole_page.parse(_written(run_dir))
     assert 'could not be read' not in page.text
 
 
@@ -352,11 +274,11 @@ def test_every_subset_renders(run_dir, monkeypatch, undrawn):
     for size in range(len(fields) + 1):
         for names in itertools.combinations(fields, size):
             part = dataclasses.replace(whole, **{name: fields[name] for name in names})
-            _Page(report.render(part))
+            whole_page.Page(report.render(part))
 
 
 def test_an_empty_folder_gives_a_page(tmp_path):
-    page = _parse(_written(tmp_path))
+    page = whole_page.parse(_written(tmp_path))
     assert tmp_path.name in page.text
     assert 'Not there yet' in page.text
 
@@ -379,7 +301,7 @@ def test_without_heldout_rows_nothing_is_awaited_of_them(run_dir, undrawn):
     (run_dir / 'config.flags').write_text(text, encoding='utf-8')
     for name in ('likelihood', 'samples', 'efficiency'):
         (run_dir / 'results' / f'{name}.json').unlink()
-    page = _parse(_written(run_dir))
+    page = whole_page.parse(_written(run_dir))
     assert 'Not there yet: sizes and FLOPs.' in page.text
 
 
@@ -418,7 +340,7 @@ def test_any_key_may_be_missing(run_dir, name, path, undrawn):
     value = json.loads((run_dir / name).read_text('utf-8'))
     _drop(value, path)
     _write_json(run_dir / name, value)
-    page = _parse(_written(run_dir))
+    page = whole_page.parse(_written(run_dir))
     assert 'could not be read' not in page.text
 
 
@@ -437,7 +359,7 @@ def test_any_key_may_be_missing(run_dir, name, path, undrawn):
 )
 def test_damaged_files_are_named_and_left_out(run_dir, name, content, undrawn):
     (run_dir / name).write_text(content, encoding='utf-8', errors='surrogateescape')
-    page = _parse(_written(run_dir))
+    page = whole_page.parse(_written(run_dir))
     assert f'Left out, since it could not be read: {name}' in page.text
 
 
@@ -457,7 +379,7 @@ def test_values_that_are_no_numbers_are_not_drawn(run_dir):
             file.write(f'{{"stage": "train", "step": 61, "loss": {value}}}\n')
     steps, _ = run_results.read_run(run_dir).series('train', 'loss')
     assert steps[-1] == _STEPS
-    _parse(_written(run_dir))
+    whole_page.parse(_written(run_dir))
 
 
 @pytest.mark.parametrize('steps', [1, 2, 49, 51])
@@ -466,7 +388,7 @@ def test_runs_of_any_length_are_drawn(run_dir, steps):
     lines = ''.join(json.dumps(entry) + '\n' for entry in entries)
     (run_dir / 'metrics.jsonl').write_text(lines, encoding='utf-8')
     (run_dir / 'results' / 'likelihood.json').unlink()
-    assert 'Loss on the calibration set' in _parse(_written(run_dir)).text
+    assert 'Loss on the calibration set' in whole_page.parse(_written(run_dir)).text
 
 
 def test_hostile_text_is_only_text(run_dir, undrawn):
@@ -492,7 +414,7 @@ def test_hostile_text_is_only_text(run_dir, undrawn):
     stored = json.loads((run_dir / 'results' / 'efficiency.json').read_text('utf-8'))
     stored |= dict.fromkeys(('dtype', 'prompt_length', 'convention'), _HOSTILE)
     _write_json(run_dir / 'results' / 'efficiency.json', stored)
-    page = _parse(_written(run_dir))
+    page = whole_page.parse(_written(run_dir))
     # 4 of the sample, 2 of the status, 3 of the inputs, and more.
     assert page.text.count('<script>alert(1)</script>"') >= 15
     assert '49' not in page.text.split('Answers side by side')[1].split('Size')[0]
@@ -507,7 +429,7 @@ def test_lone_surrogates_and_huge_texts_are_tamed(run_dir, undrawn):
         {'samples': [{'query': '\ud800?', 'dense': huge, 'pruned': 'x' * 2_000_000}]},
     )
     text = _written(run_dir)
-    page = _parse(text)
+    page = whole_page.parse(text)
     assert len(text) < 300_000
     assert f'({len(huge) - 20_000} more characters)' in page.text
     assert '??' in page.text  # The surrogate became a question mark.
@@ -522,7 +444,7 @@ def test_reference_lines_far_off_do_not_flatten_the_curve(run_dir, undrawn):
     assert drawing.readable_limits(curves, [])[1] < 2.55
     single = drawing.readable_limits(np.array([2.0]), [2.0])
     assert single[0] < 2.0 < single[1]
-    page = _parse(_written(run_dir))
+    page = whole_page.parse(_written(run_dir))
     assert 'Random mask 8.9125, above the plot' in page.text
     assert 'Dense model 2.5125, above' not in page.text
     assert 'Dense model 2.5125' in page.text
@@ -546,33 +468,6 @@ def test_drawings_have_the_page_colours_only(run_dir):
         assert 'DejaVu' not in one
 
 
-def test_bootstrap_interval():
-    rng = np.random.default_rng(1)
-    tokens = rng.integers(1, 90, 200)
-    nats = tokens * rng.normal(-0.05, 0.3, 200)
-    low, high = bootstrap.ratio_interval(nats, tokens)
-    plain = nats.sum() / tokens.sum()
-    assert low < plain < high
-    assert (low, high) == bootstrap.ratio_interval(nats, tokens)
-    assert (low, high) != bootstrap.ratio_interval(nats, tokens, seed=1)
-    # The linearised standard error of a ratio of sums.
-    error = np.std(nats - plain * tokens) / tokens.mean() / math.sqrt(200)
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
-
-
-def test_bootstrap_of_one_example_is_a_point():
-    assert bootstrap.ratio_interval(np.array([3.0]), np.array([4])) == (
-        0.75,
-        0.75,
-    )
-
-
-@pytest.mark.parametrize('shapes', [((0,), (0,)), ((2,), (3,)), ((2, 2), (2, 2))])
-def test_bootstrap_refuses_other_shapes(shapes):
-    with pytest.raises(ValueError, match='n at least 1'):
-        bootstrap.ratio_interval(np.ones(shapes[0]), np.ones(shapes[1]))
-
-
 @pytest.mark.parametrize(
     'learned, said',
     [(-0.3, 'better than'), (0.3, 'less well than'), (0.0, 'No clear difference')],
@@ -592,33 +487,3 @@ def test_without_efficiency_the_exports_figures_are_shown(run_dir):
     rows = run_results.likelihood_rows(run_results.read_run(run_dir))
     assert [row.parameters for row in rows] == [11, 7, 7, 7]
     assert [row.bytes for row in rows] == [None] * 4
-
-
-def test_kept_share():
-    mask = np.array([[1, 1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]], bool)
-    want: Callable[..., Any] = np.testing.assert_allclose
-    want(plots.kept_share(mask, 7), mask)
-    want(plots.kept_share(mask, 100), mask)
-    want(plots.kept_share(mask, 2), [[0.75, 0.0], [1.0, 1 / 3]])
-    want(plots.kept_share(mask, 1), [[3 / 7], [5 / 7]])
-
-
-@pytest.mark.parametrize(
-    'persona, name',
-    [
-        ('Captain Jack Sparrow is a pirate.', 'Captain Jack Sparrow'),
-        ("Jix 'Tailwind' Okonkwo has a ship.", "Jix 'Tailwind' Okonkwo"),
-        ('Émile, a writer', 'Émile'),
-        ('You are Bram, a ferryman.', ''),
-        ('A man is here.', ''),
-        ('likes rivers', ''),
-        ('', ''),
-    ],
-)
-def test_name_of(persona, name):
-    assert report.name_of(persona) == name
-
-
-def test_persona_of():
-    assert report.persona_of(prompts.persona_prompt(_PERSONA)) == _PERSONA
-    assert report.persona_of('Be brief.') == 'Be brief.'

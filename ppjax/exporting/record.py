@@ -1,0 +1,159 @@
+"""What an exported folder says of itself: what it was made from, and its files.
+
+The record lies in the folder and takes its name together with the rest, so that a
+folder is never without its identity, and damage is noticed.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+from ppjax.base import atomic, errors
+from ppjax.models import safetensors_reader
+
+FILE = 'ppjax-export.json'
+_FORMAT = 'ppjax.export.v1'
+# People may write into it.
+_CARD = 'README.md'
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What is found where an export is to go.
+
+    Attributes:
+        identity: what it was made from; None if no export made it.
+        damaged: its files that are missing or not as they were written.
+        foreign: what else lies there.
+    """
+
+    identity: dict[str, str] | None
+    damaged: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    def is_of(self, identity: Mapping[str, str]) -> bool:
+        """Whether the very same was exported, and is whole."""
+        return self.identity == dict(identity) and not self.damaged
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write(folder: pathlib.Path, identity: Mapping[str, str]) -> list[str]:
+    """Writes the record of a folder that is otherwise complete.
+
+    Returns:
+        The names of all files, its own included.
+    """
+    files = {
+        path.name: {'bytes': path.stat().st_size, 'sha256': _sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    atomic.write_json(
+        folder / FILE,
+        {'format': _FORMAT, 'identity': dict(identity), 'files': files},
+    )
+    return [*files, FILE]
+
+
+def look(folder: pathlib.Path) -> Standing | None:
+    """What lies in a folder; None if it is absent or empty. Reads all of it.
+
+    Raises:
+        InputError: if it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise errors.InputError(f'{folder} is a file; give a directory.')
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    names = {name for name in names if not atomic.is_temporary(name)}
+    if not names:
+        return None
+    files = _files(folder)
+    if files is None:
+        return Standing(None, (), tuple(sorted(names)))
+    identity, recorded = files
+    damaged = [
+        name
+        for name, own in recorded.items()
+        if name != _CARD and not _is_whole(folder / name, own)
+    ]
+    foreign = names - recorded.keys() - {FILE}
+    return Standing(identity, tuple(sorted(damaged)), tuple(sorted(foreign)))
+
+
+def _files(
+    folder: pathlib.Path,
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]] | None:
+    """Identity and files of a record; None if there is no readable one."""
+    try:
+        found = safetensors_reader.read_json(folder / FILE)
+        identity, files = found['identity'], found['files']
+        if (
+            found['format'] == _FORMAT
+            and isinstance(identity, dict)
+            and all(isinstance(own, dict) for own in files.values())
+        ):
+            return identity, files
+    except (errors.InputError, KeyError, AttributeError):
+        pass
+    return None
+
+
+def _is_whole(path: pathlib.Path, own: Mapping[str, Any]) -> bool:
+    try:
+        return path.stat().st_size == own.get('bytes') and _sha256(path) == own.get(
+            'sha256'
+        )
+    except OSError:
+        return False
+
+
+def may_write(
+    target: pathlib.Path, identity: Mapping[str, str], *, overwrite: bool
+) -> bool:
+    """Whether an export is to be written at `target`; false if it stands there, whole.
+
+    Args:
+        target: the folder.
+        identity: of what is to be exported.
+        overwrite: whether another export may be replaced.
+
+    Raises:
+        InputError: if something else stands there that may not, or must not, be
+            replaced.
+    """
+    found = look(target)
+    if found is None:
+        return True
+    if found.identity is None:
+        raise errors.InputError(
+            f'{target} holds files that no export made ({found.foreign[0]!r}'
+            f'{", ..." if len(found.foreign) > 1 else ""}); give an empty or new '
+            'folder, or move them away.'
+        )
+    if not overwrite:
+        if found.is_of(identity):
+            return False
+        if found.damaged and found.identity == dict(identity):
+            raise errors.InputError(
+                f'{target / found.damaged[0]} is missing or not as it was written'
+                f'{f" ({len(found.damaged)} such)" if len(found.damaged) > 1 else ""}; '
+                '--overwrite makes the export anew.'
+            )
+        keys = {*identity, *found.identity}
+        differ = sorted(k for k in keys if found.identity.get(k) != identity.get(k))
+        raise errors.InputError(
+            f'{target} holds another export (differing in {", ".join(differ)}); '
+            '--overwrite replaces it.'
+        )
+    if found.foreign:
+        raise errors.InputError(
+            f'{target} holds {", ".join(found.foreign[:3])}'
+            f'{", ..." if len(found.foreign) > 3 else ""}, which no export made; it is '
+            'not replaced. Move that away, or give another --output_dir.'
+        )
+    return True
