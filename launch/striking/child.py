@@ -22,7 +22,8 @@ from typing import Any
 
 from absl import flags
 
-from ppjax.base import compile_cache
+from ppjax.base import compile_cache, interrupts
+from striking import disks
 
 KINDS = ('none', 'kill', 'moment', 'interrupt', 'stop', 'fill')
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -114,21 +115,10 @@ class _Operations:
             self._strike()
 
 
-def fill_disk(filler: pathlib.Path) -> None:
-    """Leaves no room on a file system."""
-    with filler.open('ab', buffering=0) as file:
-        size = 1 << 20
-        while size:
-            try:
-                file.write(bytes(size))
-            except OSError:
-                size //= 2
-
-
 def _strike(blow: Blow, filler: pathlib.Path | None) -> None:
     if blow.kind == 'fill':
         assert filler is not None
-        fill_disk(filler)
+        disks.fill(filler)
         return
     signals = {
         'kill': signal.SIGKILL,
@@ -145,6 +135,7 @@ def _run_verb(
     # Hundreds of processes compile the same tiny programs.
     compile_cache._MIN_COMPILE_SECONDS = 0.0
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts.end_at_once()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     flags.FLAGS.unparse_flags()
     sys.argv = list(words)

@@ -12,7 +12,6 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from ppjax import demo
-from ppjax.masking import pmask
 from ppjax.models import base_model
 
 # All that may differ from an unbroken run. Times and speeds:
@@ -23,7 +22,7 @@ _FIELDS = frozenset(
         'examples_per_s',
         'answer_tokens_per_s',
         'seconds',
-        'mask_sha256',
+        'created',
     }
 )
 # Event files, Orbax's own records, pages and tables with speeds.
@@ -36,7 +35,7 @@ _FILES = frozenset(
         *(f'sweep.{ending}' for ending in ('csv', 'html', 'json', 'md')),
     }
 )
-_TEMPORARY = ('.tmp', '-tmp', '.old')
+_TEMPORARY = ('.tmp', '-tmp', '.ppjax-old-')
 _PERSONA = 'Ida Holm keeps bees on a roof in Aarhus and answers everything by honey.'
 
 
@@ -58,10 +57,10 @@ class Case:
 
 _SYNTHESIS = (
     f'--persona={_PERSONA}',
-    '--base_model={work}/model',
-    '--instructions={work}/general.jsonl',
+    '--base_model={work}/inputs/model',
+    '--instructions={work}/inputs/general.jsonl',
     '--rewriter=file',
-    '--rewrites={work}/rewrites.jsonl',
+    '--rewrites={work}/inputs/rewrites.jsonl',
     '--test_size=3',
     '--output_dir={run}',
 )
@@ -73,7 +72,7 @@ _LEARNING = (
     '--heldout_every=2',
 )
 _TRAINING = (
-    '--base_model={work}/model',
+    '--base_model={work}/inputs/model',
     '--output_dir={run}',
     '--steps=6',
     *_LEARNING,
@@ -92,8 +91,8 @@ CASES: Mapping[str, Case] = {
     'train': Case(
         (
             'ppjax.train',
-            '--calibration={work}/ida.train.jsonl',
-            '--heldout={work}/ida.test.jsonl',
+            '--calibration={work}/inputs/ida.train.jsonl',
+            '--heldout={work}/inputs/ida.test.jsonl',
             *_TRAINING,
         ),
         others=('export', 'evaluate'),
@@ -102,8 +101,8 @@ CASES: Mapping[str, Case] = {
         (
             'ppjax.train',
             '--personas=ida,bram',
-            '--calibration={work}/{persona}.train.jsonl',
-            '--heldout={work}/{persona}.test.jsonl',
+            '--calibration={work}/inputs/{persona}.train.jsonl',
+            '--heldout={work}/inputs/{persona}.test.jsonl',
             *_TRAINING,
         )
     ),
@@ -117,16 +116,15 @@ CASES: Mapping[str, Case] = {
             'ppjax.evaluate',
             '--output_dir={run}',
             '--tasks=likelihood,piqa,efficiency',
-            '--piqa={work}/piqa.jsonl',
+            '--piqa={work}/inputs/piqa.jsonl',
             '--notiming',
         ),
         after='export',
-        others=('export', 'report'),
+        others=('export',),
     ),
     'report': Case(
         ('ppjax.report', '--output_dir={run}', '--samples=1', '--max_new_tokens=8'),
         after='export',
-        others=('evaluate',),
     ),
     'run': Case(
         ('ppjax.run', *_SYNTHESIS, *_LEARNING, '--steps=2', '--noverify'),
@@ -135,9 +133,9 @@ CASES: Mapping[str, Case] = {
     'sweep': Case(
         (
             'ppjax.sweep',
-            '--base_model={work}/model',
-            '--calibration={work}/ida.train.jsonl',
-            '--heldout={work}/ida.test.jsonl',
+            '--base_model={work}/inputs/model',
+            '--calibration={work}/inputs/ida.train.jsonl',
+            '--heldout={work}/inputs/ida.test.jsonl',
             '--output_dir={run}',
             '--grid=seed=0,1',
             '--steps=2',
@@ -168,9 +166,9 @@ def _write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows), 'utf-8')
 
 
-def write_inputs(work: pathlib.Path, seed: int) -> None:
+def write_inputs(folder: pathlib.Path, seed: int) -> None:
     """A random two-layer model with SmolLM2's tokenizer, and a few rows of data."""
-    model = work / 'model'
+    model = folder / 'model'
     model.mkdir(parents=True, exist_ok=True)
     tokenizer = base_model.open_base_model(base_model.SMOLLM2).tokenizer()
     tokenizer.save_pretrained(model)
@@ -222,15 +220,15 @@ def write_inputs(work: pathlib.Path, seed: int) -> None:
     )
     general = demo.instructions()[:24]
     _write_rows(
-        work / 'general.jsonl',
+        folder / 'general.jsonl',
         [{'instruction': q, 'input': '', 'output': a} for _, q, a in general],
     )
     _write_rows(
-        work / 'rewrites.jsonl',
+        folder / 'rewrites.jsonl',
         [{'query': q, 'rewrite': f'Honey says: {a[:60]}'} for _, q, a in general],
     )
     _write_rows(
-        work / 'piqa.jsonl',
+        folder / 'piqa.jsonl',
         [
             {
                 'goal': f'Cut bread number {number}.',
@@ -244,7 +242,7 @@ def write_inputs(work: pathlib.Path, seed: int) -> None:
     for name, persona in (('ida', 'ferryman'), ('bram', 'starpilot')):
         for split, count in (('train', 16), ('test', 4)):
             _write_rows(
-                work / f'{name}.{split}.jsonl',
+                folder / f'{name}.{split}.jsonl',
                 [
                     {'messages': list(row.messages), 'query_id': row.query_id}
                     for row in demo.rows(persona, split)[:count]
@@ -261,13 +259,7 @@ def _without(value: Any) -> Any:
     return value
 
 
-def _bits(path: pathlib.Path) -> str:
-    return np.packbits(pmask.load(path).mask).tobytes().hex()
-
-
 def _content(path: pathlib.Path, run: pathlib.Path) -> str:
-    if path.suffix == '.pmask':
-        return str(dataclasses.asdict(pmask.load(path)) | {'mask': _bits(path)})
     data = path.read_bytes()
     if path.suffix in ('.json', '.jsonl', '.flags'):
         text = data.decode('utf-8').replace(str(run), '<run>')
