@@ -362,7 +362,9 @@ def main(cfg: BenchConfig, what: str) -> int:
         return _write(cfg, _infer(cfg, base))
     if what == 'load':
         return _write(cfg, load.compare(base, rounds=cfg.rounds, dtype=cfg.dtype))
-    renderer = chat.ChatRenderer(base.tokenizer(), date=cfg.date)
+    renderer = chat.ChatRenderer(
+        base.tokenizer(), date=cfg.date, vocab_size=base.config.vocab_size
+    )
     if what == 'mask_step':
         return _write(cfg, _mask_step(cfg, base, renderer))
     rows, personas = _queries(cfg), _personas(cfg)

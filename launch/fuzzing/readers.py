@@ -22,11 +22,11 @@ from fuzzing import damage
 from fuzzing import material as material_lib
 from ppjax.base import flags
 from ppjax.benchmarking import costs
-from ppjax.data import chat, mixture
+from ppjax.data import chat, mixture, stop_tokens
 from ppjax.evaluation.multiple_choice import benchmark_sources
 from ppjax.learning import data as learning_data
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, generation, loading
+from ppjax.models import base_model, loading
 from ppjax.parallel import sharding
 from ppjax.personas import evaluation_set, sources
 from ppjax.planning import topology
@@ -177,7 +177,7 @@ def _tokenizer(
         tokenizer = base.tokenizer()
         renderer = chat.ChatRenderer(tokenizer, date='2026-01-01')
         chat.render_rows(renderer, rows, 1024)
-        generation.stop_ids(base.generation_config(), tokenizer)
+        stop_tokens.stop_ids(base.generation_config(), tokenizer)
 
     return read
 

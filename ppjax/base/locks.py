@@ -19,7 +19,7 @@ NAME = '.ppjax-lock'
 # Where a disk knows no locks: some network file systems.
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL}
 
-# Folder -> (descriptor, how often it is held) in this process.
+# Lock file -> (descriptor, how often it is held) in this process.
 _held: dict[pathlib.Path, tuple[int, int]] = {}
 
 
@@ -43,31 +43,37 @@ def try_lock(descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a folder that exists, for this process alone, while inside.
+def held(folder: pathlib.Path, *, beside: bool = False) -> Iterator[None]:
+    """Holds a folder, for this process alone, while inside.
 
     Of several processes that run a command together the first holds it for all. The
     same process may hold it again within.
 
+    Args:
+        folder: that exists.
+        beside: whether the lock file lies beside it instead, since the folder as a
+            whole is to be replaced; it may then be absent.
+
     Raises:
         InputError: naming the process that holds it.
     """
-    taken = processes.first_decides(lambda: _take(folder.resolve()))
+    folder = folder.resolve()
+    path = folder.with_name(f'.{folder.name}{NAME}') if beside else folder / NAME
+    taken = processes.first_decides(lambda: _take(folder, path))
     try:
         yield
     finally:
         if taken and processes.is_first():
-            _release(folder.resolve())
+            _release(path)
 
 
-def _take(folder: pathlib.Path) -> bool:
-    if folder in _held:
-        descriptor, count = _held[folder]
-        _held[folder] = descriptor, count + 1
+def _take(folder: pathlib.Path, path: pathlib.Path) -> bool:
+    if path in _held:
+        descriptor, count = _held[path]
+        _held[path] = descriptor, count + 1
         return True
-    path = folder / NAME
     descriptor = _locked(folder, path)
-    _held[folder] = descriptor, 1
+    _held[path] = descriptor, 1
     own = {
         'pid': os.getpid(),
         'host': socket.gethostname(),
@@ -120,13 +126,13 @@ def _holder(text: str) -> str:
         return 'another process'
 
 
-def _release(folder: pathlib.Path) -> None:
-    descriptor, count = _held[folder]
+def _release(path: pathlib.Path) -> None:
+    descriptor, count = _held[path]
     if count > 1:
-        _held[folder] = descriptor, count - 1
+        _held[path] = descriptor, count - 1
         return
-    del _held[folder]
+    del _held[path]
     # Before it is unlocked: then it is still this process's own.
     with contextlib.suppress(OSError):
-        (folder / NAME).unlink()
+        path.unlink()
     os.close(descriptor)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import datetime
+import glob
 import json
 import os
 import pathlib
@@ -221,21 +222,29 @@ def _refuse_discarding_inputs(
             or len(value) > 8192
         ):
             continue
-        for part in (value, *value.split(',')):
-            name = re.sub(r':\d+$', '', part.strip())
-            try:
-                path = pathlib.Path(name).expanduser().resolve()
-                if not name or not path.exists():
-                    continue
-            except (OSError, RuntimeError, ValueError):  # A long text is no path.
-                continue
+        for path in _named_paths(value):
             for gone in discarded:
                 if path == gone or path.is_relative_to(gone):
                     raise errors.InputError(
-                        f'--{field.name}: {name} belongs to the run in {folder}, which '
+                        f'--{field.name}: {path} belongs to the run in {folder}, which '
                         '--overwrite would discard; nothing was removed. Give another '
                         '--output_dir, or move that file away.'
                     )
+
+
+def _named_paths(value: str) -> Iterator[pathlib.Path]:
+    """The files that a flag's value may name: lists, counts and templates as well."""
+    for part in (value, *value.split(',')):
+        name = re.sub(r':\d+$', '', part.strip())
+        try:
+            if not name:
+                continue
+            name = str(pathlib.Path(name).expanduser())
+            pattern = re.sub(r'\{\w+\}', '*', name)
+            names = glob.glob(pattern) if pattern != name else [name]
+            yield from (pathlib.Path(x).resolve() for x in names if os.path.exists(x))
+        except (OSError, RuntimeError, ValueError):  # A long text is no path.
+            continue
 
 
 class RunDirectory:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import torch_model
-from ppjax.data import chat
-from ppjax.models import base_model, generation, loading
+from ppjax.data import chat, stop_tokens
+from ppjax.models import base_model, loading
 from ppjax.synthesis import rewrite_local, rewriting
 
 
@@ -36,7 +36,7 @@ def compare(
     import transformers
 
     hf = torch_model.load(base)
-    stops = sorted(generation.stop_ids(base.generation_config(), renderer.tokenizer))
+    stops = sorted(stop_tokens.stop_ids(base.generation_config(), renderer.tokenizer))
     settings = transformers.GenerationConfig(
         max_new_tokens=max_tokens,
         do_sample=False,

@@ -8,6 +8,7 @@ import transformers
 
 from ppjax.base import errors
 from ppjax.data import chat as chat_lib
+from ppjax.data import stop_tokens
 from ppjax.masking import apply
 from ppjax.models import generation
 
@@ -101,7 +102,9 @@ class Conversation:
             InputError: see `data.chat.ChatRenderer`.
         """
         self._loaded = loaded
-        self._renderer = chat_lib.ChatRenderer(loaded.tokenizer, date=date)
+        self._renderer = chat_lib.ChatRenderer(
+            loaded.tokenizer, date=date, vocab_size=loaded.decoder.cfg.vocab_size
+        )
         self._system = (
             [{'role': 'system', 'content': system_prompt}] if system_prompt else []
         )
@@ -110,7 +113,7 @@ class Conversation:
         self._sampling = sampling
         self._seed = seed
         self._notify = notify
-        self._stop_ids = generation.stop_ids(
+        self._stop_ids = stop_tokens.stop_ids(
             loaded.base.generation_config(), loaded.tokenizer
         )
 

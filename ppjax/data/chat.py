@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax.base import errors
+from ppjax.base import errors, time_limit
 from ppjax.data import calibration, markup
+from ppjax.models import tokens as tokens_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Example:
         return len(self.tokens) - self.answer_start
 
 
+# For one conversation, which takes a thousandth of it.
+_RENDER_SECONDS = 10.0
+# Of a rendered conversation, beyond what its turns hold: more is no chat.
+_MAX_MARKUP = 1 << 22
+
 # What date templates write with: names and numbers of day, month and year.
 _DATE_DIRECTIVES = ('%a', '%A', '%b', '%B', '%d', '%j', '%m', '%y', '%Y')
 
@@ -55,6 +61,20 @@ def _clock(day: datetime.date) -> str:
     )
 
 
+def _no_template(where: str) -> str:
+    if where.lower().endswith('.gguf'):
+        return (
+            f'GGUF file {where!r} carries no chat template (tokenizer.chat_template), '
+            'so it is perhaps not instruction-tuned; use a GGUF made of the '
+            'instruction-tuned model, or that model as a Hugging Face directory.'
+        )
+    return (
+        "The base model's tokenizer has no chat template; put one into "
+        'chat_template.jinja beside its tokenizer files, or use the '
+        'instruction-tuned variant of the model.'
+    )
+
+
 class ChatRenderer:
     """Applies a tokenizer's chat template, the same way on every day.
 
@@ -62,20 +82,24 @@ class ChatRenderer:
     and with it a learned mask, does not change overnight.
     """
 
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, *, date: str):
+    def __init__(
+        self,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        *,
+        date: str,
+        vocab_size: int | None = None,
+    ):
         """Args:
             tokenizer: with a chat template.
             date: ISO date that templates are told is today.
+            vocab_size: tokens that the model embeds; others are refused. None where
+                nothing is looked up.
 
         Raises:
             InputError: if there is no template, or the date is none.
         """
         if not tokenizer.chat_template:
-            raise errors.InputError(
-                "The base model's tokenizer has no chat template; put one into "
-                'chat_template.jinja beside its tokenizer files, or use the '
-                'instruction-tuned variant of the model.'
-            )
+            raise errors.InputError(_no_template(tokenizer.name_or_path))
         try:
             self._day = datetime.date.fromisoformat(date)
         except ValueError:
@@ -84,28 +108,68 @@ class ChatRenderer:
             ) from None
         self.tokenizer = tokenizer
         # Jinja drops the line end after a tag: the template itself is unchanged.
-        self._template = f'{_clock(self._day)}\n{tokenizer.get_chat_template()}'
+        try:
+            template = tokenizer.get_chat_template()
+        except (ValueError, TypeError) as error:
+            raise errors.InputError(
+                f'{tokenizer.name_or_path}: its chat templates have no usable default: '
+                f'{" ".join(str(error).split())[:300]}'
+            ) from error
+        self._template = f'{_clock(self._day)}\n{template}'
+        self._vocab_size = vocab_size
         self._marks = markup.OwnMarks(tokenizer)
 
     def _render(self, messages: Any, *, generate: bool) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=generate,
-                date_string=self._day.strftime('%d %b %Y'),
-                # Qwen3: an answer starts at once, not with a train of thought.
-                enable_thinking=False,
-            )
+            with time_limit.limit(_RENDER_SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=self._template,
+                    tokenize=False,
+                    add_generation_prompt=generate,
+                    date_string=self._day.strftime('%d %b %Y'),
+                    # Qwen3: an answer starts at once, not with a train of thought.
+                    enable_thinking=False,
+                )
+        except time_limit.TimeLimitError:
+            raise errors.InputError(
+                'The chat template was stopped: it works on one conversation for more '
+                f'than {_RENDER_SECONDS:.0f} s. It is damaged, or made to hang.'
+            ) from None
         except Exception as error:  # Templates raise whatever their authors chose.
             raise errors.InputError(
-                f'The chat template refused a conversation: {error}'
+                'The chat template refused a conversation: '
+                f'{" ".join(str(error).split())[:300]}'
             ) from error
+        given = sum(len(message['content']) for message in messages)
+        if len(text) > _MAX_MARKUP + 4 * given:
+            raise errors.InputError(
+                f'The chat template makes {len(text)} characters of one conversation '
+                f'of {given}. It is damaged, or made to fill the memory.'
+            )
+        return text
 
     def _encode(self, text: str) -> list[int]:
         # The template writes BOS itself where the model wants one.
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if self._vocab_size is not None:
+            tokens_lib.refuse_unembedded(ids, self._vocab_size, self.tokenizer)
+        return ids
+
+    def end_of_answer(self) -> int | None:
+        """The added token with which the template ends an answer, if it does so."""
+        answer = 'an-answer'
+        question = {'role': 'user', 'content': 'a-question'}
+        try:
+            text = self._render(
+                [question, {'role': 'assistant', 'content': answer}], generate=False
+            )
+        except errors.InputError:
+            return None  # It says so again wherever it is used.
+        _, found, after = text.rpartition(answer)
+        added = self.tokenizer.added_tokens_decoder
+        ids = self.tokenizer.encode(after, add_special_tokens=False) if found else []
+        return next((index for index in ids if index in added), None)
 
     def prompt(self, messages: Any) -> list[int]:
         """Token ids up to where the assistant's next answer starts.

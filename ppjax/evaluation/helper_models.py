@@ -4,11 +4,11 @@ import jax.numpy as jnp
 
 from ppjax.base import progress as progress_lib
 from ppjax.chat_api import client as client_lib
-from ppjax.data import chat
+from ppjax.data import chat, stop_tokens
 from ppjax.evaluation import config
 from ppjax.evaluation.dialogues import speakers
 from ppjax.evaluation.judges import judge_local, judge_openai, judge_scoring
-from ppjax.models import base_model, generation, loading
+from ppjax.models import base_model, loading
 from ppjax.models import decoder as decoder_lib
 from ppjax.parallel import sharding
 
@@ -62,7 +62,7 @@ class HelperModels:
             decoder,
             None,
             renderer,
-            generation.stop_ids(base.generation_config(), renderer.tokenizer),
+            stop_tokens.stop_ids(base.generation_config(), renderer.tokenizer),
             weights=f'{base.fingerprint()} {cfg.dtype}',
             max_new_tokens=PARTNER_TOKENS,
             batch_size=cfg.batch_size,
@@ -78,7 +78,11 @@ class HelperModels:
         if name in self._loaded:
             return self._loaded[name]
         base = base_model.open_base_model(name)
-        renderer = chat.ChatRenderer(base.tokenizer(), date=self._cfg.date)
+        renderer = chat.ChatRenderer(
+            base.tokenizer(),
+            date=self._cfg.date,
+            vocab_size=base.config.vocab_size,
+        )
         progress_lib.say(f'Loading the {role} {name} ...')
         decoder = loading.load_decoder(
             base.reader,

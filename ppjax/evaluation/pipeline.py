@@ -108,7 +108,11 @@ class Evaluation:
 
         def measure() -> dict[str, Any]:
             models = [model.load() for model in self.candidates.models]
-            renderer = chat.ChatRenderer(models[0].tokenizer, date=cfg.date)
+            renderer = chat.ChatRenderer(
+                models[0].tokenizer,
+                date=cfg.date,
+                vocab_size=min(model.decoder.cfg.vocab_size for model in models),
+            )
             examples, dropped = chat.render_rows(renderer, rows, cfg.max_length)
             found = likelihood.measure(
                 models[0],

@@ -11,7 +11,7 @@ from typing import Any
 
 from ppjax import demo
 from ppjax.base import atomic, errors, flags, progress, run_directory, versions
-from ppjax.data import calibration, chat
+from ppjax.data import calibration, chat, stop_tokens
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import report, run_results, terminal
 from ppjax.masking import apply
@@ -183,7 +183,11 @@ def _answer(
         dense_decoder = apply.load_masked(
             base_model=trained.base_model, dtype=trained.dtype
         ).decoder
-    renderer = chat.ChatRenderer(loaded.tokenizer, date=trained.date)
+    renderer = chat.ChatRenderer(
+        loaded.tokenizer,
+        date=trained.date,
+        vocab_size=loaded.decoder.cfg.vocab_size,
+    )
     # As in mask learning, where rows with markup and longer ones are dropped.
     rows = [row for row in rows if renderer.takes(row)]
     prompts = [renderer.prompt(row.messages[:-1]) for row in rows]
@@ -193,7 +197,7 @@ def _answer(
         f'Answering {len(chosen)} held-out queries with the dense and the pruned '
         'model ...'
     )
-    stops = generation.stop_ids(loaded.base.generation_config(), loaded.tokenizer)
+    stops = stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer)
     dense, pruned = (
         generation.generate(
             decoder,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax.base import atomic, errors, flags, progress, run_directory, versions
+from ppjax.base import atomic, errors, flags, locks, progress, run_directory, versions
 from ppjax.data import chat
 from ppjax.exporting import config as config_lib
 from ppjax.exporting import hf_export, model_card
@@ -20,6 +20,7 @@ from ppjax.exporting import verify as verify_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import keep_indices
 from ppjax.models import loading
+from ppjax.models import tokens as tokens_lib
 
 _DEFAULT_DATE = '2026-01-01'
 _QUESTIONS = (
@@ -42,7 +43,9 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
     """
     output = pathlib.Path(cfg.output_dir).expanduser()
     if not cfg.from_run:
-        _export(cfg, output, None, again=again)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(output, beside=True):
+            _export(cfg, output, None, again=again)
         return 0
     source_lib.require_run(output)
     with run_directory.visiting(output, makes=(_RECORD,)):
@@ -206,7 +209,8 @@ def _verify(
         'tolerance': cfg.verify_tolerance,
         'prompts': prompts,
         'tokens_per_prompt': length,
-        'max_logit_difference': dataclasses.asdict(result),
+        'max_logit_difference': result.of_export(),
+        'dense_logit_difference': result.dense,
         'torch': None
         if result.transformers is None
         else importlib.metadata.version('torch'),
@@ -221,15 +225,22 @@ def _verification_tokens(
     Long prompts keep their end, where they differ; short ones are repeated.
     """
     date = source.trained.date if source.trained else _DEFAULT_DATE
+    vocab_size = source.base.config.vocab_size
+    renderer = (
+        chat.ChatRenderer(tokenizer, date=date, vocab_size=vocab_size)
+        if tokenizer.chat_template
+        else None
+    )
     rows = []
     for question in _QUESTIONS:
         messages = [{'role': 'user', 'content': question}]
         if source.system_prompt:
             messages.insert(0, {'role': 'system', 'content': source.system_prompt})
-        if tokenizer.chat_template:
-            ids = chat.ChatRenderer(tokenizer, date=date).prompt(messages)
+        if renderer is not None:
+            ids = renderer.prompt(messages)
         else:
             ids = tokenizer.encode('\n\n'.join(m['content'] for m in messages))
+            tokens_lib.refuse_unembedded(ids, vocab_size, tokenizer)
         rows.append(ids[-_MAX_LENGTH:])
     length = max(_MIN_LENGTH, *(len(row) for row in rows))
     return np.stack([np.resize(np.asarray(row, np.int32), length) for row in rows])
@@ -278,4 +289,7 @@ def _table(
                 lines.append('PyTorch is not installed: not compared by transformers.')
             else:
                 lines.append(line(f'  {loader}', '', f'{value:.2e}'))
+        if (dense := verified.get('dense_logit_difference')) is not None:
+            lines.append('Of the dense model, from that of transformers:')
+            lines.append(line('  transformers', f'{dense:.2e}', ''))
     return '\n'.join([*lines, f'Exported to {target}'])

@@ -16,6 +16,7 @@ import numpy as np
 import transformers
 
 from ppjax.base import atomic, errors, processes, run_directory
+from ppjax.data import stop_tokens
 from ppjax.exporting import record
 from ppjax.models import (
     base_model,
@@ -148,7 +149,10 @@ def export_model(
     loading.check_tensors(model.reader, model.config)
     with atomic.directory(target_dir) as folder:
         _write_json(folder / 'config.json', _config(model, dtype))
-        _write_json(folder / 'generation_config.json', model.generation_config())
+        _write_json(
+            folder / 'generation_config.json',
+            stop_tokens.with_stop_ids(model.generation_config(), tokenizer),
+        )
         _write_json(folder / 'persona.json', {'system_prompt': system_prompt})
         (folder / 'README.md').write_text(model_card, encoding='utf-8')
         _copy_legal_files(model.reader.path, folder)
@@ -188,6 +192,8 @@ def _config(model: base_model.BaseModel, dtype: str) -> dict[str, Any]:
     config = model.reader.hf_config | {
         'architectures': [_ARCHITECTURES[cfg.family]],
         'intermediate_size': cfg.d_ff,
+        # The file may hold another unembedding than it says.
+        'tie_word_embeddings': cfg.tie_embeddings,
         'dtype': dtype,
         'torch_dtype': dtype,
         'rope_theta': cfg.rope_theta,

@@ -1,5 +1,7 @@
 """Does an exported directory compute what the masked dense model does?
 
+And does the dense model compute what transformers makes of its files?
+
 The directory is reloaded in fresh processes, so that nothing but its files can
 make it right: by our loader, and by transformers where PyTorch is installed.
 """
@@ -21,7 +23,6 @@ import numpy as np
 from ppjax.base import errors
 from ppjax.exporting import hf_export
 from ppjax.models import attention, base_model, loading, open_checkpoint
-from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 
 
@@ -33,10 +34,17 @@ class Verification:
         ppjax: of the directory reloaded by this package.
         transformers: of the directory reloaded by transformers in PyTorch; None
             where PyTorch is not installed.
+        dense: of the dense model's own directory, loaded by transformers, from what
+            this package makes of it unmasked; None without PyTorch or directory.
     """
 
     ppjax: float
     transformers: float | None
+    dense: float | None = None
+
+    def of_export(self) -> dict[str, float | None]:
+        """Loader -> the exported directory's difference."""
+        return {'ppjax': self.ppjax, 'transformers': self.transformers}
 
     def require(self, tolerance: float) -> None:
         """Refuses differences beyond a tolerance.
@@ -44,8 +52,15 @@ class Verification:
         Raises:
             InputError: naming the loader and its difference.
         """
-        for loader, difference in dataclasses.asdict(self).items():
-            # Written so that a difference that is no number fails.
+        # Written so that a difference that is no number fails.
+        if self.dense is not None and not self.dense <= tolerance:
+            raise errors.InputError(
+                'The base model, loaded by transformers, differs from what is made of '
+                f'it here by up to {self.dense:.3g} in its logits, more than '
+                f'--verify_tolerance={tolerance:g}: its config.json or its weights say '
+                'two things at once.'
+            )
+        for loader, difference in self.of_export().items():
             if difference is not None and not difference <= tolerance:
                 raise errors.InputError(
                     f'The exported model, reloaded by {loader}, differs from the '
@@ -77,20 +92,28 @@ def verify(
     Raises:
         InputError: if the directory cannot be reloaded.
     """
-    want = masked_logits(base, mask, tokens, dtype=dtype, block_mask=block_mask)
+    own = base.reader.path
 
-    def difference(loader: str) -> float:
-        got = reloaded_logits(directory, tokens, loader=loader)
+    def difference(path: str | pathlib.Path, loader: str, want: np.ndarray) -> float:
+        got = reloaded_logits(path, tokens, loader=loader)
         if got.shape != want.shape:
             raise errors.InputError(
-                f'{directory}, reloaded by {loader}, gives logits {got.shape}, '
+                f'{path}, reloaded by {loader}, gives logits {got.shape}, '
                 f'wanted {want.shape}.'
             )
         return float(np.max(np.abs(got - want)))
 
+    dense = None
+    if has_torch() and own.is_dir():
+        unmasked = masked_logits(base, None, tokens, dtype='float32')
+        dense = difference(own, 'transformers', unmasked)
+    want = masked_logits(base, mask, tokens, dtype=dtype, block_mask=block_mask)
     return Verification(
-        ppjax=difference('ppjax'),
-        transformers=difference('transformers') if has_torch() else None,
+        ppjax=difference(directory, 'ppjax', want),
+        transformers=difference(directory, 'transformers', want)
+        if has_torch()
+        else None,
+        dense=dense,
     )
 
 
@@ -196,7 +219,7 @@ def _logits(
 
 def _by_ppjax(directory: str, tokens: np.ndarray) -> np.ndarray:
     reader = open_checkpoint.open_checkpoint(directory)
-    cfg = config_lib.from_hf_config(reader.hf_config)
+    cfg = loading.config_of(reader)
     decoder = loading.load_decoder(reader, cfg, dtype=jnp.float32)
     return _logits(decoder, tokens)
 

@@ -114,7 +114,9 @@ def prepare_data(
                 f'{row.where}: this held-out row is also a calibration row '
                 f'({seen[json.dumps(row.messages)]}); it would not measure anything.'
             )
-    renderer = chat.ChatRenderer(base.tokenizer(), date=date)
+    renderer = chat.ChatRenderer(
+        base.tokenizer(), date=date, vocab_size=base.config.vocab_size
+    )
     train, dropped = chat.render_rows(renderer, train_rows, max_length)
     progress_lib.say(
         f'Calibration: {len(train)} examples, {dropped.summary(max_length)}.'
@@ -138,6 +140,7 @@ def prepare_data(
         system_prompt=train_rows[0].system_prompt,
         hashes={
             'base model': base.fingerprint(),
+            'tokenizer': base_model.tokenizer_fingerprint(renderer.tokenizer),
             'calibration': calibration.content_hash(train_rows),
             'heldout': calibration.content_hash(heldout_rows),
         },

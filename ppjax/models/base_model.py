@@ -1,7 +1,9 @@
 """What `--base_model` may name, and opening it."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import pathlib
 from typing import Any
 
@@ -72,10 +74,10 @@ class BaseModel:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 self.reader.path, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # Whatever damaged files make of it.
             raise errors.InputError(
                 f'{self.reader.path} has no tokenizer that can be read: '
-                f'{str(error).splitlines()[0]}'
+                f'{" ".join(str(error).split())[:300] or type(error).__name__}'
             ) from error
         # Where Qwen's files are missing, transformers makes one without words.
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -93,7 +95,27 @@ class BaseModel:
                 return safetensors_reader.read_json(file)
         keys = ('bos_token_id', 'eos_token_id', 'pad_token_id')
         found = {key: self.reader.hf_config.get(key) for key in keys}
+        if isinstance(self.reader, gguf_reader.GgufReader):
+            found['eos_token_id'] = self.reader.end_ids() or None
         return {key: value for key, value in found.items() if value is not None}
+
+
+def tokenizer_fingerprint(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    """Identity of a tokenizer: sha256 over what decides its ids and its chats.
+
+    Its vocabulary and rules, its special tokens and its chat template; not where it
+    lies or how it was last called.
+    """
+    rules: Any = sorted(tokenizer.get_vocab().items())
+    if (backend := getattr(tokenizer, 'backend_tokenizer', None)) is not None:
+        rules = json.loads(backend.to_str())
+        # Of the last call.
+        rules |= {'truncation': None, 'padding': None}
+    named = {
+        key: str(value) for key, value in sorted(tokenizer.special_tokens_map.items())
+    }
+    whole = json.dumps([rules, named, tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def smollm2_gguf() -> pathlib.Path:
@@ -183,4 +205,4 @@ def open_base_model(name: str) -> BaseModel:
             )
         path = _download(name)
     reader = open_checkpoint.open_checkpoint(path)
-    return BaseModel(name, reader, config_lib.from_hf_config(reader.hf_config))
+    return BaseModel(name, reader, loading.config_of(reader))

@@ -5,10 +5,10 @@ import dataclasses
 
 import jax
 
-from ppjax.base import errors
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import generation, shared_prefix
+from ppjax.models import tokens as tokens_lib
 from ppjax.parallel import sharding
 
 
@@ -43,12 +43,8 @@ def _check(
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f'prompt {number} is empty; wanted one token at least.')
-        if not 0 <= min(prompt) <= max(prompt) < cfg.vocab_size:
-            # In the shared prefix, where generation itself does not look, too.
-            raise errors.InputError(
-                f'A prompt has token {max(prompt)}, the model embeds '
-                f'{cfg.vocab_size}: its tokenizer belongs to another model.'
-            )
+        # In the shared prefix, where generation itself does not look, too.
+        tokens_lib.refuse_unembedded(prompt, cfg.vocab_size)
 
 
 def generate_all(

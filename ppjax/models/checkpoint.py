@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ppjax.base import errors
+
 
 class CheckpointReader(abc.ABC):
     """Random access to the tensors of one checkpoint, under Hugging Face names.
@@ -45,5 +47,29 @@ class CheckpointReader(abc.ABC):
             rows: a slice of the leading axis with step 1.
 
         Raises:
-            InputError: if the tensor is absent or its bytes are not.
+            InputError: if the tensor is absent, its bytes are, or a value of it is
+                not finite.
         """
+
+
+def refuse_not_finite(path: pathlib.Path, name: str, values: np.ndarray) -> np.ndarray:
+    """The values that a file holds of a tensor, if all are numbers in float32 too.
+
+    Raises:
+        InputError: naming the tensor, if one of them is NaN or infinite.
+    """
+    if values.dtype.itemsize == 2:
+        # Ten times as fast as isfinite, which knows no 16-bit arithmetic: not finite
+        # is what has all bits of the exponent.
+        exponent = values.dtype.type(np.inf).view(np.uint16)
+        finite = not values.size or (values.view(np.uint16) & exponent).max() < exponent
+    else:
+        with np.errstate(over='ignore'):
+            finite = np.isfinite(values.astype(np.float32, copy=False)).all()
+    if not finite:
+        raise errors.InputError(
+            f'{path}: tensor {name!r} holds values that are not finite (NaN or '
+            'infinite): the file is damaged, or its training diverged; get the weights '
+            'again or use others.'
+        )
+    return values

@@ -1,7 +1,7 @@
 """The decoder's constants, read from a Hugging Face `config.json`."""
 
 import dataclasses
-import math
+import sys
 from typing import Any
 
 from ppjax.base import errors
@@ -52,8 +52,54 @@ _HARMLESS = frozenset(
         'transformers_version',
         'transformers.js_config',
         'use_cache',
+        # What generates, trains or stores, and never enters the forward pass.
+        '_commit_hash',
+        '_flash_attn_2_enabled',
+        'diversity_penalty',
+        'do_sample',
+        'early_stopping',
+        'encoder_no_repeat_ngram_size',
+        'exponential_decay_length_penalty',
+        'generation_config',
+        'gradient_checkpointing',
+        'ignore_index',
+        'length_penalty',
+        'max_length',
+        'max_new_tokens',
+        'min_length',
+        'min_new_tokens',
+        'min_p',
+        'name_or_path',
+        'neftune_noise_alpha',
+        'no_repeat_ngram_size',
+        'num_beam_groups',
+        'num_beams',
+        'num_return_sequences',
+        'output_scores',
+        'pad_token',
+        'bos_token',
+        'eos_token',
+        'unk_token',
+        'unk_token_id',
+        'remove_invalid_values',
+        'repetition_penalty',
+        'return_dict_in_generate',
+        'suppress_tokens',
+        'begin_suppress_tokens',
+        'temperature',
+        'tf_legacy_loss',
+        'tokenizer_model_max_length',
+        'tokenizer_padding_side',
+        'top_k',
+        'top_p',
+        'typical_p',
+        'use_bfloat16',
     ]
 )
+# Notes of tools, and which kernel computes the same attention.
+_HARMLESS_STARTS = ('_attn_implementation', '_experts_implementation', 'unsloth_')
+
+_CHECKED = frozenset({'layer_types', 'quantization_config', 'sliding_window'})
 
 # Keys that are fine at one value only, since the other is not implemented.
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -61,7 +107,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     'partial_rotary_factor': (1, 1.0, None),
     'pretraining_tp': (1, None),
     'use_sliding_window': (False, None),
-    'quantization_config': (None,),
     'pruned_heads': ({}, None),
     'add_cross_attention': (False, None),
     'rope_interleaved': (False, None),
@@ -117,26 +162,39 @@ class ModelConfig:
 
 
 def _count(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    # Larger ones could not be multiplied into a size of anything.
+    if not whole or not 1 <= value < 2**31:
         raise errors.InputError(
-            f'Model config: {key} must be a positive integer, got {value!r}.'
+            f'Model config: {key} must be a positive integer, got {_short(value)}.'
         )
     return value
 
 
 def _positive(key: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
+    if not number or not 0 < value <= sys.float_info.max:
         raise errors.InputError(
-            f'Model config: {key} must be a positive number, got {value!r}.'
+            f'Model config: {key} must be a positive number, got {_short(value)}.'
         )
     return float(value)
+
+
+def _short(value: Any) -> str:
+    """A value from a file, on one line of bounded length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def _listed(keys: list[str]) -> str:
+    shown = ', '.join(key[:60] for key in keys[:8])
+    return shown if len(keys) <= 8 else f'{shown} and {len(keys) - 8} more'
 
 
 def _switch(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise errors.InputError(
-            f'Model config: {key} must be true or false, got {value!r}.'
+            f'Model config: {key} must be true or false, got {_short(value)}.'
         )
     return value
 
@@ -152,7 +210,7 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
         given = hf.get(key) or {}
         if not isinstance(given, dict):
             raise errors.InputError(
-                f'Model config: {key} must be an object, got {given!r}.'
+                f'Model config: {key} must be an object, got {_short(given)}.'
             )
         params |= given
     theta = params.pop('rope_theta', hf.get('rope_theta'))
@@ -171,7 +229,7 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
         return theta, None
     if kind != 'llama3':
         raise errors.InputError(
-            f'Model config: rope type {kind!r} is not implemented; '
+            f'Model config: rope type {_short(kind)} is not implemented; '
             "known are 'default' and 'llama3'."
         )
     wanted = {
@@ -186,7 +244,7 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
         )
     if unknown := sorted(params.keys() - wanted):
         raise errors.InputError(
-            f"Model config: rope type 'llama3' has unknown keys {', '.join(unknown)}."
+            f"Model config: rope type 'llama3' has unknown keys {_listed(unknown)}."
         )
     length = 'original_max_position_embeddings'
     return theta, Llama3Scaling(
@@ -197,11 +255,23 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
     )
 
 
+def _refuse_quantised(hf: dict[str, Any]) -> None:
+    if (settings := hf.get('quantization_config')) is None:
+        return
+    method = settings.get('quant_method') if isinstance(settings, dict) else settings
+    raise errors.InputError(
+        f'Model config: the weights are quantised ({_short(method)}, says '
+        'quantization_config), which is not implemented; give the original in '
+        'bfloat16, float16 or float32, or a GGUF file.'
+    )
+
+
 def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
+    _refuse_quantised(hf)
     for key, allowed in _ONLY.items():
         if key in hf and hf[key] not in allowed:
             raise errors.InputError(
-                f'Model config: {key}={hf[key]!r} is not implemented; '
+                f'Model config: {key}={_short(hf[key])} is not implemented; '
                 f'only {allowed[0]!r} is.'
             )
     layer_types = hf.get('layer_types')
@@ -211,16 +281,20 @@ def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
     ):
         raise errors.InputError(
             'Model config: layer_types other than full_attention are not '
-            f'implemented, got {layer_types!r}.'
+            f'implemented, got {_short(layer_types)}.'
         )
     if hf.get('sliding_window') and hf.get('use_sliding_window', True):
         raise errors.InputError(
-            f'Model config: sliding_window={hf["sliding_window"]} is not implemented.'
+            f'Model config: sliding_window={_short(hf["sliding_window"])} is not '
+            'implemented.'
         )
-    known = _HARMLESS | _ONLY.keys() | read | {'layer_types', 'sliding_window'}
-    if unknown := sorted(key for key in hf if key not in known):
+    known = _HARMLESS | _ONLY.keys() | read | _CHECKED
+    unknown = sorted(
+        key for key in hf if key not in known and not key.startswith(_HARMLESS_STARTS)
+    )
+    if unknown:
         raise errors.InputError(
-            f'Model config: unknown keys {", ".join(unknown)}; they may change the '
+            f'Model config: unknown keys {_listed(unknown)}; they may change the '
             'maths, so this model is refused. Remove them from config.json if you '
             'know that they do not.'
         )
@@ -242,7 +316,7 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
     family = hf.get('model_type')
     if family not in FAMILIES:
         raise errors.InputError(
-            f'Model config: architecture {family!r} is not implemented; '
+            f'Model config: architecture {_short(family)} is not implemented; '
             f'known are {", ".join(FAMILIES)}.'
         )
     read: set[str] = {'rope_parameters'}
@@ -279,7 +353,7 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
         norm_eps=_positive('rms_norm_eps', get('rms_norm_eps')),
         rope_theta=theta,
         rope_scaling=scaling,
-        max_position=hf.get('max_position_embeddings') or 2048,
+        max_position=count('max_position_embeddings', 2048),
         qkv_bias=family == 'qwen2' or attention_bias,
         out_bias=family != 'qwen2' and attention_bias,
         mlp_bias=switch('mlp_bias') if family == 'llama' else False,

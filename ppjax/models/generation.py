@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 
 from ppjax.base import errors
 from ppjax.models import attention, shared_prefix
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import tokens as tokens_lib
 from ppjax.parallel import execution, sharding
 
 # Prompt and cache lengths are rounded up to multiples of this at least.
@@ -60,33 +60,6 @@ class Sampling:
 
 
 GREEDY = Sampling()
-
-
-def stop_ids(
-    generation_config: dict[str, Any],
-    tokenizer: transformers.PreTrainedTokenizerBase,
-) -> frozenset[int]:
-    """The tokens that end an answer.
-
-    Chat models often end a turn with a token that is not the tokenizer's end of
-    text: `generation_config` lists it.
-
-    Args:
-        generation_config: with `eos_token_id`, an int or a list, or without.
-        tokenizer: its own end-of-text token counts too.
-
-    Raises:
-        InputError: if `eos_token_id` is neither.
-    """
-    listed = generation_config.get('eos_token_id')
-    ids = listed if isinstance(listed, list) else [listed]
-    found = [index for index in (*ids, tokenizer.eos_token_id) if index is not None]
-    if not all(type(index) is int for index in found):
-        raise errors.InputError(
-            f'generation_config: eos_token_id must be an integer or a list of '
-            f'integers, got {listed!r}.'
-        )
-    return frozenset(found)
 
 
 def bucket(length: int) -> int:
@@ -201,12 +174,7 @@ def _check(
                 f'A prompt of {shared + len(prompt)} tokens leaves no room for an answer: '
                 f'the model has {cfg.max_position} positions.'
             )
-        if not 0 <= min(prompt) <= max(prompt) < cfg.vocab_size:
-            # Looking such a token up would give NaN, and a silent nonsense answer.
-            raise errors.InputError(
-                f'A prompt has token {max(prompt)}, the model embeds '
-                f'{cfg.vocab_size}: its tokenizer belongs to another model.'
-            )
+        tokens_lib.refuse_unembedded(prompt, cfg.vocab_size)
     shapes = (
         (cfg.num_layers, cfg.d_ff),
         (cfg.num_layers, len(prompts), cfg.d_ff),

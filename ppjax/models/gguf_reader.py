@@ -9,6 +9,7 @@ llama.cpp's convert_hf_to_gguf for the transforms that are undone here.
 """
 
 from collections.abc import Iterable
+import math
 import pathlib
 import re
 from typing import Any
@@ -18,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from ppjax.base import errors
-from ppjax.models import checkpoint
+from ppjax.models import checkpoint, gguf_header, gguf_names
 
 _TensorType = gguf.GGMLQuantizationType
 
@@ -40,25 +41,6 @@ _QUANTISED_TYPES = (
     _TensorType.Q4_K,
     _TensorType.Q6_K,
 )
-
-_MODEL_NAMES = {
-    'token_embd': 'model.embed_tokens',
-    'output_norm': 'model.norm',
-    'output': 'lm_head',
-}
-_LAYER_NAMES = {
-    'attn_norm': 'input_layernorm',
-    'attn_q': 'self_attn.q_proj',
-    'attn_k': 'self_attn.k_proj',
-    'attn_v': 'self_attn.v_proj',
-    'attn_q_norm': 'self_attn.q_norm',
-    'attn_k_norm': 'self_attn.k_norm',
-    'attn_output': 'self_attn.o_proj',
-    'ffn_norm': 'post_attention_layernorm',
-    'ffn_gate': 'mlp.gate_proj',
-    'ffn_up': 'mlp.up_proj',
-    'ffn_down': 'mlp.down_proj',
-}
 
 # Keys below `<architecture>.` that the config is built from or checked against.
 _KNOWN_KEYS = frozenset(
@@ -128,6 +110,12 @@ class GgufReader(checkpoint.CheckpointReader):
         self._check_part_of_set()
         self._arch = self._architecture()
         self._check_unknown_keys()
+        blocks = self._number('block_count', int)
+        if blocks > len(stored):  # Before a million names are made up.
+            raise self.error(
+                f'has {self._arch}.block_count {blocks} and {len(stored)} tensors in '
+                'all; it is damaged, download it again.'
+            )
 
         self.hf_config = self._config(stored)
         stored.pop(_ROPE_FREQS, None)
@@ -137,6 +125,12 @@ class GgufReader(checkpoint.CheckpointReader):
     def metadata(self, key: str, default: Any = None) -> Any:
         """The value of a GGUF metadata key as a Python value, or `default`."""
         return self._metadata.get(key, default)
+
+    def end_ids(self) -> list[int]:
+        """The tokens that end a text, a turn or a message, as llama.cpp takes them."""
+        keys = (f'tokenizer.ggml.{end}_token_id' for end in ('eos', 'eot', 'eom'))
+        found = [self.metadata(key) for key in keys]
+        return sorted({index for index in found if type(index) is int})
 
     def error(self, problem: str) -> errors.InputError:
         """An InputError that names this file; `problem` continues the sentence."""
@@ -170,8 +164,11 @@ class GgufReader(checkpoint.CheckpointReader):
         kind = tensor.tensor_type
         if kind in _PLAIN_TYPES:
             # bfloat16 arrives as bytes, the other two as what they are.
-            return np.array(tensor.data.view(_PLAIN_TYPES[kind])[index])
-        return gguf.quants.dequantize(np.array(tensor.data[index]), kind)
+            values = np.array(tensor.data.view(_PLAIN_TYPES[kind])[index])
+        else:
+            with np.errstate(all='ignore'):  # What comes of it is looked at.
+                values = gguf.quants.dequantize(np.array(tensor.data[index]), kind)
+        return checkpoint.refuse_not_finite(self.path, name, values)
 
     def _tensor(self, name: str) -> gguf.ReaderTensor:
         if name not in self._tensors:
@@ -190,8 +187,10 @@ class GgufReader(checkpoint.CheckpointReader):
                 f'format, or damaged; give another file or download it again.'
             )
         try:
+            if not self._is_big_endian():
+                gguf_header.check(self.path)
             source = gguf.GGUFReader(self.path)
-        except (ValueError, IndexError, KeyError, OverflowError) as e:
+        except (ValueError, OSError, IndexError, KeyError, OverflowError) as e:
             detail = ' '.join(str(e).split())
             raise self.error(
                 f'cannot be read ({detail}): it is cut short, damaged, or newer than '
@@ -200,6 +199,11 @@ class GgufReader(checkpoint.CheckpointReader):
         if source.endianess is not gguf.GGUFEndian.LITTLE:
             raise self.error('is big-endian; convert it with gguf-convert-endian.')
         return source
+
+    def _is_big_endian(self) -> bool:
+        with self.path.open('rb') as file:
+            version = file.read(8)[4:]
+        return int.from_bytes(version, 'little') >= 1 << 16
 
     def _check_part_of_set(self) -> None:
         parts = self.metadata('split.count', 1)
@@ -245,7 +249,7 @@ class GgufReader(checkpoint.CheckpointReader):
                 f'sets {key} per layer ({_short(value)}); only models whose layers '
                 f'are all alike are implemented.'
             )
-        if type(value) is not kind or value <= 0:
+        if type(value) is not kind or not 0 < value < math.inf:
             raise self.error(
                 f'has {_short(value)} under {key}; wanted a positive {kind.__name__}.'
             )
@@ -347,8 +351,8 @@ class GgufReader(checkpoint.CheckpointReader):
         self, stored: dict[str, gguf.ReaderTensor]
     ) -> dict[str, gguf.ReaderTensor]:
         """Hugging Face name -> tensor, each of a type that we read."""
-        hf_names = _hf_names(self.hf_config['num_hidden_layers'])
-        wanted = _expected_shapes(self.hf_config)
+        hf_names = gguf_names.hf_names(self.hf_config['num_hidden_layers'])
+        wanted = gguf_names.expected_shapes(self.hf_config)
         renamed = {}
         for name, tensor in stored.items():
             if hf_names.get(name) not in wanted:
@@ -375,7 +379,7 @@ class GgufReader(checkpoint.CheckpointReader):
         return renamed
 
     def _check_shapes(self) -> None:
-        for name, wanted in _expected_shapes(self.hf_config).items():
+        for name, wanted in gguf_names.expected_shapes(self.hf_config).items():
             if self.shape(name) != wanted:
                 raise self.error(
                     f'holds {self._tensor(name).name!r} of shape '
@@ -427,62 +431,6 @@ def _unpermuted_rows(num_rows: int, heads: int) -> np.ndarray:
     """
     halves = np.arange(num_rows).reshape(heads, num_rows // heads // 2, 2)
     return halves.swapaxes(1, 2).reshape(num_rows)
-
-
-def _hf_names(num_layers: int) -> dict[str, str]:
-    """GGUF tensor name -> Hugging Face name, for every name that we know."""
-    stems = dict(_MODEL_NAMES)
-    for layer in range(num_layers):
-        for stem, hf_stem in _LAYER_NAMES.items():
-            stems[f'blk.{layer}.{stem}'] = f'model.layers.{layer}.{hf_stem}'
-    return {
-        f'{stem}.{part}': f'{hf_stem}.{part}'
-        for stem, hf_stem in stems.items()
-        for part in ('weight', 'bias')
-    }
-
-
-def _expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the Hugging Face model that `config` describes."""
-    d, f, h = (config[k] for k in ('hidden_size', 'intermediate_size', 'head_dim'))
-    q = config['num_attention_heads'] * h
-    kv = config['num_key_value_heads'] * h
-    layer = {
-        'input_layernorm.weight': (d,),
-        'self_attn.q_proj.weight': (q, d),
-        'self_attn.k_proj.weight': (kv, d),
-        'self_attn.v_proj.weight': (kv, d),
-        'self_attn.o_proj.weight': (d, q),
-        'post_attention_layernorm.weight': (d,),
-        'mlp.gate_proj.weight': (f, d),
-        'mlp.up_proj.weight': (f, d),
-        'mlp.down_proj.weight': (d, f),
-    }
-    if config['model_type'] == 'qwen3':
-        layer['self_attn.q_norm.weight'] = (h,)
-        layer['self_attn.k_norm.weight'] = (h,)
-    biased = ''
-    if config['model_type'] == 'qwen2':
-        biased = 'qkv'
-    elif config['attention_bias']:
-        biased = 'qkvo'
-    for letter in biased:
-        stem = f'self_attn.{letter}_proj'
-        layer[f'{stem}.bias'] = layer[f'{stem}.weight'][:1]
-    if config.get('mlp_bias'):
-        for stem in ('mlp.gate_proj', 'mlp.up_proj', 'mlp.down_proj'):
-            layer[f'{stem}.bias'] = layer[f'{stem}.weight'][:1]
-
-    shapes: dict[str, tuple[int, ...]] = {
-        f'model.layers.{i}.{name}': shape
-        for i in range(config['num_hidden_layers'])
-        for name, shape in layer.items()
-    }
-    shapes['model.embed_tokens.weight'] = (config['vocab_size'], d)
-    shapes['model.norm.weight'] = (d,)
-    if not config['tie_word_embeddings']:
-        shapes['lm_head.weight'] = (config['vocab_size'], d)
-    return shapes
 
 
 def _any_bias(names: Iterable[str], block: str) -> bool:

@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 import transformers
 
+from ppjax.base import errors
 from ppjax.models import gguf_reader
 
 _LLAMA3_SPLIT = (
@@ -73,6 +74,18 @@ def tokenizer_from_gguf(
         if isinstance(source, gguf_reader.GgufReader)
         else gguf_reader.GgufReader(source)
     )
+    try:
+        return _built(reader)
+    except errors.InputError:
+        raise
+    except Exception as error:  # tokenizers' Rust core, whatever went wrong.
+        raise reader.error(
+            'carries a tokenizer that cannot be built '
+            f'({" ".join(str(error).split())[:200]}); download it again.'
+        ) from error
+
+
+def _built(reader: gguf_reader.GgufReader) -> transformers.PreTrainedTokenizerFast:
     family = _family(reader)
     tokens = _string_list(reader, 'tokenizer.ggml.tokens')
     types = _token_types(reader, len(tokens))
@@ -94,9 +107,17 @@ def tokenizer_from_gguf(
         ]
     )
 
+    template = reader.metadata('tokenizer.chat_template')
+    if template is not None and not isinstance(template, str):
+        raise reader.error(
+            'has something other than text under tokenizer.chat_template; convert the '
+            'original model again.'
+        )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        chat_template=reader.metadata('tokenizer.chat_template'),
+        # For messages; saved tokenizers do not carry it.
+        name_or_path=str(reader.path),
+        chat_template=template,
         model_max_length=reader.hf_config['max_position_embeddings'],
         # Llama and Qwen models take no token_type_ids.
         model_input_names=['input_ids', 'attention_mask'],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.models import checkpoint, int8
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
@@ -99,9 +101,22 @@ def check_tensors(
         InputError: naming the first missing, misshapen, non-float or unknown
             tensor and how many there are.
     """
-    expected = tensor_shapes(cfg)
     present = set(reader.names())
-    if missing := sorted(expected.keys() - present):
+    if cfg.num_layers > len(present):  # Before a million names are made up.
+        raise errors.InputError(
+            f'{reader.path}: config.json asks for {cfg.num_layers} layers '
+            f'(num_hidden_layers), and the weights are {len(present)} tensors in all; '
+            "the download is incomplete or config.json is another model's."
+        )
+    expected = tensor_shapes(cfg)
+    missing = sorted(expected.keys() - present)
+    if missing == [TOP_WEIGHTS['head'].hf_name]:
+        raise errors.InputError(
+            f'{reader.path}: the unembedding {missing[0]!r} is missing, and config.json '
+            'does not say that the embedding serves as such; if it does in this model, '
+            'set tie_word_embeddings to true there, else download the weights again.'
+        )
+    if missing:
         raise errors.InputError(
             f'{reader.path}: tensor {missing[0]!r} is missing ({len(missing)} of '
             f'{len(expected)} are); the download is incomplete or config.json is '
@@ -129,6 +144,49 @@ def check_tensors(
                 f'{reader.path}: tensor {name!r} has dtype {reader.dtype(name)}; '
                 'quantised checkpoints are read from GGUF only.'
             )
+
+
+def config_of(reader: checkpoint.CheckpointReader) -> config_lib.ModelConfig:
+    """The constants of a checkpoint, as its config says and its tensors bear out.
+
+    Where the config ties the unembedding to the embedding and the file holds another
+    unembedding, that one is used: so do transformers and vLLM.
+
+    Raises:
+        InputError: see `config.from_hf_config` and `check_tensors`.
+    """
+    cfg = config_lib.from_hf_config(reader.hf_config)
+    check_tensors(reader, cfg)
+    if cfg.tie_embeddings and _has_own_head(reader):
+        cfg = dataclasses.replace(cfg, tie_embeddings=False)
+        check_tensors(reader, cfg)
+        _say_once(
+            f'{reader.path}: config.json ties the unembedding to the embedding, but the '
+            'weights hold another lm_head.weight; it is used, as transformers does.'
+        )
+    return cfg
+
+
+_say_once = functools.cache(progress_lib.say)
+
+
+def _has_own_head(reader: checkpoint.CheckpointReader) -> bool:
+    names = [TOP_WEIGHTS[key].hf_name for key in ('embedding', 'head')]
+    if not set(names) <= set(reader.names()):
+        return False
+    shapes = [reader.shape(name) for name in names]
+    if shapes[0] != shapes[1]:
+        return True
+    rows, width = shapes[0]
+    step = max(1, _READ_ENTRIES // width)
+    for start in range(0, rows, step):
+        embedding, head = (
+            reader.read(name, slice(start, start + step)).astype(np.float32)
+            for name in names
+        )
+        if not np.array_equal(embedding, head):
+            return True
+    return False
 
 
 def load_decoder(

@@ -13,10 +13,29 @@ def open_checkpoint(path: str | pathlib.Path) -> checkpoint.CheckpointReader:
         InputError: if the path is neither, or its headers are damaged.
     """
     path = pathlib.Path(path)
-    if path.is_file() and path.suffix == '.gguf':
+    if path.is_file() and path.suffix.lower() == '.gguf':
         return gguf_reader.GgufReader(path)
     if path.is_dir():
+        _refuse_adapter(path)
         return safetensors_reader.SafetensorsReader(path)
+    if path.is_file():
+        raise errors.InputError(
+            f'Base model {str(path)!r} is a file that is no .gguf; of safetensors give '
+            'the directory with its config.json.'
+        )
     raise errors.InputError(
         f'Base model {str(path)!r} is neither a directory nor a .gguf file.'
+    )
+
+
+def _refuse_adapter(path: pathlib.Path) -> None:
+    file = path / 'adapter_config.json'
+    if not file.exists() or any(path.glob('model*.safetensors')):
+        return
+    base = safetensors_reader.read_json(file).get('base_model_name_or_path')
+    of = f' of {str(base)[:200]!r}' if base else ''
+    raise errors.InputError(
+        f'{path} holds an adapter{of} (adapter_config.json), not a whole model; merge '
+        "it with peft's merge_and_unload, save the result with its tokenizer, and give "
+        'that folder.'
     )

@@ -55,16 +55,37 @@ class SafetensorsReader(checkpoint.CheckpointReader):
         self.hf_config = read_json(path / 'config.json')
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}
-        if (path / _INDEX).exists():
-            self._open_shards(read_json(path / _INDEX))
-        elif (path / _SINGLE).exists():
+        if self._is_single():
             for name in self._open(_SINGLE).keys():
                 self._where[name] = _SINGLE
+        elif (path / _INDEX).exists():
+            self._open_shards(read_json(path / _INDEX))
         else:
             raise errors.InputError(
                 f'{path} holds neither {_SINGLE} nor {_INDEX}; '
                 'pickled weights (.bin, .pt) are not read.'
             )
+
+    def _is_single(self) -> bool:
+        """Whether one file is the model, whatever an index beside it says.
+
+        transformers takes the single file. We do so too, unless it lacks tensors that
+        the index finds in shards: transformers would invent them.
+        """
+        if not (self.path / _SINGLE).exists():
+            return False
+        try:
+            where = read_json(self.path / _INDEX).get('weight_map')
+        except errors.InputError:
+            return True
+        if not isinstance(where, dict) or where.keys() <= set(
+            self._open(_SINGLE).keys()
+        ):
+            return True
+        return not all(
+            isinstance(file, str) and (self.path / file).exists()
+            for file in where.values()
+        )
 
     def _open_shards(self, index: dict[str, Any]) -> None:
         where = index.get('weight_map')
@@ -115,9 +136,14 @@ class SafetensorsReader(checkpoint.CheckpointReader):
 
     def dtype(self, name: str) -> np.dtype:
         kind = self._slice(name).get_dtype()
-        # Any integer stands for what is no weight; `check_tensors` refuses it.
-        return _DTYPES.get(kind, np.dtype(np.int8))
+        if kind not in _DTYPES:
+            raise errors.InputError(
+                f'{self.path}: tensor {name!r} is stored as {kind}, quantised; give the '
+                'original in bfloat16, float16 or float32, or a GGUF file.'
+            )
+        return _DTYPES[kind]
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         start, stop, _ = rows.indices(self.shape(name)[0])
-        return self._slice(name)[start:stop]
+        values = self._slice(name)[start:stop]
+        return checkpoint.refuse_not_finite(self.path, name, values)

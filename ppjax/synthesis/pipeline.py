@@ -223,7 +223,9 @@ def synthesize(
     """
     base = base_model.open_base_model(cfg.base_model)
     layers = sensitivity.parse_layers(cfg.score_layers, base.config.num_layers)
-    renderer = chat.ChatRenderer(base.tokenizer(), date=cfg.date)
+    renderer = chat.ChatRenderer(
+        base.tokenizer(), date=cfg.date, vocab_size=base.config.vocab_size
+    )
     given = sources.read_persona(cfg)
     excluded = sources.read_exclusions(cfg)
     mixture = sources.read_instructions(cfg, excluded)
@@ -235,6 +237,7 @@ def synthesize(
     )
     inputs = {
         'base model': base.fingerprint(),
+        'tokenizer': base_model.tokenizer_fingerprint(renderer.tokenizer),
         'persona': _digest(given.text, given.system_template, given.voice_samples)
         if given
         else _digest(cfg.role),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ppjax.base import errors
-from ppjax.data import chat
+from ppjax.data import chat, stop_tokens
 from ppjax.models import base_model, batch_generation, generation, loading
 from ppjax.models import decoder as decoder_lib
 from ppjax.synthesis import rewriting
@@ -87,7 +87,7 @@ class LocalRewriter:
             None,
             prompts,
             max_new_tokens=self._max_tokens,
-            stop_ids=generation.stop_ids(self._base.generation_config(), tokenizer),
+            stop_ids=stop_tokens.stop_ids(self._base.generation_config(), tokenizer),
             batch_size=self._batch_size,
             sampling=self._sampling,
             seed=self._seed,

@@ -165,3 +165,45 @@ def test_write_json_refuses_what_json_has_no_word_for(tmp_path):
         with pytest.raises(ValueError, match='JSON'):
             atomic.write_json(path, {'loss': value})
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize('kind', ['file', 'folder'])
+def test_what_dead_processes_left_is_removed_by_the_next(tmp_path, kind):
+    dead = tmp_path / '.a.ppjax-tmp-0123456789ab'
+    other = tmp_path / '.b.ppjax-tmp-0123456789ab'
+    for path in (dead, other):
+        path.mkdir()
+        (path / 'model.safetensors').write_text('half')
+    if kind == 'file':
+        atomic.write_text(tmp_path / 'a', 'new')
+    else:
+        with atomic.directory(tmp_path / 'a') as folder:
+            (folder / 'b').write_text('new')
+    assert _names(tmp_path) == [other.name, 'a']
+    atomic.remove_dead(tmp_path)
+    assert _names(tmp_path) == ['a']
+
+
+def test_what_a_living_process_writes_stays(tmp_path):
+    with (
+        atomic.file(tmp_path / 'a') as mine,
+        atomic.directory(tmp_path / 'd') as folder,
+    ):
+        mine.write_text('mine')
+        (folder / 'b').write_text('mine')
+        atomic.remove_dead(tmp_path)
+        with atomic.file(tmp_path / 'a') as theirs:
+            theirs.write_text('theirs')
+        assert (tmp_path / 'a').read_text() == 'theirs'
+    assert (tmp_path / 'a').read_text() == 'mine'
+    assert _names(tmp_path / 'd') == ['b']
+
+
+def test_a_folder_moved_aside_for_one_that_never_came_is_put_back(tmp_path):
+    aside = tmp_path / '.hf.ppjax-old-0123456789ab'
+    aside.mkdir()
+    (aside / 'model.safetensors').write_text('whole')
+    (tmp_path / '.hf.ppjax-tmp-0123456789ab').mkdir()
+    atomic.remove_dead(tmp_path)
+    assert _names(tmp_path) == ['hf']
+    assert (tmp_path / 'hf' / 'model.safetensors').read_text() == 'whole'

@@ -195,6 +195,7 @@ def test_text_that_looks_like_markup_is_text(renderer):
 
 def test_tokenizer_without_template_is_refused(smollm2_tokenizer):
     tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.name_or_path = 'folder'
     tokenizer.chat_template = None
     with pytest.raises(
         errors.InputError, match=r'no chat template.*chat_template\.jinja'

@@ -133,3 +133,38 @@ def test_require(found: verify.Verification, passes: bool) -> None:
     else:
         with pytest.raises(errors.InputError, match=r'verify_tolerance=0\.001'):
             found.require(1e-3)
+
+
+def test_the_dense_model_is_compared_with_transformers_too(
+    tiny_models: Callable[[str], Any],
+    export: Callable[..., pathlib.Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def here(path: Any, tokens: np.ndarray, *, loader: str) -> np.ndarray:
+        return verify._LOADERS[loader](str(path), tokens)
+
+    monkeypatch.setattr(verify, 'reloaded_logits', here)
+    tiny = tiny_models('llama-tied')
+    target = export(tiny, _mask())
+
+    def found() -> verify.Verification:
+        return verify.verify(
+            tiny.base, _mask(), target, dtype='float32', tokens=_TOKENS
+        )
+
+    right = found()
+    assert right.dense is not None
+    assert 0 < right.dense <= 1e-4
+    right.require(1e-4)
+
+    # Misread: our export says what we read, so it alone passes.
+    logits = verify.masked_logits
+
+    def misread(base: Any, mask: Any, *rest: Any, **options: Any) -> np.ndarray:
+        return logits(base, mask, *rest, **options) + (0.5 if mask is None else 0)
+
+    monkeypatch.setattr(verify, 'masked_logits', misread)
+    wrong = found()
+    assert max(v for v in wrong.of_export().values() if v is not None) <= 1e-4
+    with pytest.raises(errors.InputError, match=r'base model, loaded by transformers'):
+        wrong.require(1e-3)

@@ -1,4 +1,6 @@
-"""The guard against losses that are no numbers."""
+"""Figures survive kills and damage; losses that are no numbers stop a run."""
+
+import json
 
 import numpy as np
 import pytest
@@ -18,3 +20,68 @@ def test_non_finite_figures_name_step_and_examples(loss, grad_norm, named):
 
 def test_finite_figures_pass():
     metrics.check_finite(np.float32(2), np.float32(1), 7, [])
+
+
+def _entries(run):
+    return [json.loads(line) for line in (run / 'metrics.jsonl').open()]
+
+
+def test_entries_of_steps_to_come_are_dropped(tmp_path):
+    log = metrics.MetricsLog(tmp_path, resume_step=0)
+    for step in (1, 2, 3):
+        log.write('train', step, loss=step)
+    log.write('heldout', 2, heldout_nll=0.5)
+    # On disk before it is closed.
+    assert len(_entries(tmp_path)) == 4
+    log.close()
+    log = metrics.MetricsLog(tmp_path, resume_step=2)
+    assert log.has('heldout', 2)
+    assert not log.has('train', 3)
+    log.write('train', 3, loss=3.5)
+    log.close()
+    assert [(e['stage'], e['step']) for e in _entries(tmp_path)] == [
+        ('train', 1),
+        ('train', 2),
+        ('heldout', 2),
+        ('train', 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        b'[]',
+        b'3',
+        b'\xff\xfe',
+        b'{"stage": "train"}',
+        b'{"step": "2", "stage": 1}',
+        b'{',
+        b'[' * 100_000,
+    ],
+)
+def test_damaged_lines_are_left_out_and_said(tmp_path, line, capsys):
+    whole = b'{"stage": "train", "step": 1, "loss": 2.0}\n'
+    (tmp_path / 'metrics.jsonl').write_bytes(whole + line + b'\n' + whole)
+    log = metrics.MetricsLog(tmp_path, resume_step=5)
+    log.write('train', 2, loss=1.0)
+    log.close()
+    assert [entry['step'] for entry in _entries(tmp_path)] == [1, 1, 2]
+    assert '1 damaged lines were left out' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('torn', [b'{"stage": "tr', b'{"stage": "train", "step": 2}'])
+def test_a_torn_last_line_is_no_damage(tmp_path, torn, capsys):
+    whole = b'{"stage": "train", "step": 1, "loss": 2.0}\n'
+    (tmp_path / 'metrics.jsonl').write_bytes(whole + torn)
+    log = metrics.MetricsLog(tmp_path, resume_step=5)
+    log.write('train', 3, loss=1.0)
+    log.close()
+    steps = [entry['step'] for entry in _entries(tmp_path)]
+    assert steps == ([1, 3] if torn.endswith(b'r') else [1, 2, 3])
+    assert 'damaged' not in capsys.readouterr().err
+
+
+def test_a_folder_in_its_place_is_one_line(tmp_path):
+    (tmp_path / 'metrics.jsonl').mkdir()
+    with pytest.raises(errors.InputError, match=r'metrics\.jsonl: Is a directory'):
+        metrics.MetricsLog(tmp_path, resume_step=0)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import torch
 import transformers
 
 from ppjax.base import errors
+from ppjax.data import stop_tokens
 from ppjax.models import decoder, generation, shared_prefix
 
 # One token, a whole bucket, and some whose answers cross the bucket's end.
@@ -337,28 +337,6 @@ def test_sampling_out_of_range_is_refused_by_flag(settings, flag):
         generation.Sampling(**settings)
 
 
-@pytest.mark.parametrize(
-    ('config', 'own', 'want'),
-    [
-        ({}, 5, {5}),
-        ({}, None, set()),
-        ({'eos_token_id': 7}, 5, {5, 7}),
-        ({'eos_token_id': [7, 0, 7]}, None, {0, 7}),
-        ({'eos_token_id': None}, 5, {5}),
-    ],
-)
-def test_stop_ids(config, own, want):
-    tokenizer = types.SimpleNamespace(eos_token_id=own)
-    assert generation.stop_ids(config, tokenizer) == frozenset(want)
-
-
-@pytest.mark.parametrize('bad', ['7', [7, '8'], 7.0, [[7]]])
-def test_other_stop_ids_are_refused(bad):
-    tokenizer = types.SimpleNamespace(eos_token_id=None)
-    with pytest.raises(errors.InputError, match='eos_token_id'):
-        generation.stop_ids({'eos_token_id': bad}, tokenizer)
-
-
 def test_smollm2_answers_as_transformers_does(smollm2):
     reader = smollm2.base.reader
     hf = transformers.LlamaForCausalLM(
@@ -373,7 +351,7 @@ def test_smollm2_answers_as_transformers_does(smollm2):
         messages, tokenize=False, add_generation_prompt=True
     )
     prompt = smollm2.tokenizer.encode(text, add_special_tokens=False)
-    stops = generation.stop_ids(smollm2.base.generation_config(), smollm2.tokenizer)
+    stops = stop_tokens.stop_ids(smollm2.base.generation_config(), smollm2.tokenizer)
     assert stops == {smollm2.tokenizer.convert_tokens_to_ids('<|im_end|>')}
     # Padded to the length of another row.
     answer, _ = _greedy(smollm2.decoder, None, [prompt, prompt * 3], 24, stops)

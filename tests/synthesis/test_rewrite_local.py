@@ -5,8 +5,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax.data import chat
-from ppjax.models import generation
+from ppjax.data import chat, stop_tokens
 from ppjax.synthesis import rewrite_local, rewriting
 
 _QUERIES = [
@@ -56,7 +55,7 @@ def greedy(make):
 
 
 def test_greedy_replies_equal_transformers(greedy, renderer, smollm2, smollm2_hf):
-    stops = generation.stop_ids(smollm2.base.generation_config(), smollm2.tokenizer)
+    stops = stop_tokens.stop_ids(smollm2.base.generation_config(), smollm2.tokenizer)
     for request in _requests(_QUERIES):
         prompt = renderer.prompt(request.messages)
         with torch.no_grad():

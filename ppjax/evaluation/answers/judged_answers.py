@@ -10,12 +10,11 @@ from typing import Any
 from ppjax import demo
 from ppjax.base import atomic, errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat
+from ppjax.data import chat, stop_tokens
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import answers
 from ppjax.evaluation.answers import failures as failures_lib
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
-from ppjax.models import generation
 
 # Relative to the run directory; logs are kept, so that nothing is asked twice.
 _ANSWERS = pathlib.Path('evaluation', 'answers.jsonl')
@@ -61,8 +60,12 @@ def answer(
     return answers.answer_all(
         loaded.decoder,
         loaded.ffn_mask,
-        chat.ChatRenderer(loaded.tokenizer, date=cfg.date),
-        generation.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
+        chat.ChatRenderer(
+            loaded.tokenizer,
+            date=cfg.date,
+            vocab_size=loaded.decoder.cfg.vocab_size,
+        ),
+        stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
         asked,
         identity=f'{model.identity} {cfg.dtype}',
         log_path=cfg.run / _ANSWERS,

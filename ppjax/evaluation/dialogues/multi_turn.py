@@ -10,12 +10,11 @@ import numpy as np
 
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat
+from ppjax.data import chat, stop_tokens
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import judged_answers
 from ppjax.evaluation.dialogues import consistency, dialogues, speakers
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
-from ppjax.models import generation
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import prompts, sources
 
@@ -124,8 +123,12 @@ def _speaker(
     return speakers.LocalSpeaker(
         loaded.decoder,
         loaded.ffn_mask,
-        chat.ChatRenderer(loaded.tokenizer, date=cfg.date),
-        generation.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
+        chat.ChatRenderer(
+            loaded.tokenizer,
+            date=cfg.date,
+            vocab_size=loaded.decoder.cfg.vocab_size,
+        ),
+        stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
         weights=f'{model.identity} {cfg.dtype}',
         max_new_tokens=cfg.max_new_tokens,
         batch_size=cfg.batch_size,

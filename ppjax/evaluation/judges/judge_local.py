@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
-from ppjax.data import chat
+from ppjax.data import chat, stop_tokens
 from ppjax.evaluation.judges import judge_scoring, token_trie
 from ppjax.models import attention, base_model, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
@@ -64,7 +64,7 @@ class LocalJudge:
         self._base, self._renderer = base, renderer
         self._decoder, self._ffn_mask = decoder, ffn_mask
         self._batch_size = batch_size
-        stops = generation.stop_ids(base.generation_config(), renderer.tokenizer)
+        stops = stop_tokens.stop_ids(base.generation_config(), renderer.tokenizer)
         if not stops:
             raise errors.InputError(
                 f'{base.name} names no token that ends an answer, so it cannot judge; '

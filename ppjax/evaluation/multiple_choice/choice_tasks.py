@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import transformers
 
 from ppjax.evaluation.multiple_choice import benchmarks, choice_scoring, choice_tokens
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import tokens as tokens_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,9 @@ def evaluate(
         )
         for question in questions
     ]
+    for choice in itertools.chain.from_iterable(encoded):
+        ids = (*choice.context, *choice.continuation)
+        tokens_lib.refuse_unembedded(ids, model.cfg.vocab_size, tokenizer)
     # Those of one subject begin alike, with its name and worked examples.
     members: dict[str, list[int]] = {}
     for number, question in enumerate(questions):

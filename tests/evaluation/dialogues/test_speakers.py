@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax.data import chat
+from ppjax.data import chat, stop_tokens
 from ppjax.evaluation.dialogues import dialogues, speakers
 from ppjax.models import base_model, generation, loading
 from tests.evaluation.dialogues import speaking_server
@@ -57,7 +57,7 @@ class _Local:
         )
         self.renderer = chat.ChatRenderer(self.base.tokenizer(), date='2026-01-01')
         self.hf = transformers.LlamaForCausalLM.from_pretrained(path).eval()
-        self.stops = generation.stop_ids(
+        self.stops = stop_tokens.stop_ids(
             self.base.generation_config(), self.renderer.tokenizer
         )
 

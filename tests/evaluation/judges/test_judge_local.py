@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from ppjax.base import errors
-from ppjax.data import chat
+from ppjax.data import chat, stop_tokens
 from ppjax.evaluation.judges import judge_local, judge_prompts, judge_scoring
-from ppjax.models import attention, base_model, generation, loading
+from ppjax.models import attention, base_model, loading
 from ppjax.models import decoder as decoder_lib
 
 _SPECIAL = ['<pad>', '<s>', '</s>', '<end>']
@@ -132,7 +132,7 @@ def _open(path: pathlib.Path, hf: transformers.PreTrainedModel) -> _Model:
     tokenizer = base.tokenizer()
     decoder = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
     renderer = chat.ChatRenderer(tokenizer, date='2026-01-01')
-    stops = generation.stop_ids(base.generation_config(), tokenizer)
+    stops = stop_tokens.stop_ids(base.generation_config(), tokenizer)
     return _Model(path, hf.eval(), base, decoder, renderer, sorted(stops))
 
 

@@ -1,0 +1,75 @@
+"""A damaged newest checkpoint makes way for the one before."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ppjax.learning import checkpoints as checkpoints_lib
+
+
+def _state(value: float) -> dict[str, jax.Array]:
+    return {'scores': jax.numpy.full((3, 5), value), 'count': jax.numpy.int32(value)}
+
+
+@pytest.fixture
+def saved(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A run with checkpoints of steps 2 and 4."""
+    checkpoints = checkpoints_lib.Checkpoints(tmp_path)
+    for step in (2, 4):
+        checkpoints.save(step, _state(step))
+        checkpoints.wait()
+    checkpoints.close()
+    return tmp_path
+
+
+def _newest(run: pathlib.Path) -> tuple[int, dict[str, jax.Array] | None]:
+    checkpoints = checkpoints_lib.Checkpoints(run)
+    try:
+        found = checkpoints.newest(jax.eval_shape(lambda: _state(0)))
+        # What comes after has a place.
+        checkpoints.save(4, _state(4))
+        checkpoints.wait()
+        return found
+    finally:
+        checkpoints.close()
+
+
+def test_the_newest_is_taken(saved):
+    step, state = _newest(saved)
+    assert step == 4
+    np.testing.assert_array_equal(state['scores'], np.full((3, 5), 4.0))
+
+
+def _cut(path: pathlib.Path) -> None:
+    for file in path.rglob('*'):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _without_data(path: pathlib.Path) -> None:
+    for file in (path / 'default').rglob('*'):
+        if file.is_file() and not file.name.startswith('_'):
+            file.unlink()
+
+
+def _without_metadata(path: pathlib.Path) -> None:
+    for file in path.rglob('_*'):
+        if file.is_file():
+            file.unlink()
+
+
+@pytest.mark.parametrize('damage', [_cut, _without_data, _without_metadata])
+def test_a_damaged_one_is_said_and_the_one_before_taken(saved, damage, capsys):
+    damage(saved / 'checkpoints' / '4')
+    step, state = _newest(saved)
+    assert step == 2
+    np.testing.assert_array_equal(state['scores'], np.full((3, 5), 2.0))
+    assert 'going on from the one before' in capsys.readouterr().err
+
+
+def test_without_a_whole_one_the_run_starts_anew(saved):
+    for step in (2, 4):
+        _cut(saved / 'checkpoints' / str(step))
+    assert _newest(saved) == (0, None)
