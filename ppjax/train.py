@@ -6,7 +6,7 @@ from ppjax.learning import data
 from ppjax.training import config, loop
 
 
-def _rows(cfg: config.TrainConfig) -> loop.Rows:
+def _rows(cfg: config.TrainConfig) -> loop.TwoSplits:
     return (
         data.read_rows(cfg.calibration, split='train'),
         data.read_rows(cfg.heldout, split='test') if cfg.heldout else [],

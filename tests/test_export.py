@@ -327,10 +327,11 @@ def test_runs_that_cannot_be_exported(
     with pytest.raises(errors.InputError, match='does not exist'):
         _export(output_dir=tmp_path / 'nowhere')
     (run / 'config.flags').rename(run / 'away')
-    with pytest.raises(errors.InputError, match=r'config\.flags does not exist'):
+    with pytest.raises(errors.InputError, match=r'has no config\.flags'):
         _export(output_dir=run)
+    (run / 'away').rename(run / 'config.flags')
     (run / 'mask.pmask').unlink()
-    with pytest.raises(errors.InputError, match=r'no mask\.pmask'):
+    with pytest.raises(errors.InputError, match=r'has no mask yet'):
         _export(output_dir=run)
 
 

@@ -21,10 +21,10 @@ OURS, THEIRS = 'ppjax', 'pytorch'
 
 # (prompts [B, S], tokens an answer) -> (seconds to the first tokens, seconds for the
 # others, the answers [B, T]).
-Run = Callable[[np.ndarray, int], tuple[float, float, np.ndarray]]
+Side = Callable[[np.ndarray, int], tuple[float, float, np.ndarray]]
 
 
-def _ours(base: base_model.BaseModel, dtype: str) -> Run:
+def _ours(base: base_model.BaseModel, dtype: str) -> Side:
     model = loading.load_decoder(base.reader, base.config, dtype=jnp.dtype(dtype))
     jax.block_until_ready(model)
 
@@ -58,7 +58,7 @@ def _theirs(
     base: base_model.BaseModel,
     dtype: str,
     tokenizer: transformers.PreTrainedTokenizerBase | None = None,
-) -> Run:
+) -> Side:
     model = torch_model.load(base, tokenizer)
     import torch
 
@@ -88,7 +88,7 @@ def _theirs(
 
 
 def _take_turns(
-    sides: dict[str, Run],
+    sides: dict[str, Side],
     prompts: Sequence[np.ndarray],
     tokens: int,
     label: str,
@@ -235,7 +235,7 @@ def compare_pruned(
     """
     prompts = _prompts(base, batch, prompt_length, answer_length, rounds)
     models = {'dense': base, 'pruned': sliced.sliced_model(base, mask)}
-    makers: dict[str, Callable[[base_model.BaseModel, str], Run]] = {
+    makers: dict[str, Callable[[base_model.BaseModel, str], Side]] = {
         OURS: _ours,
         THEIRS: functools.partial(_theirs, tokenizer=base.tokenizer()),
     }

@@ -15,7 +15,7 @@ from ppjax.base import errors
 from ppjax.data import calibration
 from ppjax.personas import prompts
 
-_SCHEME = 'demo:'
+SCHEME = 'demo:'
 
 
 @functools.cache
@@ -81,7 +81,7 @@ def rows(name: str, split: str) -> list[calibration.Row]:
                 ],
                 'query_id': row['query_id'],
             },
-            where=f'{_SCHEME}{name} {row["query_id"]}',
+            where=f'{SCHEME}{name} {row["query_id"]}',
             default_id=row['query_id'],
         )
         for row in _table('instructions.jsonl')
@@ -99,6 +99,6 @@ def read_rows(source: str, *, split: str) -> list[calibration.Row]:
     Raises:
         InputError: see `calibration.read_rows` and `rows`.
     """
-    if source.startswith(_SCHEME):
-        return rows(source.removeprefix(_SCHEME), split)
+    if source.startswith(SCHEME):
+        return rows(source.removeprefix(SCHEME), split)
     return calibration.read_rows(source)

@@ -9,13 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax.base import errors, flags, run_directory
+from ppjax.base import errors
 from ppjax.base import progress as progress_lib
 from ppjax.evaluation import config as config_lib
 from ppjax.masking import apply, pmask
 from ppjax.models import base_model
 from ppjax.parallel import sharding
-from ppjax.training import config as train_config
+from ppjax.training import trained_run
 
 LABELS = {'dense': 'Dense', 'masked': 'Masked', 'pruned': 'Pruned'}
 
@@ -65,11 +65,11 @@ class Candidates:
 
     Attributes:
         models: one or more, of different names.
-        trained: settings of the run whose models they are; None elsewhere.
+        run: whose models they are; None elsewhere.
     """
 
     models: tuple[Candidate, ...]
-    trained: train_config.TrainConfig | None
+    run: trained_run.TrainedRun | None
 
     def __getitem__(self, name: str) -> Candidate:
         return next(model for model in self.models if model.name == name)
@@ -92,12 +92,8 @@ def heldout_source(cfg: config_lib.EvaluateConfig, models: Candidates) -> str:
     """
     if cfg.heldout:
         return cfg.heldout
-    # A run directory that was moved has its own copy still.
-    copy = cfg.run / 'calibration' / 'test.jsonl'
-    if models.trained and copy.is_file():
-        return str(copy)
-    if models.trained and models.trained.heldout:
-        return models.trained.heldout
+    if models.run and (source := models.run.heldout_source):
+        return source
     raise errors.InputError(
         'There are no held-out conversations; name a file of them with --heldout.'
     )
@@ -122,12 +118,12 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
     Raises:
         InputError: if one is absent or unreadable, or the mask has another base.
     """
-    trained = None
+    run = None
     if cfg.is_run:
-        trained = flags.from_flagfile(
-            train_config.TrainConfig, run_directory.settings_file(cfg.run, 'train')
-        )
-    name = cfg.base_model or (trained.base_model if trained else None)
+        own = trained_run.TrainedRun
+        named = cfg.mask or cfg.model
+        run = (own.open if named else own.open_finished)(cfg.run, flag='output_dir')
+    name = cfg.base_model or (run.settings.base_model if run else None)
     found = []
     base = None
     # How weights are loaded.
@@ -145,16 +141,11 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
             )
         )
     mask_path, exported = cfg.mask, cfg.model
-    if trained and not (mask_path or exported):
-        if (cfg.run / 'hf' / 'config.json').is_file():
-            exported = str(cfg.run / 'hf')
-        elif (cfg.run / 'mask.pmask').is_file():
-            mask_path = str(cfg.run / 'mask.pmask')
+    if run and not (mask_path or exported):
+        if run.exported:
+            exported = str(run.exported)
         else:
-            raise errors.InputError(
-                f'{cfg.run} has no mask yet; wait for the run to end, or go on with '
-                'it by its own command.'
-            )
+            mask_path = str(run.mask_file)
     if mask_path:
         assert base is not None
         found.append(_masked(mask_path, base, found[0], how))
@@ -167,7 +158,7 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
                 'base model.'
             )
         found.append(pruned)
-    return Candidates(tuple(found), trained)
+    return Candidates(tuple(found), run)
 
 
 def _masked(

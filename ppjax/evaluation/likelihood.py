@@ -27,7 +27,7 @@ _CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Likelihood:
+class ModelLikelihood:
     """Sums over the answer tokens of each of n examples.
 
     Attributes:
@@ -95,7 +95,7 @@ def measure(
     *,
     batch_size: int,
     progress: Callable[[int, int], None],
-) -> list[Likelihood]:
+) -> list[ModelLikelihood]:
     """Measures every model on the same examples, packed behind their common prefix.
 
     Args:
@@ -143,11 +143,11 @@ def measure(
                 )
     progress(len(order), len(order))
     tokens = np.array([example.num_answer_tokens for example in examples])
-    return [Likelihood(nll, kl, same, tokens) for nll, kl, same in sums]
+    return [ModelLikelihood(nll, kl, same, tokens) for nll, kl, same in sums]
 
 
 def as_json(
-    names: Sequence[str], found: Sequence[Likelihood], query_ids: Sequence[str]
+    names: Sequence[str], found: Sequence[ModelLikelihood], query_ids: Sequence[str]
 ) -> dict[str, Any]:
     """Means per answer token with 95 % intervals over examples, and every example.
 

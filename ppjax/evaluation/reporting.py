@@ -9,8 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
-from ppjax import demo
-from ppjax.base import atomic, errors, flags, progress, run_directory, versions
+from ppjax.base import atomic, errors, flags, progress, versions
 from ppjax.data import calibration, chat, stop_tokens
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import report, run_results, terminal
@@ -18,6 +17,7 @@ from ppjax.masking import apply
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import base_model, generation
 from ppjax.training import config as train_config
+from ppjax.training import trained_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +54,11 @@ def report_on(cfg: ReportConfig) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show an emoji is no reason to stop.
         sys.stdout.reconfigure(errors='replace')
-    run_dir = pathlib.Path(cfg.output_dir).expanduser()
-    if not (run_dir / 'config.flags').is_file():
-        raise errors.InputError(
-            f'--output_dir={cfg.output_dir} is no run directory: it has no '
-            'config.flags, which python -m ppjax.train writes.'
-        )
-    trained = flags.from_flagfile(
-        train_config.TrainConfig, run_directory.settings_file(run_dir, 'train')
-    )
-    _write_efficiency(cfg, run_dir, trained)
-    _write_samples(cfg, run_dir, trained)
-    page = report.write_report(run_dir)
-    run = run_results.read_run(run_dir)
+    trained = trained_run.TrainedRun.open(cfg.output_dir, flag='output_dir')
+    _write_efficiency(cfg, trained.path, trained.settings)
+    _write_samples(cfg, trained)
+    page = report.write_report(trained.path)
+    run = run_results.read_run(trained.path)
     print(
         '\n\n'.join(
             (
@@ -133,20 +125,18 @@ def spread(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def _write_samples(
-    cfg: ReportConfig, run_dir: pathlib.Path, trained: train_config.TrainConfig
-) -> None:
+def _write_samples(cfg: ReportConfig, run: trained_run.TrainedRun) -> None:
     if not cfg.samples:
         return
-    mask = run_dir / 'mask.pmask'
-    if not mask.is_file():
+    if not run.is_finished:
         progress.say('The mask is not learned yet: no answers to compare.')
         return
-    if not trained.heldout:
+    rows = run.heldout_rows()
+    if not rows:
         progress.say('The run has no --heldout queries: no answers to compare.')
         return
-    path = run_dir / 'results' / 'samples.json'
-    rows = demo.read_rows(trained.heldout, split='test')
+    trained, mask = run.settings, run.mask_file
+    path = run.path / 'results' / 'samples.json'
     settings = {
         'base_model': trained.base_model,
         'mask_sha256': hashlib.sha256(mask.read_bytes()).hexdigest(),

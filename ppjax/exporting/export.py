@@ -47,7 +47,7 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
         with locks.held(output, beside=True):
             _export(cfg, output, None, again=again)
         return 0
-    source_lib.require_run(output)
+    source_lib.require_run(cfg)
     with run_directory.visiting(output, makes=(_RECORD,)):
         _export(cfg, output / 'hf', output / _RECORD, again=again)
     return 0

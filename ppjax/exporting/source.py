@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ppjax import demo
-from ppjax.base import errors, flags, run_directory
 from ppjax.exporting import config as config_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import base_model, safetensors_reader
 from ppjax.training import config as train_config
+from ppjax.training import trained_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,34 +58,25 @@ def open_source(cfg: config_lib.ExportConfig) -> Source:
     return _from_run(cfg) if cfg.from_run else _from_files(cfg)
 
 
-def require_run(run: pathlib.Path) -> None:
+def require_run(cfg: config_lib.ExportConfig) -> None:
     """Raises:
     InputError: if there is no run directory with a learned mask.
     """
-    if not run.is_dir():
-        raise errors.InputError(f'Run directory {str(run)!r} does not exist.')
-    if not (run / 'mask.pmask').is_file():
-        raise errors.InputError(
-            f'Run directory {str(run)!r} has no mask.pmask: it is another directory, '
-            'or its mask is not learned yet.'
-        )
+    if cfg.base_model is None or trained_run.TrainedRun.is_at(cfg.output_dir):
+        trained_run.TrainedRun.open_finished(cfg.output_dir, flag='output_dir')
 
 
 def _from_run(cfg: config_lib.ExportConfig) -> Source:
-    run = pathlib.Path(cfg.output_dir).expanduser()
-    require_run(run)
-    mask_file = run / 'mask.pmask'
-    trained = None
-    recorded = run_directory.settings_file(run, 'train')
-    if cfg.base_model is None or recorded.is_file():
-        trained = flags.from_flagfile(train_config.TrainConfig, recorded)
-    name = cfg.base_model or (trained.base_model if trained else '')
-    source = _with_mask(base_model.open_base_model(name), mask_file)
+    if cfg.base_model and not trained_run.TrainedRun.is_at(cfg.output_dir):
+        file = pathlib.Path(cfg.output_dir).expanduser() / 'mask.pmask'
+        return _with_mask(base_model.open_base_model(cfg.base_model), file)
+    run = trained_run.TrainedRun.open_finished(cfg.output_dir, flag='output_dir')
+    base = base_model.open_base_model(cfg.base_model or run.settings.base_model)
     return dataclasses.replace(
-        source,
-        trained=trained,
-        calibration_rows=_calibration_rows(run, trained) if trained else None,
-        likelihood=read_if_there(run / 'results' / 'likelihood.json'),
+        _with_mask(base, run.mask_file),
+        trained=run.settings,
+        calibration_rows=run.calibration_count(),
+        likelihood=run.result('likelihood'),
     )
 
 
@@ -116,15 +106,3 @@ def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> Source:
 def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
     """A JSON object that may not be there."""
     return safetensors_reader.read_json(path) if path.exists() else None
-
-
-def _calibration_rows(
-    run: pathlib.Path, trained: train_config.TrainConfig
-) -> int | None:
-    """Rows of the run's own copy, else of the file it read; None if neither is left."""
-    copy = run / 'calibration' / 'train.jsonl'
-    source = str(copy) if copy.is_file() else trained.calibration
-    try:
-        return len(demo.read_rows(source, split='train'))
-    except errors.InputError:
-        return None

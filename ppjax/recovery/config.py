@@ -1,13 +1,12 @@
 """The settings of `python -m ppjax.recover`."""
 
 import dataclasses
-import pathlib
 
-from ppjax.base import errors, flags, run_directory, settings
+from ppjax.base import errors, flags, settings
 from ppjax.exporting import hf_export
 from ppjax.models import decoder
 from ppjax.recovery import lora
-from ppjax.training import config as train_config
+from ppjax.training import trained_run
 
 # Of adapters larger: they start from nothing.
 _FULL_RATE, _LORA_RATE = 5e-5, 1e-4
@@ -144,23 +143,14 @@ class RecoverConfig(settings.CommonSettings):
         """
         if not self.run:
             return self
-        run = pathlib.Path(self.run).expanduser()
-        mask = run / 'mask.pmask'
-        if not mask.is_file():
-            raise errors.InputError(
-                f'--run={self.run} has no mask.pmask: it is another directory, or its '
-                'mask is not learned yet.'
-            )
-        trained = flags.from_flagfile(
-            train_config.TrainConfig, run_directory.settings_file(run, 'train')
-        )
+        run = trained_run.TrainedRun.open_finished(self.run)
         return dataclasses.replace(
             self,
             run=None,
-            base_model=trained.base_model,
-            mask=str(mask),
-            calibration=self.calibration or trained.calibration,
-            heldout=self.heldout or trained.heldout,
+            base_model=run.settings.base_model,
+            mask=str(run.mask_file),
+            calibration=self.calibration or run.calibration_source,
+            heldout=self.heldout or run.heldout_source,
         )
 
 

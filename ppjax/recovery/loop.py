@@ -64,7 +64,7 @@ def recover(
     )
     processes.agree({'settings': flags.to_flagfile(cfg)} | data.hashes | source.hashes)
     directory = run_directory.RunDirectory(cfg.output_dir)
-    run = run_lib.Run(cfg, source, data, directory, mesh)
+    run = run_lib.RecoveryRun(cfg, source, data, directory, mesh)
     run.abstract_state()  # A rank or mesh that does not fit leaves no folder behind.
     opened = directory.opened(
         cfg,
@@ -87,7 +87,7 @@ def recover(
     return results.model_dir(run)
 
 
-def _train_and_export(run: run_lib.Run, found: bool) -> bool:
+def _train_and_export(run: run_lib.RecoveryRun, found: bool) -> bool:
     """Whether the run came to its end."""
     checkpoints = checkpoints_lib.Checkpoints(run.directory.path, keep=1)
     try:
@@ -97,7 +97,7 @@ def _train_and_export(run: run_lib.Run, found: bool) -> bool:
 
 
 def _finish(
-    run: run_lib.Run, found: bool, checkpoints: checkpoints_lib.Checkpoints
+    run: run_lib.RecoveryRun, found: bool, checkpoints: checkpoints_lib.Checkpoints
 ) -> bool:
     first, saved = checkpoints.newest(run.abstract_state())
     if found:
@@ -160,7 +160,7 @@ class _Learner:
 
     def __init__(
         self,
-        run: run_lib.Run,
+        run: run_lib.RecoveryRun,
         frozen: Weights,
         heldout: heldout_lib.HeldOut | None,
         first: int,

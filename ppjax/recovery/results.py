@@ -21,23 +21,23 @@ from ppjax.recovery import run as run_lib
 from ppjax.recovery import source as source_lib
 
 
-def model_dir(run: run_lib.Run) -> pathlib.Path:
+def model_dir(run: run_lib.RecoveryRun) -> pathlib.Path:
     """Where the recovered model goes."""
     return run.directory.path / 'hf'
 
 
-def _results_file(run: run_lib.Run) -> pathlib.Path:
+def _results_file(run: run_lib.RecoveryRun) -> pathlib.Path:
     return run.directory.path / 'results' / 'recovery.json'
 
 
-def _identity(run: run_lib.Run) -> dict[str, str]:
+def _identity(run: run_lib.RecoveryRun) -> dict[str, str]:
     """Of the exported weights: the run that they are from."""
     settings = flags.to_flagfile(run.cfg, omit=tuple(config_lib.RESUMABLE))
     text = settings + json.dumps(run.data.hashes | run.source.hashes)
     return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
 
 
-def is_finished(run: run_lib.Run) -> bool:
+def is_finished(run: run_lib.RecoveryRun) -> bool:
     """Whether `write` came to its end.
 
     Raises:
@@ -49,7 +49,7 @@ def is_finished(run: run_lib.Run) -> bool:
 
 
 def write(
-    run: run_lib.Run,
+    run: run_lib.RecoveryRun,
     trained: methods.Trained,
     likelihood: Mapping[str, heldout_lib.Likelihood],
 ) -> None:
@@ -94,7 +94,7 @@ def write(
 
 
 def _figures(
-    run: run_lib.Run,
+    run: run_lib.RecoveryRun,
     trained: methods.Trained,
     likelihood: Mapping[str, heldout_lib.Likelihood],
 ) -> dict[str, Any]:
@@ -128,7 +128,9 @@ def _figures(
     }
 
 
-def _card_facts(run: run_lib.Run, figures: Mapping[str, Any]) -> model_card.Recovery:
+def _card_facts(
+    run: run_lib.RecoveryRun, figures: Mapping[str, Any]
+) -> model_card.Recovery:
     cfg = run.cfg
     trained = 'All weights were'
     if cfg.lora_rank:

@@ -20,7 +20,7 @@ from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
 
 
-class Run:
+class RecoveryRun:
     """What stays the same from a run's first step to its last.
 
     Attributes:

@@ -43,7 +43,7 @@ class Joint:
 
     def __init__(
         self,
-        runs: Sequence[run_lib.Run],
+        runs: Sequence[run_lib.LearningRun],
         directory: run_directory.RunDirectory,
         mesh: jax.sharding.Mesh,
     ):

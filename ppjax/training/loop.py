@@ -40,7 +40,7 @@ MAKES = (
 )
 
 # Calibration and held-out rows.
-Rows = tuple[list[calibration.Row], list[calibration.Row]]
+TwoSplits = tuple[list[calibration.Row], list[calibration.Row]]
 
 
 def learn_mask(
@@ -75,14 +75,14 @@ def learn_mask(
     _agree(cfg, data.hashes)
     directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
     with _opened(directory, cfg, data) as found, directory.stage('train'):
-        run = run_lib.Run(cfg, base, data, directory)
+        run = run_lib.LearningRun(cfg, base, data, directory)
         if like is not None:
             run.take_references(like)
         return run.mask_path if _learn([run], directory, found, mesh) else None
 
 
 def learn_masks(
-    cfg: config_lib.TrainConfig, rows: Mapping[str, Rows]
+    cfg: config_lib.TrainConfig, rows: Mapping[str, TwoSplits]
 ) -> dict[str, pathlib.Path] | None:
     """Learns a mask for each of many personas, in one run.
 
@@ -124,7 +124,9 @@ def learn_masks(
             own_cfg = cfg.of_persona(name)
             own_directory = run_directory.RunDirectory(own_cfg.output_dir)
             held.enter_context(_opened(own_directory, own_cfg, data))
-            runs.append(run_lib.Run(own_cfg, base, data, own_directory, name=name))
+            runs.append(
+                run_lib.LearningRun(own_cfg, base, data, own_directory, name=name)
+            )
         with directory.stage('train'):
             if not _learn(runs, directory, found, mesh):
                 return None
@@ -144,7 +146,7 @@ def _agree(cfg: config_lib.TrainConfig, hashes: Mapping[str, str]) -> None:
 
 
 def _data(
-    cfg: config_lib.TrainConfig, base: base_model.BaseModel, rows: Rows
+    cfg: config_lib.TrainConfig, base: base_model.BaseModel, rows: TwoSplits
 ) -> data_lib.Data:
     train, heldout = rows
     if cfg.calibration_rows is not None:
@@ -173,7 +175,7 @@ def _opened(
 
 
 def _learn(
-    runs: Sequence[run_lib.Run],
+    runs: Sequence[run_lib.LearningRun],
     directory: run_directory.RunDirectory,
     found: bool,
     mesh: jax.sharding.Mesh,

@@ -28,7 +28,7 @@ from ppjax.training import step as step_lib
 _REFERENCES = pathlib.Path('results', 'references.json')
 
 
-class Run:
+class LearningRun:
     """A persona's own run, alone or as one of many over one base model.
 
     Attributes:

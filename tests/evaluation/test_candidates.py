@@ -58,7 +58,7 @@ def test_a_run_with_an_export_is_dense_and_pruned(make_run):
     assert found['pruned'].base.reader.path == run.path / 'hf'
     assert found['dense'].load().ffn_mask is found['pruned'].load().ffn_mask is None
     assert found.system_prompt == demo.rows('ferryman', 'test')[0].system_prompt
-    assert found.trained.output_dir == str(run.path)
+    assert found.run.path == run.path
 
 
 def test_a_run_with_a_mask_alone_is_dense_and_masked(make_run):
@@ -122,7 +122,7 @@ def test_without_a_run(make_run, chatty_model, tmp_path):
     assert _find(new, base_model=chatty_model).names == ['dense']
     found = _find(new, base_model=chatty_model, mask=run.path / 'mask.pmask')
     assert found.names == ['dense', 'masked']
-    assert found.trained is None
+    assert found.run is None
     found = _find(new, base_model=chatty_model, model=run.path / 'hf')
     assert found.names == ['dense', 'pruned']
     alone = _find(new, model=run.path / 'hf')

@@ -66,7 +66,9 @@ def hf(tiny_models, mask) -> dict[str, transformers.PreTrainedModel]:
     }
 
 
-def _measure(models, examples, batch_size: int = 8) -> dict[str, likelihood.Likelihood]:
+def _measure(
+    models, examples, batch_size: int = 8
+) -> dict[str, likelihood.ModelLikelihood]:
     found = likelihood.measure(
         models['dense'],
         list(models.values()),
@@ -78,7 +80,7 @@ def _measure(models, examples, batch_size: int = 8) -> dict[str, likelihood.Like
 
 
 @pytest.fixture(scope='module')
-def measured(models, examples) -> dict[str, likelihood.Likelihood]:
+def measured(models, examples) -> dict[str, likelihood.ModelLikelihood]:
     return _measure(models, examples)
 
 
@@ -178,8 +180,8 @@ def test_progress_ends_at_the_total(models, examples):
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-def _given(nll, kl=(0.0, 0.0, 0.0), agreement=(1, 1, 1)) -> likelihood.Likelihood:
-    return likelihood.Likelihood(
+def _given(nll, kl=(0.0, 0.0, 0.0), agreement=(1, 1, 1)) -> likelihood.ModelLikelihood:
+    return likelihood.ModelLikelihood(
         np.array(nll, float),
         np.array(kl, float),
         np.array(agreement, float),

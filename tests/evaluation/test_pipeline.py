@@ -327,7 +327,7 @@ def counted(monkeypatch, chatty_model) -> list[str]:
     def measure_likelihood(dense, models, examples, **_):
         calls.append('likelihood')
         tokens = np.array([example.num_answer_tokens for example in examples])
-        own = likelihood.Likelihood(1.5 * tokens, 0.0 * tokens, tokens, tokens)
+        own = likelihood.ModelLikelihood(1.5 * tokens, 0.0 * tokens, tokens, tokens)
         return [own for _ in models]
 
     def evaluate_choices(decoder, ffn_mask, tokenizer, questions, **_):

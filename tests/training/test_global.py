@@ -43,7 +43,9 @@ def _run(cfg, rows):
     prepared = data.prepare_data(
         base, rows, [], max_length=cfg.max_length, date=cfg.date
     )
-    return run_lib.Run(cfg, base, prepared, run_directory.RunDirectory(cfg.output_dir))
+    return run_lib.LearningRun(
+        cfg, base, prepared, run_directory.RunDirectory(cfg.output_dir)
+    )
 
 
 def _answer_nll(model, mask, example):

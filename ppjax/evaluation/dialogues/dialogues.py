@@ -70,7 +70,7 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class HeldTurn:
     """What the partner said, and the model's answer.
 
     Attributes:
@@ -101,12 +101,12 @@ class Dialogue:
     """
 
     start: Start
-    turns: tuple[Turn, ...]
+    turns: tuple[HeldTurn, ...]
     failure: str = ''
 
 
 def model_view(
-    start: Start, turns: Sequence[Turn], cue: Cue
+    start: Start, turns: Sequence[HeldTurn], cue: Cue
 ) -> tuple[speakers.Message, ...]:
     """What the model answers: persona prompt, earlier turns, the partner's words."""
     system = start.system_prompt
@@ -118,7 +118,7 @@ def model_view(
     return _messages([*said, ('user', cue.text)])
 
 
-def partner_view(turns: Sequence[Turn]) -> tuple[speakers.Message, ...]:
+def partner_view(turns: Sequence[HeldTurn]) -> tuple[speakers.Message, ...]:
     """What the partner goes on from; nothing of the persona but its own words."""
     said = [('system', PARTNER_PROMPT), ('user', _PARTNER_OPENING)]
     for turn in turns:
@@ -135,7 +135,7 @@ class _Held:
     """A dialogue under way."""
 
     start: Start
-    turns: list[Turn] = dataclasses.field(default_factory=list)
+    turns: list[HeldTurn] = dataclasses.field(default_factory=list)
     failure: str = ''
 
 
@@ -198,7 +198,7 @@ def hold_all(
                     one.failure = f'turn {number + 1}: {said.failure}'
                     continue
                 one.turns.append(
-                    Turn(
+                    HeldTurn(
                         cue, said.text, said.tokens, said.finished, said.forgotten, lost
                     )
                 )

@@ -45,7 +45,7 @@ def starts(
         probes = probe_starts(persona, turns=cfg.turns, count=cfg.dialogues)
     if probes and not cfg.eval_sets:
         return probes
-    if not (cfg.eval_sets or cfg.heldout or models.trained):
+    if not (cfg.eval_sets or cfg.heldout or models.run):
         raise errors.InputError(
             '--tasks=multiturn needs questions to begin with: --eval_sets, --heldout, '
             'or a character card with a book of keywords as --persona.'

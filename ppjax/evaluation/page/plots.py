@@ -47,7 +47,7 @@ def _label_steps(axes: Any) -> None:
     axes.margins(x=0.02)
 
 
-def loss_plot(run: run_results.Run) -> dict[str, Any] | None:
+def loss_plot(run: run_results.ReportedRun) -> dict[str, Any] | None:
     steps, loss = run.series('train', 'loss')
     held_steps, held = run.series('heldout', 'heldout_nll')
     if not len(loss) and not len(held):
@@ -117,7 +117,7 @@ def _log_ticks(axes: Any, form: str) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def step_plots(run: run_results.Run) -> list[dict[str, Any]]:
+def step_plots(run: run_results.ReportedRun) -> list[dict[str, Any]]:
     """Flips, gradient norm and learning rate."""
     plots = []
     for name, title, unit, form, note in (
@@ -243,7 +243,7 @@ def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
     }
 
 
-def mask_plots(run: run_results.Run) -> list[dict[str, Any]]:
+def mask_plots(run: run_results.ReportedRun) -> list[dict[str, Any]]:
     # A row of blocks says nothing that its numbers do not.
     if run.mask is None or run.mask.granularity != 'channels':
         return []

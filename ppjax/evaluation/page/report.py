@@ -43,7 +43,7 @@ def name_of(persona: str) -> str:
     return found[1] if found else ''
 
 
-def _headline(run: run_results.Run) -> dict[str, str]:
+def _headline(run: run_results.ReportedRun) -> dict[str, str]:
     """The persona's name, if it has one, and its first sentence."""
     mask, settings = run.any_mask, run.settings
     persona = persona_of(mask.system_prompt).strip() if mask else ''
@@ -59,7 +59,7 @@ def _headline(run: run_results.Run) -> dict[str, str]:
     }
 
 
-def _facts(run: run_results.Run) -> dict[str, Any]:
+def _facts(run: run_results.ReportedRun) -> dict[str, Any]:
     """Base model, sparsity and status, as far as known."""
     mask, settings = run.any_mask, run.settings
     facts: dict[str, Any] = {
@@ -102,7 +102,7 @@ def _flat(value: Any, name: str = '') -> list[tuple[str, str]]:
     ]
 
 
-def _commands(run: run_results.Run) -> dict[str, str]:
+def _commands(run: run_results.ReportedRun) -> dict[str, str]:
     folder = run.settings.output_dir if run.settings else str(run.path)
     place = pathlib.PurePosixPath(folder)
     facts = _facts(run)
@@ -121,7 +121,7 @@ def _commands(run: run_results.Run) -> dict[str, str]:
     }
 
 
-def _speed(run: run_results.Run) -> str:
+def _speed(run: run_results.ReportedRun) -> str:
     parts = []
     for name, unit in (
         ('examples_per_s', 'examples'),
@@ -173,7 +173,7 @@ def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
     )
 
 
-def _selection(run: run_results.Run) -> dict[str, Any] | None:
+def _selection(run: run_results.ReportedRun) -> dict[str, Any] | None:
     """The choice of queries, if there was one and all of its figures are there."""
     figures = run_results.mapping(run.synthesis.get('selection'))
     means = [formats.number(figures.get(x)) for x in ('mean_kept', 'mean_all')]
@@ -203,7 +203,7 @@ def _queries(listed: Any) -> list[tuple[str, float]]:
     return found
 
 
-def _missing(run: run_results.Run) -> list[str]:
+def _missing(run: run_results.ReportedRun) -> list[str]:
     parts = {
         'learned mask': run.mask,
         'held-out likelihood': run.likelihood,
@@ -228,7 +228,7 @@ def _template() -> jinja2.Template:
     )
 
 
-def render(run: run_results.Run) -> str:
+def render(run: run_results.ReportedRun) -> str:
     """The page as HTML text."""
     rows = run_results.likelihood_rows(run)
     sizes = efficiency.table(run.efficiency)

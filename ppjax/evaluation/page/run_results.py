@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ppjax.base import errors, flags, run_directory
+from ppjax.base import errors, run_directory
 from ppjax.evaluation import bootstrap
 from ppjax.masking import pmask
 from ppjax.pages import formats
 from ppjax.training import config as config_lib
+from ppjax.training import trained_run
 
 MODELS = {
     'dense': 'Dense model',
@@ -36,7 +37,7 @@ EVALUATIONS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """What a run directory holds; None or empty where there is nothing.
 
     Attributes:
@@ -98,7 +99,7 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_run(run_dir: str | pathlib.Path) -> Run:
+def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
     """Reads whatever of a run is there.
 
     Raises:
@@ -133,13 +134,13 @@ def read_run(run_dir: str | pathlib.Path) -> Run:
         return [sample for sample in listed if isinstance(sample, dict)]
 
     def read_settings(file: pathlib.Path) -> config_lib.TrainConfig:
-        return flags.from_flagfile(config_lib.TrainConfig, file)
+        return trained_run.TrainedRun.open(path).settings
 
     measured = {
         name: attempt(f'results/{name}.json', read_json, {}) for name in EVALUATIONS
     }
     recorded = run_directory.settings_file(path, 'train').relative_to(path)
-    return Run(
+    return ReportedRun(
         path=path,
         settings=attempt(str(recorded), read_settings, None),
         status=_settled(attempt('status.json', read_json, {})),
@@ -209,7 +210,7 @@ class LikelihoodRow:
         return math.exp(self.nll) if self.nll < 700 else math.inf
 
 
-def likelihood_rows(run: Run) -> list[LikelihoodRow]:
+def likelihood_rows(run: ReportedRun) -> list[LikelihoodRow]:
     """The held-out table in the order of `MODELS`; empty before it is measured."""
     models = mapping(run.likelihood.get('models'))
     nll = {

@@ -11,7 +11,7 @@ from ppjax.evaluation.page import report, run_results
 from ppjax.pages import formats
 
 
-def likelihood_text(run: run_results.Run) -> str:
+def likelihood_text(run: run_results.ReportedRun) -> str:
     """The held-out table, aligned, without a trailing newline."""
     rows = run_results.likelihood_rows(run)
     if not rows:
@@ -51,7 +51,7 @@ def likelihood_text(run: run_results.Run) -> str:
     return '\n'.join(lines)
 
 
-def sample_texts(run: run_results.Run) -> Iterator[str]:
+def sample_texts(run: run_results.ReportedRun) -> Iterator[str]:
     """Every query, and under it the dense and the pruned answer in two columns."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 140)
     column = max(20, (width - 3) // 2)
@@ -78,7 +78,7 @@ def sample_texts(run: run_results.Run) -> Iterator[str]:
         yield '\n'.join(lines)
 
 
-def paths(run: run_results.Run, page: pathlib.Path) -> str:
+def paths(run: run_results.ReportedRun, page: pathlib.Path) -> str:
     """Where the model and the page are, and what makes the one if it is not there."""
     if run.exported:
         lines = [f'Model:  {run.path / "hf"}']

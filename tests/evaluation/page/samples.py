@@ -74,8 +74,8 @@ def likelihood_result() -> dict[str, Any]:
     tokens = rng.integers(20, 90, 12)
     hard = rng.normal(0, 0.4, 12)
 
-    def one(nll: float, kl: float, agreement: float) -> likelihood.Likelihood:
-        return likelihood.Likelihood(
+    def one(nll: float, kl: float, agreement: float) -> likelihood.ModelLikelihood:
+        return likelihood.ModelLikelihood(
             tokens * (nll + hard + rng.normal(0, 0.05, 12)),
             tokens * kl * rng.uniform(0.8, 1.2, 12),
             np.round(tokens * agreement),
@@ -169,7 +169,7 @@ def multiturn_result() -> dict[str, Any]:
         for number in range(9):
             cue = dialogues.Cue('Who?')
             start = dialogues.Start('P', '', (cue,), PERSONAS[number % 3])
-            turn = dialogues.Turn(cue, 'Aye.', 3, True, 0, 0)
+            turn = dialogues.HeldTurn(cue, 'Aye.', 3, True, 0, 0)
             held.append(dialogues.Dialogue(start, (turn,) * TURNS))
             scores = np.clip(4.2 + drift * np.arange(TURNS), 1, 5)
             scores = np.clip(scores + rng.normal(0, 0.4, TURNS), 1, 5)

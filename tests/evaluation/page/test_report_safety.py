@@ -50,7 +50,7 @@ def test_any_key_may_be_missing_or_nonsense(results, name, undrawn):
     others = {x: results[x] for x in _JOINT} if name in _JOINT else {}
     paths = _paths(own)
     assert len(paths) > 10
-    empty = run_results.Run(
+    empty = run_results.ReportedRun(
         path=pathlib.Path('run'),
         settings=None,
         status={},
