@@ -4,32 +4,30 @@
     python launch/fuzz.py --only=gguf --case=17
 
 In-process and through real command lines. A finding is a traceback, a refusal of several
-lines or beyond reason in length, an answer later than 30 s, memory beyond reason, or a
-file that a refusal leaves behind. Exit code 1 if there is any. What an input is follows
-from --seed, its target and its number alone.
+lines or beyond reason in length, an answer later than 30 s, memory beyond reason, a
+process that dies, or a file that a refusal leaves behind. Exit code 1 if there is any.
+What an input is follows from --seed, its target and its number alone.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import faulthandler
 import os
 import pathlib
-import random
-import shutil
 import tempfile
 import time
 from typing import Any
 
+# All are read when the libraries are imported.
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TRANSFORMERS_OFFLINE', '1')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from fuzzing import commands, judging, material, readers, runs
+from fuzzing import commands, feeding, judging, material
 
-from ppjax.base import atomic, errors, flags, settings
+from ppjax.base import atomic, errors, flags, progress, settings
 
-_TARGETS = readers.TARGETS | runs.TARGETS
+Counts = dict[str, collections.Counter[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +36,11 @@ class Settings:
 
     cases: int = flags.setting(5000, 'Bad inputs fed in-process.')
     commands: int = flags.setting(150, 'Bad command lines.')
-    jobs: int = flags.setting(2, 'Command lines run at a time.')
+    jobs: int = flags.setting(2, 'Processes fed, or command lines run, at a time.')
     only: str | None = flags.setting(
-        None, f'Targets, with commas between them, of {", ".join(_TARGETS)}.'
+        None,
+        'Targets, with commas between them; all by default: '
+        f'{", ".join(feeding.TARGETS)}.',
     )
     case: int | None = flags.setting(
         None, 'Feed this one case of --only, and let its error through.'
@@ -53,7 +53,7 @@ class Settings:
             self, 'not be negative', lambda value: value >= 0, 'cases', 'commands'
         )
         settings.require(self, 'be at least 1', lambda value: value >= 1, 'jobs')
-        if unknown := [name for name in self.targets if name not in _TARGETS]:
+        if unknown := [name for name in self.targets if name not in feeding.TARGETS]:
             raise errors.InputError(f'--only: there is no target {unknown[0]!r}.')
         if self.case is not None and len(self.targets) != 1:
             raise errors.InputError('--case is one of one target; give it with --only.')
@@ -61,62 +61,12 @@ class Settings:
     @property
     def targets(self) -> list[str]:
         """The names of what is fed."""
-        return (
-            [name.strip() for name in self.only.split(',')]
-            if self.only
-            else list(_TARGETS)
-        )
+        if not self.only:
+            return list(feeding.TARGETS)
+        return [name.strip() for name in self.only.split(',')]
 
 
-def cases_of(targets: Sequence[str], total: int) -> Iterator[tuple[str, int]]:
-    """(target, number) of every case, shared out by the targets' weights."""
-    weights = {name: _TARGETS[name][1] for name in targets}
-    whole = sum(weights.values())
-    for name, weight in weights.items():
-        for number in range(-(-total * weight // whole)):
-            yield name, number
-
-
-def feed(
-    seed: int, target: str, number: int, whole: material.Material, scratch: pathlib.Path
-) -> tuple[str, list[judging.Finding]]:
-    """Makes one bad input in a fresh folder and judges what becomes of it."""
-    rng = random.Random(f'{seed} {target} {number}')
-    folder = pathlib.Path(tempfile.mkdtemp(dir=scratch))
-    work = folder / 'work'
-    work.mkdir()
-    before = pathlib.Path.cwd()
-    # What a verb leaves where it was started is found too.
-    os.chdir(work)
-    try:
-        read = _TARGETS[target][0](rng, folder, whole)
-        return judging.judge(target, number, read, work)
-    finally:
-        os.chdir(before)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def in_process(
-    cfg: Settings, scratch: pathlib.Path
-) -> tuple[dict[str, collections.Counter[str]], list[judging.Finding]]:
-    """Feeds all cases; how many of each target were read and refused, and findings."""
-    (scratch / 'whole').mkdir()
-    whole = material.Material(scratch / 'whole')
-    counts: dict[str, collections.Counter[str]] = {}
-    found = []
-    for target, number in cases_of(cfg.targets, cfg.cases):
-        # Native code does not see the alarm.
-        faulthandler.dump_traceback_later(10 * judging.SECONDS, exit=True)
-        outcome, findings = feed(cfg.seed, target, number, whole, scratch)
-        counts.setdefault(target, collections.Counter())[outcome] += 1
-        found += findings
-    faulthandler.cancel_dump_traceback_later()
-    return counts, found
-
-
-def table(
-    counts: dict[str, collections.Counter[str]], found: Sequence[judging.Finding]
-) -> str:
+def table(counts: Mapping[str, Any], found: Sequence[judging.Finding]) -> str:
     """What was fed, what became of it, and the findings, each cause once."""
     wrong = collections.Counter(finding.target for finding in found)
     lines = [f'{"":<18}{"cases":>8}{"read":>8}{"refused":>9}{"findings":>10}']
@@ -140,22 +90,32 @@ def table(
 def main(cfg: Settings) -> int:
     """Feeds, prints and counts."""
     start = time.perf_counter()
+    counts: Counts = {name: collections.Counter() for name in cfg.targets}
+    found: list[judging.Finding] = []
     with tempfile.TemporaryDirectory(prefix='ppjax-fuzz-') as name:
         scratch = pathlib.Path(name)
         if cfg.case is not None:
-            (scratch / 'whole').mkdir()
-            whole = material.Material(scratch / 'whole')
-            target = cfg.targets[0]
-            rng = random.Random(f'{cfg.seed} {target} {cfg.case}')
-            (scratch / 'case' / 'work').mkdir(parents=True)
-            print(_TARGETS[target][0](rng, scratch / 'case', whole)())
+            folder = scratch / 'case'
+            (folder / 'work').mkdir(parents=True)
+            whole = material.Material(scratch)
+            print(feeding.made(cfg.seed, cfg.targets[0], cfg.case, folder, whole)())
             return 0
-        counts, found = in_process(cfg, scratch)
+        cases = feeding.cases_of(cfg.targets, cfg.cases)
+        for target, (outcome, more) in feeding.feed_all(
+            cfg.seed, cases, cfg.jobs, scratch
+        ):
+            counts[target][outcome] += 1
+            found += more
+            for finding in more:
+                progress.say(
+                    f'{finding.kind}: {finding.target} --case={finding.case} '
+                    f'{finding.place} {finding.said[:200]!r}'
+                )
         if cfg.commands:
             count, more = commands.run(
                 cfg.seed, cfg.commands, cfg.jobs, scratch / 'commands'
             )
-            counts['command lines'] = count
+            counts[commands.NAME] = count
             found += more
     print(table(counts, found))
     print(f'{time.perf_counter() - start:.0f} s, --seed={cfg.seed}')

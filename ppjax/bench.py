@@ -108,6 +108,7 @@ class BenchConfig:
     sparsity: float = flags.setting(
         0.25,
         'For mask_step, and for infer without --mask: share of FFN channels removed.',
+        within='[0, 1)',
     )
     align: int = flags.setting(
         64, 'For personas: kept channels are rounded to a multiple of this.'

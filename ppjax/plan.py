@@ -50,10 +50,14 @@ class PlanConfig:
         'full', 'What the backward pass recomputes.', choices=decoder.REMAT
     )
     int8_base: bool = flags.setting(False, "Keep the blocks' matrices as int8.")
-    sparsity: float = flags.setting(0.5, 'Share of FFN channels removed.')
+    sparsity: float = flags.setting(
+        0.5, 'Share of FFN channels removed.', within='[0, 1)'
+    )
     steps: int = flags.setting(1000, 'Of the whole run, for its hours.')
     utilisation: float = flags.setting(
-        0.4, "Share of the chips' stated peak that useful FLOPs are taken to reach."
+        0.4,
+        "Share of the chips' stated peak that useful FLOPs are taken to reach.",
+        within='(0, 1]',
     )
     suggest: bool = flags.setting(
         True, 'Look for the smallest change that fits, where the step does not.'

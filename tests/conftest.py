@@ -22,6 +22,7 @@ os.environ['PJRT_NPROC'] = '32'
 
 import hypothesis
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,6 +110,23 @@ def _forget_compiled_programs() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+@pytest.fixture(scope='session')
+def equations() -> Callable[..., list[Any]]:
+    """All equations of a function's program, inner ones too, from (function, *args)."""
+
+    def of(function: Callable[..., Any], *args: Any) -> list[Any]:
+        return list(_equations(jax.make_jaxpr(function)(*args).jaxpr))
+
+    return of
 
 
 # No value is a default of any config class, and no two axes have the same length.

@@ -107,7 +107,9 @@ def _changed(rng: random.Random, whole: Any) -> Any:
         elif kind == 3:
             del place[key]
         elif kind == 4:
-            place[key] = rng.choice([[inner], {'a': inner}, str(inner), [inner, inner]])
+            # Too deep a value has no text.
+            written = '[]' if isinstance(inner, dict | list) else str(inner)
+            place[key] = rng.choice([[inner], {'a': inner}, written, [inner, inner]])
         elif isinstance(place, dict):
             place[text(rng)[:200]] = value(rng)
         else:
@@ -200,13 +202,11 @@ def lines_file(rng: random.Random, path: pathlib.Path) -> None:
         file(rng, path)
         return
     lines = path.read_bytes().splitlines()
-    for _ in range(rng.randint(1, 2)):
-        at = rng.randrange(len(lines))
+    for at in rng.sample(range(len(lines)), min(len(lines), rng.randint(1, 2))):
         if rng.random() < 0.2:
             lines[at] = data(rng, lines[at])
         else:
             lines[at] = dumped(rng, json_value(rng, json.loads(lines[at]), times=1))
-            break
     path.write_bytes(rng.choice([b'\n', b'\r\n', b'\n\n']).join(lines))
 
 

@@ -8,15 +8,19 @@ import os
 import pathlib
 import resource
 import signal
+import time
 import traceback
 from typing import Any
 
 from ppjax.base import errors
 
 # Of a line of refusal.
-LONGEST_LINE = 600
+LONGEST_LINE = errors.LONGEST + len('ERROR: ')
+# Of processor time, which other programs on the machine do not lengthen; what waits is
+# given more, of real time.
 SECONDS = 30
-_MEMORY = 3 * 2**30
+PATIENCE = 2 * SECONDS
+_MEMORY = 2 * 2**30
 
 
 class TooLate(BaseException):
@@ -30,7 +34,7 @@ class Finding:
     Attributes:
         target: what was fed.
         case: its number, which makes the same input again.
-        kind: 'traceback', 'line', 'slow', 'left' or 'memory'.
+        kind: 'traceback', 'line', 'slow', 'died', 'left' or 'memory'.
         said: the error, the line, or what was left behind.
         place: the innermost line of ppjax that the error came through.
     """
@@ -61,6 +65,19 @@ def limited(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Makes what takes far more memory inside fail, before the machine does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
+    taken = pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2 * _MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def problem_of_line(line: str) -> str | None:
@@ -111,10 +128,11 @@ def judge(
 
     before = listing(watched)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    outcome, found = 'refused', []
+    outcome, found, start = 'refused', [], time.process_time()
     try:
         with (
-            limited(SECONDS),
+            limited(PATIENCE),
+            bounded_memory(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
@@ -125,10 +143,12 @@ def judge(
         if wrong := problem_of_line(line):
             found.append(finding('line', f'{wrong}: {line!r}', error))
     except TooLate as error:
-        found.append(finding('slow', f'more than {SECONDS} s', error))
+        found.append(finding('slow', f'no answer in {PATIENCE} s', error))
     # Whatever it is, it is what we look for.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         found.append(finding('traceback', f'{type(error).__name__}: {error}', error))
+    if (seconds := time.process_time() - start) > SECONDS:
+        found.append(finding('slow', f'{seconds:.0f} s'))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - memory
     if grown > _MEMORY:
         found.append(finding('memory', f'{grown / 2**30:.1f} GiB'))

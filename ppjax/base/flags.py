@@ -11,12 +11,11 @@ import os
 import pathlib
 import select
 import sys
-import types
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from absl import app, flags, logging
 
-from ppjax.base import errors, interrupts, processes, reading
+from ppjax.base import errors, interrupts, processes, ranges, reading
 
 Settings = TypeVar('Settings')
 
@@ -37,6 +36,7 @@ def setting(
     choices: Sequence[str] = (),
     *,
     may_be_empty: bool = False,
+    within: str = '',
 ) -> Any:
     """A dataclass field that becomes a flag.
 
@@ -45,11 +45,13 @@ def setting(
         help_text: for `--help`.
         choices: the allowed strings, if only some are.
         may_be_empty: whether '' means something.
+        within: the allowed numbers, as in '[0, 1)'; a float must have it.
     """
     metadata = {
         'help': help_text,
         'choices': tuple(choices),
         'may_be_empty': may_be_empty,
+        'within': within,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -75,10 +77,7 @@ def define(settings: type[Any], flag_values: flags.FlagValues = flags.FLAGS) -> 
     for field in dataclasses.fields(settings):
         name, default = field.name, field.default
         help_text, choices = field.metadata['help'], field.metadata['choices']
-        kind = hints[name]
-        if isinstance(kind, types.UnionType):  # `int | None` -> int
-            (kind,) = (part for part in get_args(kind) if part is not type(None))
-        definer = _DEFINERS[kind]
+        definer = _DEFINERS[ranges.kind_of(hints[name])]
         if choices:
             definer = functools.partial(flags.DEFINE_enum, enum_values=choices)
         definer(name=name, default=default, help=help_text, flag_values=flag_values)
@@ -91,7 +90,9 @@ def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Set
         given[field.name] = value = flag_values[field.name].value
         if isinstance(value, str) and not field.metadata['may_be_empty']:
             _refuse_no_text(field.name, value)
-    return settings(**given)
+    found = settings(**given)
+    ranges.check(found)
+    return found
 
 
 def _refuse_no_text(name: str, value: str) -> None:

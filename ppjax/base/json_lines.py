@@ -72,7 +72,10 @@ class AppendLog:
     def _open(self) -> list[Any]:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            data = self._path.read_bytes() if self._path.exists() else b''
+            data = b''
+            if os.path.lexists(self._path):
+                reading.require_file(self._path, 'Log')
+                data = self._path.read_bytes()
             whole = data[: data.rfind(b'\n') + 1]
             entries = [
                 parse(line, f'{self._path}:{number}')

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ppjax.base import errors, flags
+from ppjax.base import errors, flags, ranges
 
 MESH_HELP = (
     'Sizes of the mesh axes data (copies of the model), fsdp (its weights shared out) '
@@ -57,7 +57,9 @@ class CommonSettings:
         False, 'Discard what --output_dir holds of another run.'
     )
     max_length: int = flags.setting(
-        1024, 'Longer examples, in tokens, are dropped and counted.'
+        1024,
+        'Longer examples, in tokens, are dropped and counted; so are those with more '
+        'than the model has positions.',
     )
     dtype: str = flags.setting(
         'float32',
@@ -76,3 +78,4 @@ class CommonSettings:
                 raise errors.InputError(f'--{name} must be given.')
         require(self, 'be at least 1', lambda value: value >= 1, 'max_length')
         require_seed(self)
+        ranges.check(self)

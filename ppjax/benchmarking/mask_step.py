@@ -59,9 +59,7 @@ def _our_step(
     cfg = base.config
     model = loading.load_decoder(base.reader, cfg, dtype=jnp.dtype(dtype))
     prefix = packing.common_prefix(examples)
-    [start] = starts_lib.Starts.of_personas(
-        [examples], [prefix], batch_size=len(batches[0]), seed=0
-    )
+    [start] = starts_lib.Starts.of_personas([examples], [prefix], seed=0)
     scores = start.activation(model) * _SCORE_SCALE
     keep = topk.keep_size(cfg.d_ff, sparsity, 64 if cfg.d_ff % 64 == 0 else 1)
     layout = packing.plan_layout(examples, batches, prefix=prefix)

@@ -108,7 +108,7 @@ class _OtherLimitName(Exception):
 
 
 @dataclasses.dataclass
-class _Run:
+class _Asking:
     """One call of `ask`.
 
     Attributes:
@@ -284,7 +284,7 @@ class ChatClient:
             ) as client,
             asyncio.TaskGroup() as group,
         ):
-            run = _Run(
+            run = _Asking(
                 iter(calls),
                 done,
                 client,
@@ -293,7 +293,7 @@ class ChatClient:
             for _ in range(workers):
                 group.create_task(self._work(run))
 
-    async def _work(self, run: _Run) -> None:
+    async def _work(self, run: _Asking) -> None:
         """One worker: takes calls until none is left."""
         for call in run.pending:
             try:
@@ -309,7 +309,7 @@ class ChatClient:
                 run.failed = 0
                 run.done.put(Answer(call.key, choice))
 
-    async def _still_there(self, run: _Run, call: Call) -> None:
+    async def _still_there(self, run: _Asking, call: Call) -> None:
         """Stops the run if not just some rows, but the server fails.
 
         A row may crash a server, and only such rows may be left: so after some
@@ -331,7 +331,7 @@ class ChatClient:
                 ) from None
             run.failed = 0
 
-    async def _ask_again(self, run: _Run, call: Call) -> dict[str, Any]:
+    async def _ask_again(self, run: _Asking, call: Call) -> dict[str, Any]:
         """Asks until there is a choice or the retries are spent."""
 
         def wait(state: tenacity.RetryCallState) -> float:
@@ -379,7 +379,7 @@ class ChatClient:
                 return await self._ask(run, call)
         raise AssertionError('tenacity ends by a return or an exception')
 
-    async def _ask(self, run: _Run, call: Call) -> dict[str, Any]:
+    async def _ask(self, run: _Asking, call: Call) -> dict[str, Any]:
         """One try.
 
         Returns:
@@ -454,7 +454,7 @@ class ChatClient:
         call: Call,
         response: httpx.Response,
         status: int,
-        run: _Run,
+        run: _Asking,
         limit_name: str,
     ) -> None:
         """Raises what a status other than 200 means."""

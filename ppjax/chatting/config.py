@@ -30,10 +30,14 @@ class ChatConfig:
         None, 'Answer this one message and exit, instead of a conversation.'
     )
     temperature: float = flags.setting(
-        0.0, 'Randomness of answers; 0 always takes the likeliest token.'
+        0.0,
+        'Randomness of answers; 0 always takes the likeliest token.',
+        within='[0, 100]',
     )
     top_p: float = flags.setting(
-        1.0, 'Draw from the likeliest tokens that together have this probability.'
+        1.0,
+        'Draw from the likeliest tokens that together have this probability.',
+        within='(0, 1]',
     )
     top_k: int | None = flags.setting(
         None, 'Draw from this many likeliest tokens; by default from all.'

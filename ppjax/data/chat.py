@@ -270,9 +270,19 @@ class Dropped:
 
 
 def render_rows(
-    renderer: ChatRenderer, rows: list[calibration.Row], max_length: int
+    renderer: ChatRenderer,
+    rows: list[calibration.Row],
+    max_length: int,
+    *,
+    positions: int | None = None,
 ) -> tuple[list[Example], Dropped]:
     """Renders rows; drops those over `max_length` tokens or with markup in them.
+
+    Args:
+        renderer: of the model.
+        rows: to render.
+        max_length: `--max_length`.
+        positions: of the model, which it was trained on; no example may have more.
 
     Returns:
         (examples, how many were dropped).
@@ -291,11 +301,15 @@ def render_rows(
         raise errors.InputError(
             f'None of {len(rows)} calibration rows is of use. {marked[0]}'
         )
-    kept = [example for example in examples if len(example.tokens) <= max_length]
+    limit = max_length if positions is None else min(max_length, positions)
+    kept = [example for example in examples if len(example.tokens) <= limit]
     if not kept:
         shortest = min(len(example.tokens) for example in examples)
+        fits = f'--max_length={max_length}'
+        if limit < max_length:
+            fits = f"the model's {limit} positions"
         raise errors.InputError(
-            f'None of {len(rows)} calibration rows fits --max_length={max_length}; '
+            f'None of {len(rows)} calibration rows fits {fits}; '
             f'the shortest has {shortest} tokens.'
         )
     return kept, Dropped(len(examples) - len(kept), len(marked))

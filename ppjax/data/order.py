@@ -4,6 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ppjax.base import errors
+
+# All steps are drawn before the first, to find the one shape that fits them.
+_MOST_STEPS = 100_000
+STEPS = f'[1, {_MOST_STEPS}]'
+BATCH_SIZES = '[1, 65536]'
+
+# A batch may hold some examples twice, but not a few of them thousands of times.
+_REPEATED = 1024
+
 
 def _epoch(
     rng: np.random.Generator, batch_size: int, lengths: np.ndarray
@@ -23,6 +33,37 @@ def _epoch(
 def steps_per_epoch(batch_size: int, num_examples: int) -> int:
     """Optimizer steps in one pass over the data, at least 1."""
     return max(1, num_examples // batch_size)
+
+
+def num_steps(
+    *, steps: int | None, epochs: float, batch_size: int, groups: Sequence[int]
+) -> int:
+    """Optimizer steps of a run.
+
+    Args:
+        steps: as given, or None for whole epochs.
+        epochs: passes over the data, otherwise.
+        batch_size: examples a step.
+        groups: how many examples each group has that batches are drawn from.
+
+    Raises:
+        InputError: if there are too many to draw, or a batch is far larger than the
+            data.
+    """
+    examples = sum(groups)
+    if batch_size > max(_REPEATED, examples):
+        raise errors.InputError(
+            f'--batch_size={batch_size} is more than the {examples} calibration '
+            'examples; lower it.'
+        )
+    epoch = sum(steps_per_epoch(batch_size, size) for size in groups)
+    total = steps or max(1, round(epochs * epoch))
+    if total > _MOST_STEPS:
+        raise errors.InputError(
+            f'--epochs={epochs:g} makes {total} optimizer steps, more than '
+            f'{_MOST_STEPS}; lower it or raise --batch_size.'
+        )
+    return total
 
 
 def step_examples(

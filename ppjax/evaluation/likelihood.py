@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppjax.base import errors
 from ppjax.data import chat, packing
 from ppjax.evaluation import bootstrap
 from ppjax.learning import heldout as heldout_lib
@@ -104,6 +105,9 @@ def measure(
         examples: rendered held-out conversations.
         batch_size: examples run at a time.
         progress: called with (batches done, batches in all).
+
+    Raises:
+        InputError: if a model gives what is no number.
     """
     prefix = packing.common_prefix(examples)
     order = heldout_lib.even_batches(examples, batch_size)
@@ -142,6 +146,12 @@ def measure(
                     total, owners, np.asarray(values, np.float64)[real.reshape(-1)]
                 )
     progress(len(order), len(order))
+    broken = int((~np.isfinite(sums).all(axis=(0, 1))).sum())
+    if broken:
+        raise errors.InputError(
+            f'The likelihood of {broken} of {len(examples)} held-out answers is not '
+            'finite; --dtype=float32 may help, or a model has damaged weights.'
+        )
     tokens = np.array([example.num_answer_tokens for example in examples])
     return [ModelLikelihood(nll, kl, same, tokens) for nll, kl, same in sums]
 

@@ -113,7 +113,12 @@ class Evaluation:
                 date=cfg.date,
                 vocab_size=min(model.decoder.cfg.vocab_size for model in models),
             )
-            examples, dropped = chat.render_rows(renderer, rows, cfg.max_length)
+            examples, dropped = chat.render_rows(
+                renderer,
+                rows,
+                cfg.max_length,
+                positions=min(model.decoder.cfg.max_position for model in models),
+            )
             found = likelihood.measure(
                 models[0],
                 models,

@@ -40,7 +40,9 @@ class ExportConfig:
         "installed) transformers, and compare logits with the masked dense model's.",
     )
     verify_tolerance: float = flags.setting(
-        1e-3, 'Largest absolute difference of float32 logits that --verify accepts.'
+        1e-3,
+        'Largest absolute difference of float32 logits that --verify accepts.',
+        within='(0, 1000000]',
     )
     overwrite: bool = flags.setting(False, 'Replace what stands where the export goes.')
 

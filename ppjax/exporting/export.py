@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import importlib.metadata
+import os
 import pathlib
 import shlex
 from typing import Any
@@ -142,7 +143,7 @@ def _refuse_over_inputs(target: pathlib.Path, source: source_lib.Source) -> None
     Raises:
         InputError: naming the file that lies in the target.
     """
-    for file in source.files if target.is_dir() else ():
+    for file in source.files if os.path.isdir(target) else ():
         if file.resolve().is_relative_to(target.resolve()):
             raise errors.InputError(
                 f'{file} lies in {target}, where the export is to go; give another '

@@ -149,14 +149,14 @@ def export_model(
     loading.check_tensors(model.reader, model.config)
     with atomic.directory(target_dir) as folder:
         _write_json(folder / 'config.json', _config(model, dtype))
-        _write_json(
-            folder / 'generation_config.json',
-            stop_tokens.with_stop_ids(model.generation_config(), tokenizer),
-        )
         _write_json(folder / 'persona.json', {'system_prompt': system_prompt})
         (folder / 'README.md').write_text(model_card, encoding='utf-8')
         _copy_legal_files(model.reader.path, folder)
         _save_tokenizer(tokenizer, folder)
+        _write_json(
+            folder / 'generation_config.json',
+            stop_tokens.with_stop_ids(model.generation_config(), tokenizer),
+        )
         _write_weights(model, folder, dtype=dtype, shard_bytes=shard_bytes)
         if check is not None:
             check(folder)

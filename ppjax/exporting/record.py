@@ -7,6 +7,7 @@ folder is never without its identity, and damage is noticed.
 from collections.abc import Mapping
 import dataclasses
 import hashlib
+import os
 import pathlib
 from typing import Any
 
@@ -66,9 +67,11 @@ def look(folder: pathlib.Path) -> Standing | None:
     Raises:
         InputError: if it is a file.
     """
-    if folder.exists() and not folder.is_dir():
+    # Not `Path.exists`, which raises for a name that is too long.
+    there = os.path.exists(folder)
+    if there and not folder.is_dir():
         raise errors.InputError(f'{folder} is a file; give a directory.')
-    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    names = {entry.name for entry in folder.iterdir()} if there else set()
     names = {name for name in names if not atomic.is_temporary(name)}
     if not names:
         return None

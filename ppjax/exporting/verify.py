@@ -211,10 +211,9 @@ def _logits(
         return decoder.unembed(hidden)
 
     decoder = jax.tree.map(lambda weight: weight.astype(jnp.float32), decoder)
-    with jax.default_matmul_precision('highest'):
-        return np.asarray(
-            forward(decoder, jnp.asarray(tokens, jnp.int32), ffn_mask, block_mask)
-        )
+    return np.asarray(
+        forward(decoder, jnp.asarray(tokens, jnp.int32), ffn_mask, block_mask)
+    )
 
 
 def _by_ppjax(directory: str, tokens: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from ppjax import demo
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import calibration, chat, packing
+from ppjax.data import calibration, chat, order, packing
 from ppjax.models import base_model
 
 
@@ -33,7 +33,8 @@ class Data:
     Attributes:
         train: calibration examples.
         heldout: disjoint examples, or none.
-        prefix: token ids that all of them start with.
+        prefix: token ids that all training examples start with.
+        heldout_prefix: those that all held-out ones start with.
         system_prompt: the persona prompt of the calibration rows.
         hashes: name -> sha256 of what was read.
     """
@@ -41,6 +42,7 @@ class Data:
     train: list[chat.Example]
     heldout: list[chat.Example]
     prefix: tuple[int, ...]
+    heldout_prefix: tuple[int, ...]
     system_prompt: str
     hashes: dict[str, str]
 
@@ -62,6 +64,13 @@ class Data:
             )
             for own in members.values()
         ]
+
+    def num_steps(self, *, steps: int | None, epochs: float, batch_size: int) -> int:
+        """Optimizer steps; see `order.num_steps`."""
+        groups = [len(group.examples) for group in self.prompt_groups(batch_size)]
+        return order.num_steps(
+            steps=steps, epochs=epochs, batch_size=batch_size, groups=groups
+        )
 
 
 def read_rows(source: str, *, split: str) -> list[calibration.Row]:
@@ -101,7 +110,7 @@ def prepare_data(
     max_length: int,
     date: str,
 ) -> Data:
-    """Renders rows and finds their common prefix.
+    """Renders rows and finds their common prefixes.
 
     Raises:
         InputError: if a row cannot be rendered, none is left after the length
@@ -117,16 +126,18 @@ def prepare_data(
     renderer = chat.ChatRenderer(
         base.tokenizer(), date=date, vocab_size=base.config.vocab_size
     )
-    train, dropped = chat.render_rows(renderer, train_rows, max_length)
-    progress_lib.say(
-        f'Calibration: {len(train)} examples, {dropped.summary(max_length)}.'
+    positions = base.config.max_position
+    limit = min(max_length, positions)
+    train, dropped = chat.render_rows(
+        renderer, train_rows, max_length, positions=positions
     )
+    progress_lib.say(f'Calibration: {len(train)} examples, {dropped.summary(limit)}.')
     held: list[chat.Example] = []
     if heldout_rows:
-        held, dropped = chat.render_rows(renderer, heldout_rows, max_length)
-        progress_lib.say(
-            f'Held-out: {len(held)} examples, {dropped.summary(max_length)}.'
+        held, dropped = chat.render_rows(
+            renderer, heldout_rows, max_length, positions=positions
         )
+        progress_lib.say(f'Held-out: {len(held)} examples, {dropped.summary(limit)}.')
     prompts = {row.system_prompt for row in train_rows}
     if len(prompts) > 1:
         progress_lib.say(
@@ -136,7 +147,8 @@ def prepare_data(
     return Data(
         train=train,
         heldout=held,
-        prefix=packing.common_prefix(train + held),
+        prefix=packing.common_prefix(train),
+        heldout_prefix=packing.common_prefix(held) if held else (),
         system_prompt=train_rows[0].system_prompt,
         hashes={
             'base model': base.fingerprint(),

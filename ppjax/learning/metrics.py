@@ -102,23 +102,30 @@ def _keep(path: pathlib.Path, resume_step: int) -> list[dict[str, Any]]:
 
 
 def check_finite(
-    loss: float, grad_norm: float, step: int, query_ids: Sequence[str]
+    loss: float,
+    grad_norm: float,
+    step: int,
+    query_ids: Sequence[str],
+    *,
+    score_norm: float = 0.0,
 ) -> None:
-    """Stops a run whose loss or gradient is no number any more.
+    """Stops a run whose loss, gradient or scores are no numbers any more.
 
     Args:
         loss: of the step.
         grad_norm: of its gradient.
         step: counted from 1.
         query_ids: of its examples.
+        score_norm: of the scores after it, where there are some.
 
     Raises:
         InputError: naming the step and its examples.
     """
-    if math.isfinite(loss) and math.isfinite(grad_norm):
+    if all(map(math.isfinite, (loss, grad_norm, score_norm))):
         return
+    scores = '' if math.isfinite(score_norm) else f', norm of scores {score_norm}'
     raise errors.InputError(
-        f'Step {step}: loss {float(loss)}, gradient norm {float(grad_norm)}. Its '
+        f'Step {step}: loss {float(loss)}, gradient norm {float(grad_norm)}{scores}. Its '
         f'examples: {", ".join(query_ids)}. Look at them, or lower --learning_rate; '
         'the same command goes on from the last checkpoint.'
     )

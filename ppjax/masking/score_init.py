@@ -6,6 +6,7 @@ import numpy as np
 
 from ppjax.base import errors
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import products
 
 KINDS = ('activation', 'taylor', 'random')
 
@@ -49,7 +50,7 @@ def square_sum_tap(weights: jax.Array) -> decoder_lib.Tap:
     def tap(before: jax.Array, after: jax.Array, hidden: jax.Array) -> jax.Array:
         del before, after
         squares = jnp.square(hidden.astype(jnp.float32))
-        return jnp.einsum('btf,bt->f', squares, weights)
+        return products.product('btf,bt->f', squares, weights)
 
     return tap
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ppjax.base import errors
 
@@ -84,6 +85,22 @@ def _backward(keep: int, residuals: None, grad: jax.Array) -> tuple[jax.Array]:
 
 
 topk_mask.defvjp(_forward, _backward)
+
+
+def finite_mask(scores: jax.Array, keep: int) -> np.ndarray:
+    """The mask of scores z [..., F] that something is kept by, bool [..., F].
+
+    Raises:
+        InputError: if a score is not finite: top-k would make a mask of anything.
+    """
+    bad = int(np.size(scores) - np.isfinite(np.asarray(scores)).sum())
+    if bad:
+        raise errors.InputError(
+            f'{bad} of {np.size(scores)} scores are not finite, so they make no mask; '
+            "look for such numbers in the model's weights, or lower --learning_rate, "
+            '--weight_decay or --score_scale.'
+        )
+    return np.asarray(topk_mask(scores, keep)).astype(bool)
 
 
 def kth_largest(scores: jax.Array, keep: int | jax.Array) -> jax.Array:

@@ -142,7 +142,9 @@ class Packed:
             own = fold(x[:, self.prefix :])
             if not self.prefix:
                 return own
-            shared = jnp.repeat(x[:, : self.prefix], chunks, axis=0)
+            # The prefix's gradient is a sum over all chunks, in float32.
+            shared = x[:, : self.prefix].astype(jnp.float32)
+            shared = jnp.repeat(shared, chunks, axis=0).astype(x.dtype)
             return jnp.concatenate([shared, own], axis=1)
 
         segments = fold(self.segments)  # [B*G, C]

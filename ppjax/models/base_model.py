@@ -74,6 +74,8 @@ class BaseModel:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 self.reader.path, local_files_only=True, trust_remote_code=False
             )
+            # Some damage, as of numbers in tokenizer_config.json, shows only then.
+            tokenizer.decode(tokenizer.encode('A word.', add_special_tokens=False))
         except Exception as error:  # Whatever damaged files make of it.
             raise errors.InputError(
                 f'{self.reader.path} has no tokenizer that can be read: '

@@ -36,7 +36,9 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) * weight over the last axis, in float32; keeps x's dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    return y.astype(x.dtype) * jnp.expand_dims(weight, range(x.ndim - 1))
+    return products.scaled(
+        y.astype(x.dtype), jnp.expand_dims(weight, range(x.ndim - 1))
+    )
 
 
 class DecoderBlock(nnx.Module):
@@ -158,7 +160,7 @@ class DecoderBlock(nnx.Module):
             kept = hidden
         else:
             per_row = jnp.atleast_2d(ffn_mask)[:, None, :]  # [1 or B, 1, F]
-            kept = hidden * per_row.astype(hidden.dtype)
+            kept = products.scaled(hidden, per_row)
         return self._linear('w_down', kept, self.b_down, adapters), hidden
 
     def matrix(self, name: str) -> jax.Array:
@@ -180,9 +182,9 @@ class DecoderBlock(nnx.Module):
         y = checkpoint_name(y, _PRODUCT)
         if name in adapters:
             down, up = adapters[name]
-            narrow = jnp.einsum('btd,dr->btr', x.astype(down.dtype), down)
-            y = (y + jnp.einsum('btr,rf->btf', narrow, up)).astype(y.dtype)
-        return y if b is None else y + b[...][None, None, :]
+            narrow = products.product('btd,dr->btr', x.astype(down.dtype), down)
+            y = (y + products.product('btr,rf->btf', narrow, up)).astype(y.dtype)
+        return y if b is None else products.shifted(y, b[...][None, None, :])
 
 
 def _blend(x: jax.Array, y: jax.Array, share: jax.Array) -> jax.Array:
@@ -283,7 +285,7 @@ class Decoder(nnx.Module):
                 cfg.head_dim, cfg.rope_theta, cfg.rope_scaling
             ),
         )
-        x = execution.spread_looked_up(jnp.take(self.embedding[...], tokens, axis=0))
+        x = execution.spread_looked_up(products.looked_up(self.embedding[...], tokens))
 
         def layer(carry: Any, scanned: Any) -> tuple[Any, Any]:
             x, cache = carry

@@ -2,8 +2,11 @@
 
 import pathlib
 
-from ppjax.base import errors
+from ppjax.base import errors, reading
 from ppjax.models import checkpoint, gguf_reader, safetensors_reader
+
+# What is read of a model's directory, by us and by transformers.
+_READ = ('.json', '.safetensors', '.jinja', '.txt', '.model')
 
 
 def open_checkpoint(path: str | pathlib.Path) -> checkpoint.CheckpointReader:
@@ -16,6 +19,10 @@ def open_checkpoint(path: str | pathlib.Path) -> checkpoint.CheckpointReader:
     if path.is_file() and path.suffix.lower() == '.gguf':
         return gguf_reader.GgufReader(path)
     if path.is_dir():
+        for file in path.iterdir():
+            # Libraries would wait for a pipe, and never see the end of a device.
+            if file.suffix in _READ:
+                reading.require_file(file, 'Model file')
         _refuse_adapter(path)
         return safetensors_reader.SafetensorsReader(path)
     if path.is_file():

@@ -1,9 +1,13 @@
-"""Matrix products that accumulate in float32, forward and backward.
+"""Matrix products and what is summed over tokens, in float32, forward and backward.
 
-Accelerators do so by themselves. XLA's CPU backend uses a processor's bfloat16
-matrix units only where the operands are bfloat16 and the result is float32: any
-other mixture, such as the backward product of a float32 cotangent with a bfloat16
-weight, it widens and computes at float32's speed.
+All of the package's products are made here, so that what float32 means is said once:
+float32 operands are multiplied as they are, where accelerators left alone would round
+them to TensorFloat-32 or bfloat16.
+
+Products of bfloat16 are accumulated in float32. Accelerators do so by themselves. XLA's
+CPU backend uses a processor's bfloat16 matrix units only where the operands are bfloat16
+and the result is float32: any other mixture, such as the backward product of a float32
+cotangent with a bfloat16 weight, it widens and computes at float32's speed.
 """
 
 import functools
@@ -39,8 +43,9 @@ def product(
     if x.dtype != y.dtype:
         raise TypeError(f'{equation}: the operands are {x.dtype} and {y.dtype}.')
     out = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
-    if x.dtype == out == jnp.float32:
-        return jnp.einsum(equation, x, y)
+    if x.dtype == jnp.float32:
+        highest = jax.lax.Precision.HIGHEST
+        return jnp.einsum(equation, x, y, precision=highest).astype(out)
     return _narrow(equation, out, x, y)
 
 
@@ -85,3 +90,41 @@ def _backward(
 
 
 _narrow.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
+    """x * by, multiplied in float32 and rounded once to x's dtype.
+
+    For what is broadcast along tokens: its gradient is a sum over all of them, which
+    in bfloat16 would lose what more than some hundreds of tokens add.
+
+    Args:
+        x: activations.
+        by: of x's rank, float32 or x's dtype.
+    """
+    return (x.astype(jnp.float32) * by.astype(jnp.float32)).astype(x.dtype)
+
+
+def shifted(x: jax.Array, by: jax.Array) -> jax.Array:
+    """x + by, as `scaled`."""
+    return (x.astype(jnp.float32) + by.astype(jnp.float32)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of a table [V, D] by their numbers, whose gradient is summed in float32."""
+    return jnp.take(table, tokens, axis=0)
+
+
+def _look_up(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, Any]:
+    return looked_up(table, tokens), (table, tokens)
+
+
+def _spread_back(kept: Any, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    table, tokens = kept
+    sums = jnp.zeros(table.shape, jnp.float32)
+    sums = sums.at[tokens].add(cotangent.astype(jnp.float32))
+    return sums.astype(table.dtype), None
+
+
+looked_up.defvjp(_look_up, _spread_back)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from ppjax.base import errors
+from ppjax.base import errors, reading
 from ppjax.models import checkpoint
 
 _INDEX = 'model.safetensors.index.json'
@@ -28,10 +28,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         InputError: if the file cannot be read or holds no JSON object.
     """
+    reading.require_file(path, 'File')
     try:
         value = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise errors.InputError(f'{path} does not exist.') from None
     except OSError as error:
         raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from None
     except (ValueError, RecursionError) as error:

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from ppjax.base import errors, flags, settings
+from ppjax.base import errors, flags, ranges, settings
+from ppjax.data import order
 from ppjax.exporting import hf_export
 from ppjax.models import decoder
 from ppjax.recovery import lora
@@ -48,16 +49,27 @@ class RecoverConfig(settings.CommonSettings):
         None,
         f'Peak learning rate of AdamW; by default {_FULL_RATE:g}, and {_LORA_RATE:g} '
         'with LoRA.',
+        within='(0, 1000]',
     )
-    weight_decay: float = flags.setting(0.01, 'Decoupled weight decay of AdamW.')
+    weight_decay: float = flags.setting(
+        0.01, 'Decoupled weight decay of AdamW.', within='[0, 1000]'
+    )
     warmup: float = flags.setting(
-        0.03, 'Share of the steps in which the learning rate rises linearly.'
+        0.03,
+        'Share of the steps in which the learning rate rises linearly.',
+        within='[0, 1)',
     )
-    epochs: float = flags.setting(3.0, 'Passes over the calibration data.')
+    epochs: float = flags.setting(
+        3.0, 'Passes over the calibration data.', within='(0, 100000]'
+    )
     steps: int | None = flags.setting(
-        None, 'Optimizer steps, instead of --epochs; the schedule spans them.'
+        None,
+        'Optimizer steps, instead of --epochs; the schedule spans them.',
+        within=order.STEPS,
     )
-    batch_size: int = flags.setting(16, 'Examples in every optimizer step.')
+    batch_size: int = flags.setting(
+        16, 'Examples in every optimizer step.', within=order.BATCH_SIZES
+    )
     micro_batches: int = flags.setting(
         4, 'Pieces a step is cut into to save memory; gradients are accumulated.'
     )
@@ -107,26 +119,14 @@ class RecoverConfig(settings.CommonSettings):
             lambda value: value >= 1,
             'max_length',
             'lora_alpha',
-            'batch_size',
             'micro_batches',
             'checkpoint_every',
             'log_every',
-            'steps',
             'stop_after',
         )
-        settings.require(
-            self, 'be positive', lambda value: value > 0, 'learning_rate', 'epochs'
-        )
-        settings.require(
-            self,
-            'not be negative',
-            lambda value: value >= 0,
-            'lora_rank',
-            'weight_decay',
-            'heldout_every',
-        )
-        settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'warmup')
+        settings.require(self, 'not be negative', lambda value: value >= 0, 'lora_rank')
         settings.require_seed(self)
+        ranges.check(self)
 
     @property
     def peak_rate(self) -> float:

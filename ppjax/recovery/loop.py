@@ -114,7 +114,7 @@ def _finish(
     references: dict[str, heldout_lib.Likelihood] = {}
     if measures:
         heldout = heldout_lib.HeldOut(
-            run.data.heldout, run.data.prefix, run.cfg.batch_size, run.mesh
+            run.data.heldout, run.data.heldout_prefix, run.cfg.batch_size, run.mesh
         )
         references = run.references(heldout, trained, frozen)
     state = run.first_state(trained) if saved is None else saved

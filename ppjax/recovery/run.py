@@ -48,9 +48,11 @@ class RecoveryRun:
         self.directory, self.mesh = directory, mesh
         self.method = make_method(cfg, source)
         lengths = np.array([len(example.tokens) for example in data.train])
-        self.total = cfg.steps or max(
-            1,
-            round(cfg.epochs * order.steps_per_epoch(cfg.batch_size, len(lengths))),
+        self.total = order.num_steps(
+            steps=cfg.steps,
+            epochs=cfg.epochs,
+            batch_size=cfg.batch_size,
+            groups=[len(lengths)],
         )
         self.batches = order.all_steps(cfg.seed, self.total, cfg.batch_size, lengths)
         self.layout = packing.plan_layout(

@@ -51,7 +51,7 @@ class SynthesisSettings(settings.CommonSettings):
         'block B]; all blocks by default.',
     )
     keep_fraction: float = flags.setting(
-        0.4, 'Share of the queries, by sensitivity, that is kept.'
+        0.4, 'Share of the queries, by sensitivity, that is kept.', within='(0, 1]'
     )
     batch_tokens: int = flags.setting(
         2048, 'Tokens of queries that sensitivity scoring runs at a time.'
@@ -82,7 +82,7 @@ class SynthesisSettings(settings.CommonSettings):
         512, 'The longest rewrite, in tokens; longer ones are dropped and counted.'
     )
     rewrite_temperature: float = flags.setting(
-        0.7, 'Of the rewriting model; 0 takes the likeliest words.'
+        0.7, 'Of the rewriting model; 0 takes the likeliest words.', within='[0, 100]'
     )
     rewrite_batch_size: int = flags.setting(
         8, 'Rewrites that the local rewriter writes at a time.'

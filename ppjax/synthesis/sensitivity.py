@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
-from ppjax.models import attention, generation, shared_prefix
+from ppjax.models import attention, generation, products, shared_prefix
 from ppjax.models import decoder as decoder_lib
 from ppjax.parallel import execution, sharding
 from ppjax.synthesis import prompt_tokens, query_packing
@@ -72,7 +72,7 @@ def _distance(
     blocks = slice(first - 1, last)
     a = target[blocks].astype(jnp.float32)
     b = other[blocks].astype(jnp.float32)
-    dot = jnp.einsum('lbmd,lbmd->lbm', a, b)
+    dot = products.product('lbmd,lbmd->lbm', a, b)
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return execution.whole(jnp.sum(1 - dot / norms, axis=0))
 

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from ppjax.base import errors, flags, settings
+from ppjax.data import order
 from ppjax.learning import loss
 from ppjax.masking import estimators, score_init
 from ppjax.masking import granularity as granularity_lib
@@ -25,7 +26,9 @@ class LearningSettings(settings.CommonSettings):
         choices=tuple(granularity_lib.KINDS),
     )
     sparsity: float = flags.setting(
-        0.25, 'Share of FFN channels removed from every layer, or of blocks.'
+        0.25,
+        'Share of FFN channels removed from every layer, or of blocks.',
+        within='[0, 1)',
     )
     align: int = flags.setting(
         64,
@@ -45,6 +48,7 @@ class LearningSettings(settings.CommonSettings):
         0.1,
         'Standard deviation of the starting scores in each layer, or over blocks; the '
         'smaller, the more of them a step can exchange.',
+        within='(0, 1000]',
     )
     estimator: str = flags.setting(
         'ste',
@@ -63,17 +67,30 @@ class LearningSettings(settings.CommonSettings):
         0.0,
         'Share of the steps over which the number of units kept falls from all '
         'to the keep size; 0 keeps the keep size throughout.',
+        within='[0, 1]',
     )
-    learning_rate: float = flags.setting(1e-2, 'Peak learning rate of AdamW.')
-    weight_decay: float = flags.setting(0.01, 'Decoupled weight decay of AdamW.')
+    learning_rate: float = flags.setting(
+        1e-2, 'Peak learning rate of AdamW.', within='(0, 1000]'
+    )
+    weight_decay: float = flags.setting(
+        0.01, 'Decoupled weight decay of AdamW.', within='[0, 1000]'
+    )
     warmup: float = flags.setting(
-        0.03, 'Share of the steps in which the learning rate rises linearly.'
+        0.03,
+        'Share of the steps in which the learning rate rises linearly.',
+        within='[0, 1)',
     )
-    epochs: float = flags.setting(3.0, 'Passes over the calibration data.')
+    epochs: float = flags.setting(
+        3.0, 'Passes over the calibration data.', within='(0, 100000]'
+    )
     steps: int | None = flags.setting(
-        None, 'Optimizer steps, instead of --epochs; the schedule spans them.'
+        None,
+        'Optimizer steps, instead of --epochs; the schedule spans them.',
+        within=order.STEPS,
     )
-    batch_size: int = flags.setting(16, 'Examples in every optimizer step.')
+    batch_size: int = flags.setting(
+        16, 'Examples in every optimizer step.', within=order.BATCH_SIZES
+    )
     micro_batches: int = flags.setting(
         1, 'Pieces a step is cut into to save memory; gradients are accumulated.'
     )
@@ -106,33 +123,12 @@ class LearningSettings(settings.CommonSettings):
             self,
             'be at least 1',
             lambda value: value >= 1,
-            'batch_size',
             'micro_batches',
             'checkpoint_every',
             'log_every',
             'align',
-            'steps',
             'stop_after',
         )
-        settings.require(
-            self,
-            'be positive',
-            lambda value: value > 0,
-            'learning_rate',
-            'epochs',
-            'score_scale',
-        )
-        settings.require(
-            self,
-            'not be negative',
-            lambda value: value >= 0,
-            'weight_decay',
-            'heldout_every',
-        )
-        settings.require(
-            self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity', 'warmup'
-        )
-        settings.require(self, 'be in [0, 1]', lambda value: 0 <= value <= 1, 'anneal')
         score_init.start_masks(self.score_init)
 
 

@@ -190,7 +190,7 @@ class Joint:
         if having:
             packed = heldout_lib.HeldOut.of_personas(
                 [self.runs[p].data.heldout for p in having],
-                [self.runs[p].data.prefix for p in having],
+                [self.runs[p].data.heldout_prefix for p in having],
                 self.cfg.batch_size,
                 self.mesh,
             )
@@ -208,7 +208,6 @@ class Joint:
         measured = starts_lib.Starts.of_personas(
             [run.data.train for run in self.runs],
             [run.data.prefix for run in self.runs],
-            batch_size=self.cfg.batch_size,
             seed=self.cfg.seed,
             granularity=self.runs[0].granularity,
             mesh=self.mesh,
@@ -355,6 +354,7 @@ class _Learner:
                 float(own.grad_norm),
                 own_step,
                 [example.query_id for example in batch],
+                score_norm=float(own.score_norm),
             )
             tokens = sum(example.num_answer_tokens for example in batch)
             if own_step % run.cfg.log_every == 0 or own_step == run.total:

@@ -154,6 +154,8 @@ def _data(
     data = data_lib.prepare_data(
         base, train, heldout, max_length=cfg.max_length, date=cfg.date
     )
+    # Too many steps leave no folder behind.
+    data.num_steps(steps=cfg.steps, epochs=cfg.epochs, batch_size=cfg.batch_size)
     if score_init.start_masks(cfg.score_init):
         digest = run_lib.masks_hash(run_lib.read_start_masks(cfg, base))
         data = dataclasses.replace(data, hashes=data.hashes | {'start masks': digest})

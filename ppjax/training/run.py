@@ -65,15 +65,15 @@ class LearningRun:
             *size, sparsity=cfg.sparsity, align=cfg.align
         )
         self.groups = data.prompt_groups(cfg.batch_size)
-        examples = [group.examples for group in self.groups]
-        epoch = sum(order.steps_per_epoch(cfg.batch_size, len(own)) for own in examples)
-        self.total = cfg.steps or max(1, round(cfg.epochs * epoch))
+        self.total = data.num_steps(
+            steps=cfg.steps, epochs=cfg.epochs, batch_size=cfg.batch_size
+        )
         self.batches = order.grouped_steps(
             cfg.seed,
             self.total,
             cfg.batch_size,
             np.array([len(example.tokens) for example in data.train]),
-            examples,
+            [group.examples for group in self.groups],
         )
         self.schedule: optax.Schedule = schedule_lib.make_schedule(
             learning_rate=cfg.learning_rate, warmup=cfg.warmup, num_steps=self.total
@@ -176,8 +176,12 @@ class LearningRun:
         return scores * self.cfg.score_scale
 
     def mask_file(self, scores: jax.Array) -> pmask.PersonaMask:
-        """The persona mask of some scores [R, U]."""
-        mask = np.asarray(topk.topk_mask(scores, self.keep)).astype(bool)
+        """The persona mask of some scores [R, U].
+
+        Raises:
+            InputError: if they are not finite.
+        """
+        mask = topk.finite_mask(scores, self.keep)
         prompt = self.data.system_prompt
         return pmask.PersonaMask(
             mask=mask,

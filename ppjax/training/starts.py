@@ -18,6 +18,10 @@ from ppjax.models import decoder as decoder_lib
 # Statistics of channels and blocks settle long before this many examples.
 _EXAMPLES = 128
 
+# Run at a time, whatever a step holds: tokens that all examples share count once for
+# each so many, and a mask gradient is squared over so many.
+_AT_A_TIME = 8
+
 
 @jax.jit
 def _activation_scores(
@@ -50,7 +54,6 @@ class Starts:
         sets: Sequence[Sequence[chat.Example]],
         prefixes: Sequence[tuple[int, ...]],
         *,
-        batch_size: int,
         seed: int,
         granularity: granularity_lib.Granularity = granularity_lib.CHANNELS,
         mesh: jax.sharding.Mesh | None = None,
@@ -60,7 +63,6 @@ class Starts:
         Args:
             sets: each persona's calibration examples, of which some are drawn.
             prefixes: that these start with.
-            batch_size: examples run at a time.
             seed: of the draw.
             granularity: what has scores.
             mesh: the devices of the model to come; None for one.
@@ -69,7 +71,7 @@ class Starts:
         for examples in sets:
             chosen = np.random.default_rng(seed).permutation(len(examples))
             drawn.append([examples[i] for i in chosen[:_EXAMPLES]])
-        batches, layouts = heldout_lib.packed_batches(drawn, prefixes, batch_size, mesh)
+        batches, layouts = heldout_lib.packed_batches(drawn, prefixes, _AT_A_TIME, mesh)
         common = [len(prefix) for prefix in prefixes]
         return [
             cls(*own, granularity, mesh)

@@ -54,11 +54,13 @@ class StepMetrics(NamedTuple):
         loss: mean over the step's answer tokens, before the update, in nats.
         grad_norm: of dL/dz over all rows.
         flip_fraction: share of mask bits that the update changed.
+        score_norm: of z after the update.
     """
 
     loss: jax.Array
     grad_norm: jax.Array
     flip_fraction: jax.Array
+    score_norm: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +183,7 @@ def make_train_step(
             loss=value,
             grad_norm=jnp.sqrt(jnp.sum(jnp.square(grad))),
             flip_fraction=jnp.mean(flipped.astype(jnp.float32)),
+            score_norm=jnp.sqrt(jnp.sum(jnp.square(scores))),
         )
 
         def if_active(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -26,9 +26,11 @@ class _Settings:
 
     text: str = flags.setting('x', 'Some text.')
     maybe: str | None = flags.setting(None, 'Text or nothing.')
-    count: int = flags.setting(3, 'A number.')
-    limit: int | None = flags.setting(None, 'A number or nothing.')
-    rate: float = flags.setting(0.5, 'A share.')
+    count: int = flags.setting(3, 'A number.', within='[-1e300, 1e300]')
+    limit: int | None = flags.setting(
+        None, 'A number or nothing.', within='[-1e300, 1e300]'
+    )
+    rate: float = flags.setting(0.5, 'A share.', within='[-1e300, 1e300]')
     on: bool = flags.setting(True, 'A switch.')
     off: bool = flags.setting(False, 'Another switch.')
     kind: str = flags.setting('b', 'One of three.', choices=('a', 'b', 'c'))
@@ -110,7 +112,7 @@ _texts = st.text(
     maybe=st.none() | _texts,
     count=st.integers(0, 2**62),
     limit=st.none() | st.integers(-(2**62), 2**62),
-    rate=st.floats(allow_nan=False),
+    rate=st.floats(-1e300, 1e300),
     on=st.booleans(),
     off=st.booleans(),
     kind=st.sampled_from('abc'),

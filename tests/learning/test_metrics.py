@@ -18,6 +18,11 @@ def test_non_finite_figures_name_step_and_examples(loss, grad_norm, named):
         metrics.check_finite(np.float32(loss), np.float32(grad_norm), 7, ['a-1', 'b-2'])
 
 
+def test_scores_that_are_no_numbers_stop_a_run():
+    with pytest.raises(errors.InputError, match=r'Step 7: .*, norm of scores inf.*a-1'):
+        metrics.check_finite(2.0, 1.0, 7, ['a-1'], score_norm=float('inf'))
+
+
 def test_finite_figures_pass():
     metrics.check_finite(np.float32(2), np.float32(1), 7, [])
 

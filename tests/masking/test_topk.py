@@ -202,3 +202,14 @@ def test_keep_size_is_near_usable_or_refused(d_ff, sparsity, align):
 def test_impossible_keep_sizes_are_refused(sparsity, align, wanted):
     with pytest.raises(errors.InputError, match=wanted):
         topk.keep_size(100, sparsity, align)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_no_mask_is_made_of_scores_that_are_not_finite(bad):
+    scores = np.arange(12, dtype=np.float32).reshape(2, 6)
+    np.testing.assert_array_equal(
+        topk.finite_mask(scores, 4), np.asarray(topk.topk_mask(scores, 4)) > 0
+    )
+    scores[1, 2] = bad
+    with pytest.raises(errors.InputError, match='1 of 12 scores are not finite'):
+        topk.finite_mask(scores, 4)

@@ -1,5 +1,9 @@
 """Names of base models: what they open and what they do not."""
 
+import json
+import os
+import shutil
+
 import numpy as np
 import pytest
 
@@ -109,3 +113,28 @@ def test_published_models_have_their_published_size(name):
     assert sum(np.prod(shape) for shape in expected.values()) / 1e6 == pytest.approx(
         millions, abs=0.1
     )
+
+
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'tokenizer.json'])
+@pytest.mark.parametrize(
+    'spoil', [os.mkfifo, lambda path: path.symlink_to('/dev/zero'), os.mkdir]
+)
+def test_pipes_devices_and_folders_are_refused_at_once(
+    tiny_models, tmp_path, name, spoil
+):
+    path = tmp_path / 'model'
+    shutil.copytree(tiny_models('llama').path, path)
+    (path / name).unlink(missing_ok=True)
+    spoil(path / name)
+    with pytest.raises(errors.InputError, match='is no regular file'):
+        base_model.open_base_model(str(path))
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused_when_opened(chatty_model, tmp_path):
+    path = shutil.copytree(chatty_model, tmp_path / 'model')
+    file = path / 'tokenizer_config.json'
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {'model_max_length': [1]})
+    )
+    with pytest.raises(errors.InputError, match='no tokenizer that can be read'):
+        base_model.open_base_model(str(path)).tokenizer()

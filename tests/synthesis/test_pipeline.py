@@ -318,7 +318,7 @@ def test_a_damaged_score_file_is_named(settings, tmp_path):
         ({'rewriter': 'openai'}, '--rewriter=openai needs --server_url'),
         ({'server_url': 'http://host:99999'}, '--server_url has port 99999'),
         ({'keep_fraction': 0.0}, r'--keep_fraction must be in \(0, 1\]'),
-        ({'test_size': -1}, '--test_size must not be negative'),
+        ({'test_size': -1}, r'--test_size must be in \[0, '),
         ({'train_size': 0}, '--train_size must be at least 1'),
         ({'score_layers': '5'}, '--score_layers must be a:b'),
         ({'rewrite_temperature': float('nan')}, '--rewrite_temperature must not be'),

@@ -264,7 +264,6 @@ def test_starts_of_blocks(deep):
     [found] = starts.Starts.of_personas(
         [examples],
         [prefix],
-        batch_size=3,
         seed=5,
         granularity=granularity.BLOCKS,
     )

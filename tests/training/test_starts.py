@@ -20,7 +20,7 @@ def setting(chatty_model):
     base = base_model.open_base_model(str(chatty_model))
     model = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
     renderer = chat.ChatRenderer(base.tokenizer(), date='2026-01-01')
-    examples, _ = chat.render_rows(renderer, demo.rows('ferryman', 'train')[:8], 1024)
+    examples, _ = chat.render_rows(renderer, demo.rows('ferryman', 'train')[:12], 1024)
     return model, examples
 
 
@@ -28,11 +28,11 @@ def test_taylor_scores_are_the_gradients_of_padded_batches(setting):
     """By another way: no packing, no sharing, one batch at a time."""
     model, examples = setting
     [found] = starts.Starts.of_personas(
-        [examples], [packing.common_prefix(examples)], batch_size=4, seed=5
+        [examples], [packing.common_prefix(examples)], seed=5
     )
     got = np.asarray(found.taylor(model, 'dots'))
     squares = np.zeros((2, 40))
-    order = np.random.default_rng(5).permutation(8)
+    order = np.random.default_rng(5).permutation(12)
     drawn = [examples[i] for i in order]
     lengths = np.argsort([len(example.tokens) for example in drawn], kind='stable')
     for batch in (lengths[::2], lengths[1::2]):
@@ -111,6 +111,24 @@ def test_a_run_starts_from_another_ones_mask(chatty_model, tmp_path):
         _learn(
             _settings(chatty_model, tmp_path / 'second', score_init=str(first), steps=1)
         )
+
+
+@pytest.mark.parametrize('score_init', ['activation', 'taylor'])
+def test_a_start_does_not_depend_on_how_many_take_a_step(
+    chatty_model, tmp_path, score_init
+):
+    masks = []
+    for size in (2, 5):
+        cfg = _settings(
+            chatty_model,
+            tmp_path / str(size),
+            score_init=score_init,
+            batch_size=size,
+            steps=1,
+        )
+        results = _learn(cfg).parent / 'results'
+        masks.append(pmask.load(results / 'start_mask.pmask').mask)
+    np.testing.assert_array_equal(*masks)
 
 
 @pytest.mark.parametrize(

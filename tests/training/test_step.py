@@ -97,36 +97,53 @@ def test_gradient_accumulation_changes_nothing(setting):
     np.testing.assert_allclose(whole.scores, pieces.scores, atol=1e-4)
 
 
-def test_the_step_holds_no_weight_gradient(setting):
-    """No float array as large as the embedding is made, but the embedding's own."""
-    model, examples, batches = setting
+def _weight_shapes(model):
+    """Of single matrices: the axis of layers is scanned over."""
+    tables = {model.embedding[...].shape, model.head[...].shape}
+    blocks = {x.shape[1:] for x in jax.tree.leaves(model.blocks)}
+    return {tuple(sorted(shape)) for shape in tables | blocks if len(shape) == 2}
+
+
+def _made(equations, model, make_examples):
+    """Shapes that a step sums or multiplies into, without the axes of one."""
+    examples = make_examples(8, prefix=6)
     layout = packing.plan_layout(
-        examples, batches, prefix=packing.common_prefix(examples)
+        examples, [np.arange(8)], prefix=packing.common_prefix(examples)
     )
+    learning = _learning()
     train_step = step_lib.make_train_step(
-        _learning(), prefix=len(layout.prefix), chunk=layout.chunk
+        learning, prefix=len(layout.prefix), chunk=layout.chunk
     )
-    state = step_lib.init_state(jnp.zeros((1, 2, 40)), _learning())
-    batch = _first_slot(packing.pack(examples, batches[0], layout))
-    turn = _turn(0, lambda step: 1e-2)
-    jaxpr = jax.make_jaxpr(train_step)(state, model, batch, turn)
-    width = model.embedding[...].shape
-    made = [
-        variable.aval.shape
-        for equation in _equations(jaxpr.jaxpr)
+    state = step_lib.init_state(jnp.zeros((1, 3, 52)), learning)
+    batch = _first_slot(packing.pack(examples, np.arange(8), layout))
+    return {
+        tuple(sorted(size for size in variable.aval.shape if size > 1))
+        for equation in equations(
+            train_step, state, model, batch, _turn(0, lambda step: 1e-2)
+        )
         if equation.primitive.name in ('dot_general', 'scatter-add', 'add_any')
         for variable in equation.outvars
-    ]
-    weights = {width, width[::-1], (24, 40), (40, 24), (24, 32), (32, 24), (24, 16)}
-    assert made
-    assert not weights & set(made)
+    }
 
 
-def _equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for parameter in equation.params.values():
-            for inner in parameter if isinstance(parameter, tuple) else (parameter,):
-                inner = getattr(inner, 'jaxpr', inner)
-                if hasattr(inner, 'eqns'):
-                    yield from _equations(inner)
+def test_the_step_forms_no_weight_gradient(
+    tiny_models, make_examples, equations, monkeypatch
+):
+    """Nothing of any weight's size is made; it is where weights are differentiated."""
+    model = tiny_models('llama').decoder
+    weights = _weight_shapes(model)
+    assert len(weights) == 4
+    assert not weights & _made(equations, model, make_examples)
+
+    plain = jax.value_and_grad
+
+    def with_weights(loss):
+        def both(scores, model, *args):
+            value, (grad, of_model) = plain(loss, argnums=(0, 1))(scores, model, *args)
+            norm = sum(jnp.sum(x) for x in jax.tree.leaves(of_model))
+            return value, grad + 0 * norm
+
+        return both
+
+    monkeypatch.setattr(step_lib.jax, 'value_and_grad', with_weights)
+    assert weights <= _made(equations, model, make_examples)

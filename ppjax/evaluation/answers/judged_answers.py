@@ -159,12 +159,8 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
         for one, verdict in zip(given[name], own, strict=True)
         if not one.failure
     ]
+    judging.refuse_unscored(cfg.judge_model, wanted)
     lacking = [verdict.failure for verdict in wanted if verdict.failure]
-    if lacking and len(lacking) == len(wanted):
-        raise errors.InputError(
-            f'The judge {cfg.judge_model} gave no verdict on any of {len(wanted)} '
-            f'answers; on the first: {lacking[0]}. The answers are kept.'
-        )
     if lacking:
         progress_lib.say(
             f'{len(lacking)} answers have no verdict yet, the first because: '

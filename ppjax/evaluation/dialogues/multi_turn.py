@@ -233,12 +233,9 @@ def measure(
             f'{broken[0].failure}'
         )
     verdicts = _verdicts(cfg, judge, held)
-    missing = sum(
-        bool(verdict.failure)
-        for own in verdicts.values()
-        for turns in own
-        for verdict in turns
-    )
+    said = [verdict for own in verdicts.values() for turns in own for verdict in turns]
+    judging.refuse_unscored(cfg.judge_model, said)
+    missing = sum(bool(verdict.failure) for verdict in said)
     if missing:
         progress_lib.say(
             f'{missing} answers have no verdict yet; the same command asks again.'

@@ -1,6 +1,6 @@
 """Who takes part in a dialogue: a local model, or one behind a server."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.chat_api import replies
-from ppjax.data import chat
+from ppjax.data import chat, markup
 from ppjax.models import batch_generation, generation
 from ppjax.models import decoder as decoder_lib
 
@@ -190,7 +190,10 @@ class LocalSpeaker:
         room = positions - min(self._max_new_tokens, positions // _ANSWER_SHARE)
         lost = 0
         while True:
-            prompt = self._renderer.prompt(conversation)
+            # Markers that somebody spelled out are words to the model.
+            prompt = self._renderer.prompt(
+                [_spaced(message, self._renderer.spaced) for message in conversation]
+            )
             shorter = forget(conversation)
             if len(prompt) <= room or shorter is None:
                 return prompt, lost
@@ -236,7 +239,11 @@ class ServerSpeaker:
         while asked:
             calls = [
                 client_lib.Call(
-                    str(number), {'messages': [*map(dict, messages)], **self._settings}
+                    str(number),
+                    {
+                        'messages': [_spaced(m, markup.spaced) for m in messages],
+                        **self._settings,
+                    },
                 )
                 for number, messages in asked.items()
             ]
@@ -256,6 +263,12 @@ class ServerSpeaker:
                     again[number] = shorter
                     lost[number] += 1
             asked = again
+
+
+def _spaced(message: Message, spaced: Callable[[str], str]) -> dict[str, str]:
+    """A message; of the other's, and not of the speaker's own words, no mark."""
+    other = message['role'] == 'user'
+    return {**message, 'content': spaced(message['content'])} if other else {**message}
 
 
 def _said(choice: dict[str, Any], forgotten: int) -> Said:

@@ -1,6 +1,7 @@
 """Judging by a local model, exactly: the probability of every reply there may be."""
 
 from collections.abc import Iterator, Sequence
+import dataclasses
 import functools
 import hashlib
 import json
@@ -112,11 +113,15 @@ class LocalJudge:
                 asked.append(request)
             except errors.InputError as error:
                 yield judge_scoring.failed(request.key, str(error))
-        for number, found in self.probabilities(prompts):
+        for number, found, likeliest in self._measured(prompts):
             request = asked[number]
-            yield judge_scoring.from_number_probabilities(
+            verdict = judge_scoring.from_number_probabilities(
                 request.key, found[:-1], float(found[-1]), request.numbers
             )
+            if not (verdict.failure or verdict.understood):
+                text = self._renderer.tokenizer.decode([likeliest])
+                verdict = dataclasses.replace(verdict, text=text)
+            yield verdict
 
     def probabilities(
         self, prompts: Sequence[Sequence[int]]
@@ -129,6 +134,13 @@ class LocalJudge:
         Yields:
             (index of the prompt, float64 [102]), once a prompt.
         """
+        for number, found, _ in self._measured(prompts):
+            yield number, found
+
+    def _measured(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, np.ndarray, int]]:
+        """`probabilities`, each with the likeliest first token of all there are."""
         if not prompts:
             return
         mesh = sharding.mesh_of(self._decoder)
@@ -165,8 +177,8 @@ class LocalJudge:
                 self._trie.ancestors(),
                 self._wanted,
             )
-            replies = self._replies(np.asarray(jax.device_get(found)))
-            yield from zip(rows, replies, strict=False)
+            found, likeliest = map(np.asarray, jax.device_get(found))
+            yield from zip(rows, self._replies(found), likeliest.tolist(), strict=False)
 
     def _tokens(self, prompt: str) -> list[int]:
         """A rendered prompt.
@@ -175,7 +187,8 @@ class LocalJudge:
             InputError: if it holds the model's markup, is too long, or ends unlike
                 the prompt behind which the replies were tokenised.
         """
-        tokens = _prompt(self._renderer, prompt)
+        # An answer's markers would end the judge's turn for it.
+        tokens = _prompt(self._renderer, self._renderer.spaced(prompt))
         needed = len(tokens) + int(self._trie.depths.max())
         if needed > self._base.config.max_position:
             raise errors.InputError(
@@ -219,7 +232,7 @@ def _log_probs(
     depths: jax.Array,
     ancestors: jax.Array,
     wanted: jax.Array,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of U tokens after every node of a tree behind B prompts.
 
     Args:
@@ -234,7 +247,7 @@ def _log_probs(
         wanted: [U] token ids.
 
     Returns:
-        float32 [B, N, U].
+        float32 [B, N, U]; the likeliest token of all after the root, int32 [B].
     """
     batch, length = tokens.shape
     nodes = len(depths)
@@ -259,18 +272,19 @@ def _log_probs(
         tokens, prefix.length + positions, ffn_mask, attend, cache=prefix.cache
     )
 
-    def log_probs(states: jax.Array) -> jax.Array:  # [B, C, D] -> [B, C, U]
+    # [B, C, D] -> [B, C, U], and the likeliest tokens [B, C].
+    def log_probs(states: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = model.unembed(states)
         total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        return jnp.take(logits, wanted, axis=-1) - total
+        return jnp.take(logits, wanted, axis=-1) - total, jnp.argmax(logits, axis=-1)
 
     chunks = -(-nodes // _UNEMBED_NODES)
     states = hidden[:, room:]
     states = jnp.pad(states, ((0, 0), (0, chunks * _UNEMBED_NODES - nodes), (0, 0)))
     states = states.reshape(batch, chunks, _UNEMBED_NODES, -1).swapaxes(0, 1)
-    found = jax.lax.map(log_probs, states)  # [chunks, B, C, U]
+    found, likeliest = jax.lax.map(log_probs, states)  # [chunks, B, C, U]
     found = found.swapaxes(0, 1).reshape(batch, chunks * _UNEMBED_NODES, -1)
-    return execution.whole(found[:, :nodes])
+    return execution.whole(found[:, :nodes]), execution.whole(likeliest[0, :, 0])
 
 
 def _prompt(renderer: chat.ChatRenderer, text: str) -> list[int]:

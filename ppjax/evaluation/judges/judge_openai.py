@@ -18,6 +18,7 @@ from typing import Any
 from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.chat_api import replies
+from ppjax.data import markup
 from ppjax.evaluation.judges import judge_scoring
 
 # The most that the protocol allows.
@@ -95,7 +96,11 @@ class OpenAIJudge:
                 stays away.
         """
         calls = [
-            client_lib.Call(request.key, _body(request.prompt, max_tokens=1))
+            client_lib.Call(
+                # An answer's markers would end the judge's turn for it.
+                request.key,
+                _body(markup.spaced(request.prompt), max_tokens=1),
+            )
             for request in requests
         ]
         with contextlib.closing(self._ask(calls)) as answers:
@@ -151,10 +156,11 @@ class OpenAIJudge:
             return  # The requests themselves will fare alike.
         self._first_token(answer)
         for left, right in itertools.pairwise(replies.tokens_of(answer.choice)):
-            if _is_digit(left.strip()) and _is_digit(right):
+            left = judge_scoring.bare(left)
+            if _is_digit(left) and _is_digit(right):
                 raise errors.InputError(
                     f'The judge {self._client.model!r} at {self._client.url} writes '
-                    f'numbers digit by digit ({left.strip()!r}, {right!r}), so its '
+                    f'numbers digit by digit ({left!r}, {right!r}), so its '
                     'first token is no score; take a model with whole numbers as '
                     'tokens (GPT-4o, Llama 3), or judge with a local model.'
                 )

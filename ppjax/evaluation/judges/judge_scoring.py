@@ -16,6 +16,9 @@ REFUSAL = 'REFUSAL'
 NUM_SCORES = 101  # The integers 0 to 100.
 ALL_NUMBERS = (0, NUM_SCORES - 1)
 
+# Blanks as texts have them, and as some servers show those of a token.
+_BLANKS = ' \t\n\r\v\f▁ĠĊ'
+
 # A judge that puts less than this on numbers has refused, or not understood.
 MIN_MASS = 0.25
 
@@ -61,6 +64,11 @@ class Verdict:
     text: str
     failure: str = ''
 
+    @property
+    def understood(self) -> bool:
+        """Whether the judge gave a number, or called the answer a refusal."""
+        return self.score is not None or self.refusal >= MIN_MASS
+
 
 class Judge(Protocol):
     """Something that judges answers."""
@@ -80,6 +88,11 @@ def failed(key: str, failure: str) -> Verdict:
     return Verdict(key, None, 0.0, 0.0, '', failure)
 
 
+def bare(token: str) -> str:
+    """A token's text without the blanks around it, as '85' of ' 85' or '▁85'."""
+    return token.strip().strip(_BLANKS)
+
+
 def _check_range(numbers: tuple[int, int]) -> None:
     lowest, highest = numbers
     if not 0 <= lowest < highest < NUM_SCORES:
@@ -93,8 +106,8 @@ def from_top_tokens(
 ) -> Verdict:
     """The verdict from the likeliest first tokens of a reply.
 
-    A token counts as a number if it is one of ASCII digits once white space around
-    it is taken off ('²' is a digit too, and no number), and as a refusal if it is
+    A token counts as a number if it is one of ASCII digits once blanks around it are
+    taken off ('²' is a digit too, and no number), and as a refusal if it is
     what `REFUSAL` starts with. Right only for a tokenizer that has each of 0 to 100
     as one token: of split digits the first alone would be read.
 
@@ -111,7 +124,7 @@ def from_top_tokens(
     probabilities = np.zeros(NUM_SCORES)
     refusal = 0.0
     for text, probability in tokens:
-        text = text.strip()
+        text = bare(text)
         if text.isascii() and text.isdigit():
             # No float or int of a reply of thousands of digits.
             if len(text.lstrip('0')) <= 3 and int(text) < NUM_SCORES:
@@ -120,7 +133,7 @@ def from_top_tokens(
             refusal += probability
     likeliest = max(tokens, key=lambda token: token[1], default=('', 0.0))[0]
     found = from_number_probabilities(key, probabilities, refusal, numbers)
-    return dataclasses.replace(found, text=likeliest.strip())
+    return dataclasses.replace(found, text=bare(likeliest) or likeliest)
 
 
 def from_number_probabilities(

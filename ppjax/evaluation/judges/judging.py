@@ -8,7 +8,7 @@ The hash is over the judge's identity, the prompt and its range of scores, so a 
 judge, question or answer is asked anew; `key` is for people. Failures are not logged.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -25,6 +25,10 @@ from ppjax.evaluation.judges import judge_scoring
 # An answer that is likelier than not called one is counted as a refusal.
 REFUSED = 0.5
 
+# Asked where a judge's first verdict has no number; {} is one.
+_CONTROL = 'Write the number {} and nothing else.'
+_CONTROL_NUMBER = 85
+
 _SURROGATE_HALVES = dict.fromkeys(range(0xD800, 0xE000), '\ufffd')
 
 
@@ -34,6 +38,7 @@ def judge_all(
     *,
     log_path: str | pathlib.Path,
     progress: Callable[[int, int], None] | None = None,
+    doubted: bool = True,
 ) -> dict[str, judge_scoring.Verdict]:
     """Asks for every verdict that the log does not have.
 
@@ -45,14 +50,15 @@ def judge_all(
         requests: one a key.
         log_path: of the log; made if absent.
         progress: called with (requests done, all requests), first for the logged.
+        doubted: whether it is not known yet that the judge answers in numbers.
 
     Returns:
         The verdicts by key, in the order of the requests; those that failed have a
         `failure`, and are asked for again by the next call.
 
     Raises:
-        InputError: if the judge cannot be used, or the log is no log or cannot be
-            written. What was logged stays.
+        InputError: if the judge cannot be used, gives no numbers, or the log is no
+            log or cannot be written. What was logged stays.
         ValueError: if two requests have one key, or the judge answers one that it
             was not asked.
     """
@@ -66,6 +72,7 @@ def judge_all(
     alike: dict[str, list[judge_scoring.JudgeRequest]] = {}
     for request, digest in zip(requests, digests, strict=True):
         alike.setdefault(digest, []).append(request)
+    by_key = {request.key: request for request in requests}
     known: dict[str, judge_scoring.Verdict] = {}
     log = json_lines.AppendLog(log_path)
     try:
@@ -79,6 +86,7 @@ def judge_all(
             if digest not in known
         }
         done = sum(len(alike[digest]) for digest in known)
+        doubted = doubted and not _understood(known)
         if progress is not None:
             progress(done, len(requests))
         todo = [alike[digest][0] for digest in asked.values()]
@@ -90,6 +98,10 @@ def judge_all(
                 digest = asked[verdict.key]
                 text = verdict.text.translate(_SURROGATE_HALVES)
                 verdict = dataclasses.replace(verdict, text=text)
+                if doubted and not verdict.failure:
+                    if not verdict.understood:
+                        _refuse_without_numbers(judge, by_key[verdict.key], verdict)
+                    doubted = False
                 if not verdict.failure:
                     log.append(_entry(verdict, digest))
                 known[digest] = verdict
@@ -128,13 +140,64 @@ def judge_groups(
     total, done = sum(map(len, listed)), 0
     found: dict[str, judge_scoring.Verdict] = {}
     for requests in listed:
+        doubted = not _understood(found)
 
         def report(part: int, _: int, before: int = done) -> None:
             progress(before + part, total)
 
-        found |= judge_all(judge, requests, log_path=log_path, progress=report)
+        found |= judge_all(
+            judge, requests, log_path=log_path, progress=report, doubted=doubted
+        )
         done += len(requests)
     return found
+
+
+def _understood(verdicts: Mapping[str, judge_scoring.Verdict]) -> bool:
+    return any(verdict.understood for verdict in verdicts.values())
+
+
+def _refuse_without_numbers(
+    judge: judge_scoring.Judge,
+    request: judge_scoring.JudgeRequest,
+    verdict: judge_scoring.Verdict,
+) -> None:
+    """Raises:
+    InputError: if a judge that gave no number gives none where it must either.
+    """
+    number = min(_CONTROL_NUMBER, request.numbers[1])
+    control = judge_scoring.JudgeRequest(
+        'number check', _CONTROL.format(number), request.numbers
+    )
+    for found in judge.judge([control]):
+        if not (found.failure or found.understood):
+            raise errors.InputError(
+                'The judge does not answer in numbers: it begins with '
+                f'{verdict.text[:60]!r} and gives all of them {verdict.mass:.0%} '
+                f'together; asked to write {number}, it begins with '
+                f'{found.text[:60]!r}. Turn its reasoning off, or take another judge.'
+            )
+
+
+def refuse_unscored(
+    name: str | None, verdicts: Sequence[judge_scoring.Verdict]
+) -> None:
+    """Raises:
+    InputError: if there are verdicts, and not one of them is a score.
+    """
+    if not verdicts or any(verdict.score is not None for verdict in verdicts):
+        return
+    judged = [verdict for verdict in verdicts if not verdict.failure]
+    if not judged:
+        raise errors.InputError(
+            f'The judge {name} gave no verdict on any of {len(verdicts)} answers; on '
+            f'the first: {verdicts[0].failure}. The answers are kept.'
+        )
+    refused = sum(verdict.refusal >= REFUSED for verdict in judged)
+    raise errors.InputError(
+        f'The judge {name} scored none of {len(verdicts)} answers; {refused} of them '
+        f'it called refusals, and on the first it began with {judged[0].text[:60]!r}. '
+        'The answers are kept.'
+    )
 
 
 def _hash(request: judge_scoring.JudgeRequest, identity: str) -> str:

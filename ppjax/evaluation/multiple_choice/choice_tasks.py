@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import transformers
 
+from ppjax.base import errors
 from ppjax.evaluation.multiple_choice import benchmarks, choice_scoring, choice_tokens
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import tokens as tokens_lib
@@ -83,6 +84,11 @@ def evaluate(
         for numbers, part in choice_scoring.log_likelihoods(
             model, ffn_mask, flat, batch_tokens=batch_tokens
         ):
+            if not np.isfinite(part).all():
+                raise errors.InputError(
+                    f"{questions[own[0]].where}: the model's likelihoods are not "
+                    'finite; --dtype=float32 may help, or its weights are damaged.'
+                )
             values[numbers] = part
             done += len(numbers)
             progress(done, total)

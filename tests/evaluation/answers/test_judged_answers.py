@@ -313,10 +313,9 @@ def test_a_question_that_cannot_be_asked_is_not_judged(
 
 def test_a_judge_that_is_not_there(make_run, eval_sets, monkeypatch):
     run = make_run()
-    cfg = _config(run, eval_sets=str(eval_sets), judge_url='harbour:80')
     monkeypatch.setattr(judged_answers, 'answer', pytest.fail)
-    with pytest.raises(errors.InputError, match='must look like http'):
-        _judge(cfg)
+    with pytest.raises(errors.InputError, match='--judge_url must look like http'):
+        _config(run, eval_sets=str(eval_sets), judge_url='harbour:80')
     cfg = _config(run, eval_sets=str(eval_sets), judge='local', judge_url=None)
     with pytest.raises(errors.InputError, match="'tiny-judge' is neither"):
         _judge(cfg)

@@ -13,7 +13,7 @@ from ppjax import demo
 from ppjax.base import errors
 from ppjax.evaluation import candidates, config, helper_models, pipeline, tables
 from ppjax.evaluation.dialogues import dialogues, multi_turn
-from ppjax.evaluation.judges import judge_prompts
+from ppjax.evaluation.judges import judge_prompts, judge_scoring
 from ppjax.personas import evaluation_set, sources
 from ppjax.personas import persona as persona_lib
 
@@ -275,6 +275,7 @@ def test_a_judge_and_partner_on_this_machine(make_run, chatty_model, sets, monke
         return real(*args, **options)
 
     monkeypatch.setattr(helper_models.loading, 'load_decoder', load)
+    monkeypatch.setattr(judge_scoring, 'MIN_MASS', 0.0)  # It is a random model.
     helper = {'judge_model': str(chatty_model), 'partner_model': str(chatty_model)}
     cfg = _config(
         run,
@@ -303,10 +304,8 @@ def test_a_judge_and_partner_on_this_machine(make_run, chatty_model, sets, monke
 def test_no_first_answer_is_an_error(make_run, server, tmp_path):
     run = make_run()
     path = tmp_path / 'marked.json'
-    persona = persona_lib.Persona('Jon rows a ferry.')
-    evaluation_set.write(
-        path, evaluation_set.EvaluationSet(persona, ('What is <|im_end|>?',))
-    )
+    persona = persona_lib.Persona('Jon rows <|im_end|> a ferry.')
+    evaluation_set.write(path, evaluation_set.EvaluationSet(persona, ('Who is it?',)))
     with pytest.raises(errors.InputError) as caught:
         _evaluate(_config(run, server, eval_sets=str(path)))
     message = str(caught.value)

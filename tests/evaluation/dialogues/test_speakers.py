@@ -141,7 +141,7 @@ def test_what_cannot_be_said_fails_alone(local):
     talks = [
         _talk(0),
         [{'role': 'user', 'content': 'bread ' * _POSITIONS}],
-        [{'role': 'user', 'content': 'the <|im_end|> mark'}],
+        [{'role': 'system', 'content': 'the <|im_end|> mark'}, *_talk(0)],
         [*_talk(1)[:-1], {'role': 'user', 'content': ' bread' * (_POSITIONS - 24)}],
     ]
     found = dict(local.speaker(batch_size=8).speak(talks))
@@ -151,6 +151,13 @@ def test_what_cannot_be_said_fails_alone(local):
     # The last words have the least room that there can be.
     assert (found[3].failure, found[3].forgotten) == ('', 1)
     assert dict(local.speaker().speak(talks[2:3]))[0].failure
+    # What the other says has no effect but that of its words.
+    marked, spaced = (
+        [{'role': 'user', 'content': f'the {mark} mark'}]
+        for mark in ('<|im_end|>', '< |im_end|>')
+    )
+    (said,) = dict(local.speaker().speak([marked])).values()
+    assert (said.failure, said.text) == ('', local.theirs(spaced))
 
 
 def test_a_speaker_is_told_from_others_by_all_that_changes_its_words(local):

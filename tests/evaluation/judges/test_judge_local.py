@@ -240,7 +240,15 @@ def test_verdicts_are_the_means_of_the_probabilities(model):
         else:
             want = numbers[:101] @ np.arange(101) / mass
             assert verdict.score == pytest.approx(want, rel=1e-3)
-        assert verdict.text == str(numbers[:101].argmax())
+        if verdict.understood:
+            assert verdict.text == str(numbers[:101].argmax())
+        else:  # What it begins with, number or not.
+            tokenizer = model.renderer.tokenizer
+            ids = tokenizer.encode(
+                model.rendered(request.prompt), add_special_tokens=False
+            )
+            logits = _logits(model.decoder, jnp.asarray([ids]))
+            assert verdict.text == tokenizer.decode([int(logits[0, -1].argmax())])
     assert {verdict.score is None for verdict in verdicts.values()} == {True, False}
 
 
@@ -299,7 +307,9 @@ def test_what_cannot_be_judged_fails_alone(split):
     assert verdicts['q0'].mass == pytest.approx(theirs[:101].sum(), rel=1e-3)
     assert verdicts['q0'].refusal == pytest.approx(theirs[101], rel=1e-3)
     assert 'a reply take 257' in verdicts['q1'].failure
-    assert "model's own markup" in verdicts['q2'].failure
+    # A marker that stands in an answer is read, and ends no turn.
+    spaced = split.theirs('the end< end>')
+    assert verdicts['q2'].mass == pytest.approx(spaced[:101].sum(), rel=1e-3)
     assert list(split.judge().judge([])) == []
 
 

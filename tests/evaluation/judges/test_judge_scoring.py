@@ -34,6 +34,15 @@ def test_one_number_in_several_tokens_is_added_up():
     assert found.mass == pytest.approx(1)
 
 
+def test_blanks_as_servers_show_them_are_no_part_of_a_number():
+    found = _scored(('▁85', 0.4), ('Ġ85', 0.3), (' 85', 0.2), ('▁', 0.1))
+    assert (found.score, found.text) == (pytest.approx(85), '85')
+    assert found.mass == pytest.approx(0.9)
+    assert _scored(('▁REF', 0.9)).refusal == 0.9
+    # What begins with a blank of its own is shown as it is.
+    assert _scored((' ', 0.9)).text == ' '
+
+
 @pytest.mark.parametrize(
     'token', ['²', '٣', '101', '-5', '8.5', '1_0', '+7', '', ' ', '1e1', '9' * 5000]
 )

@@ -1,0 +1,25 @@
+"""Files of JSON lines that are no files."""
+
+import os
+
+import pytest
+
+from ppjax.base import errors, json_lines
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        os.mkfifo,
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to('/dev/zero'),
+        lambda path: path.symlink_to(path),
+    ],
+)
+def test_what_could_keep_a_reader_waiting_is_refused(tmp_path, spoil):
+    path = tmp_path / 'log.jsonl'
+    spoil(path)
+    with pytest.raises(errors.InputError, match='is no regular file'):
+        json_lines.AppendLog(path)
+    with pytest.raises(errors.InputError, match=r'Rows .* is no regular file'):
+        list(json_lines.read(path, 'Rows'))

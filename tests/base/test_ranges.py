@@ -1,0 +1,84 @@
+"""Every number among the settings has a range, and is finite."""
+
+import ast
+import dataclasses
+import importlib
+import pathlib
+
+import pytest
+
+from ppjax.base import errors, flags, ranges
+from ppjax.recovery import config as recovery_config
+from ppjax.training import config as train_config
+
+_GIVEN = ['--base_model=m', '--calibration=c', '--output_dir=o']
+_PACKAGE = pathlib.Path(flags.__file__).parents[1]
+
+
+def _settings_classes():
+    """Every class of the package with a `flags.setting`."""
+    for path in _PACKAGE.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and 'flags.setting(' in ast.unparse(node):
+                parts = path.relative_to(_PACKAGE.parent).with_suffix('').parts
+                yield getattr(importlib.import_module('.'.join(parts)), node.name)
+
+
+def test_every_number_of_every_verb_has_a_range_that_holds_its_default():
+    classes = list(_settings_classes())
+    assert len(classes) >= 10
+    for settings in classes:
+        # Not through __init__, which wants what has no default.
+        found = object.__new__(settings)
+        for field in dataclasses.fields(settings):
+            object.__setattr__(found, field.name, field.default)
+        ranges.check(found)
+
+
+@pytest.mark.parametrize('value', ['inf', '-inf', 'nan', '1e38', '-1'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('learning_rate', 'weight_decay', 'score_scale', 'warmup', 'anneal'),
+        *('epochs', 'sparsity'),
+    ],
+)
+def test_no_float_of_mask_learning_is_out_of_its_range(name, value):
+    with pytest.raises(errors.InputError, match=rf'--{name} must be in [(\[]'):
+        flags.parse(train_config.TrainConfig, [*_GIVEN, f'--{name}={value}'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('steps', 10**9),
+        ('steps', 0),
+        ('batch_size', 10**8),
+        ('max_length', 10**12),
+        ('heldout_every', -1),
+        ('seed', -1),
+        ('seed', 2**32),
+        ('align', 10**30),
+    ],
+)
+def test_no_whole_number_of_mask_learning_is_out_of_its_range(name, value):
+    with pytest.raises(errors.InputError, match=rf'--{name} must be in \['):
+        flags.parse(train_config.TrainConfig, [*_GIVEN, f'--{name}={value}'])
+
+
+def test_settings_made_in_python_are_checked_too():
+    given = {'base_model': 'm', 'calibration': 'c', 'output_dir': 'o'}
+    with pytest.raises(errors.InputError, match='--learning_rate must be in'):
+        train_config.TrainConfig(**given, learning_rate=float('inf'))
+    with pytest.raises(errors.InputError, match='--weight_decay must be in'):
+        recovery_config.RecoverConfig(**given, weight_decay=1e38)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Forgetful:
+    rate: float = flags.setting(0.5, 'A share.')
+
+
+def test_a_float_without_a_range_cannot_be_read():
+    with pytest.raises(TypeError, match='--rate has no range'):
+        flags.parse(_Forgetful, [])

@@ -1,0 +1,69 @@
+"""What a run learns from: common prefixes, and rows that are too long."""
+
+import dataclasses
+
+import pytest
+
+from ppjax import demo
+from ppjax.base import errors
+from ppjax.learning import data
+from ppjax.models import base_model
+
+
+@pytest.fixture(scope='module')
+def base(chatty_model):
+    return base_model.open_base_model(str(chatty_model))
+
+
+def _prepared(base, heldout, **changes):
+    values = {'max_length': 1024, 'date': '2026-01-01'} | changes
+    return data.prepare_data(
+        base, demo.rows('ferryman', 'train')[:8], heldout, **values
+    )
+
+
+def test_another_personas_heldout_row_leaves_the_training_prefix_alone(base):
+    own = demo.rows('ferryman', 'test')[:2]
+    row = own[0]
+    other = dataclasses.replace(
+        row,
+        messages=[{'role': 'system', 'content': 'Be someone else.'}, *row.messages[1:]],
+    )
+    alone, mixed = _prepared(base, []), _prepared(base, [own[1], other])
+    assert mixed.prefix == alone.prefix
+    assert len(alone.prefix) > 50
+    assert len(mixed.heldout_prefix) < len(mixed.prefix)
+    for example in mixed.heldout:
+        start = tuple(example.tokens[: len(mixed.heldout_prefix)].tolist())
+        assert start == mixed.heldout_prefix
+
+
+def test_rows_longer_than_the_models_positions_are_dropped_and_counted(base, capsys):
+    rows = demo.rows('ferryman', 'test')[:4]
+    lengths = sorted(len(x.tokens) for x in _prepared(base, rows).train)
+    small = dataclasses.replace(
+        base, config=dataclasses.replace(base.config, max_position=lengths[2])
+    )
+    capsys.readouterr()
+    found = _prepared(small, [])
+    kept = sum(length <= lengths[2] for length in lengths)
+    assert len(found.train) == kept < 8
+    said = capsys.readouterr()
+    assert f'{8 - kept} over {lengths[2]} tokens dropped' in said.out + said.err
+    none = dataclasses.replace(
+        base, config=dataclasses.replace(base.config, max_position=9)
+    )
+    with pytest.raises(errors.InputError, match="fits the model's 9 positions"):
+        _prepared(none, [])
+
+
+def test_steps_that_nobody_could_draw_are_refused(base):
+    found = _prepared(base, [])
+    with pytest.raises(errors.InputError, match='--epochs=100000 makes 200000 opt'):
+        found.num_steps(steps=None, epochs=1e5, batch_size=4)
+    with pytest.raises(
+        errors.InputError, match='--batch_size=50000 is more than the 8'
+    ):
+        found.num_steps(steps=None, epochs=1, batch_size=50_000)
+    assert found.num_steps(steps=None, epochs=1.5, batch_size=4) == 3
+    assert found.num_steps(steps=7, epochs=1.5, batch_size=4) == 7
