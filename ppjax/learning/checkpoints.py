@@ -28,7 +28,13 @@ class Checkpoints:
         )
         self._path = (run / 'checkpoints').absolute()
         try:
-            self._manager = ocp.CheckpointManager(self._path, options=options)
+            # Without a handler Orbax takes the newest folder, damaged or not, for what
+            # all of them look like.
+            self._manager = ocp.CheckpointManager(
+                self._path,
+                options=options,
+                item_handlers=ocp.StandardCheckpointHandler(),
+            )
         except (OSError, ValueError) as error:
             raise _failed(error) from error
 

@@ -112,6 +112,28 @@ def test_overwrite_of_what_is_read_is_refused(run, tmp_path, given):
     assert _files(folder) == before
 
 
+def test_links_are_removed_and_what_they_lead_to_stays(run, tmp_path):
+    run(_make)
+    (tmp_path / 'outside').mkdir()
+    (tmp_path / 'outside' / 'thesis.txt').write_text('precious')
+    mask = tmp_path / 'runs' / 'a' / 'mask'
+    mask.unlink()
+    mask.symlink_to(tmp_path / 'outside', target_is_directory=True)
+    run(seed=2, overwrite=True)
+    assert not mask.is_symlink()
+    assert (tmp_path / 'outside' / 'thesis.txt').exists()
+
+
+@pytest.mark.parametrize('name', ['..', '/', '../thesis.txt', '../*'])
+def test_a_marker_cannot_name_what_lies_outside(run, tmp_path, name):
+    run(_make)
+    (tmp_path / 'runs' / 'thesis.txt').write_text('precious')
+    marker = tmp_path / 'runs' / 'a' / run_directory.MARKER
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | {'makes': [name]}))
+    run(seed=2, overwrite=True)
+    assert (tmp_path / 'runs' / 'thesis.txt').exists()
+
+
 def test_what_is_added_later_is_discarded_too(run, tmp_path):
     run(_make)
     folder = tmp_path / 'runs' / 'a'

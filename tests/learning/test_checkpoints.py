@@ -1,6 +1,7 @@
 """A damaged newest checkpoint makes way for the one before."""
 
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -60,7 +61,13 @@ def _without_metadata(path: pathlib.Path) -> None:
             file.unlink()
 
 
-@pytest.mark.parametrize('damage', [_cut, _without_data, _without_metadata])
+def _without_item(path: pathlib.Path) -> None:
+    shutil.rmtree(path / 'default')
+
+
+@pytest.mark.parametrize(
+    'damage', [_without_item, _cut, _without_data, _without_metadata]
+)
 def test_a_damaged_one_is_said_and_the_one_before_taken(saved, damage, capsys):
     damage(saved / 'checkpoints' / '4')
     step, state = _newest(saved)
