@@ -14,7 +14,8 @@ from safetensors import numpy as safetensors_numpy
 from ppjax import demo
 from ppjax.models import base_model
 
-# All that may differ from an unbroken run. Times and speeds:
+# All that may differ from an unbroken run. Times, speeds, and how many rewrites were
+# there already:
 _FIELDS = frozenset(
     {
         'started',
@@ -23,6 +24,7 @@ _FIELDS = frozenset(
         'answer_tokens_per_s',
         'seconds',
         'created',
+        'reused',
     }
 )
 # Event files, Orbax's own records, pages and tables with speeds.
