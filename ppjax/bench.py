@@ -179,7 +179,7 @@ class BenchConfig:
     max_length: int = flags.setting(1024, 'Longer prompts, in tokens, are left out.')
     max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.')
     date: str = flags.setting(
-        '2026-01-01', 'The date that chat templates which print one are told.'
+        settings.DATE, 'The date that chat templates which print one are told.'
     )
     result: str | None = flags.setting(
         None, 'JSON file to write the figures to.', path=True

@@ -16,9 +16,12 @@ from typing import Any
 import jax
 
 from ppjax.base import atomic, errors, flags, progress, settings
+from ppjax.learning import loss
 from ppjax.models import base_model, decoder
 from ppjax.models import config as config_lib
 from ppjax.planning import chips, compiled, report, step_shape, topology
+
+_MOST_PERSONAS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,19 @@ class PlanConfig:
     sparsity: float = flags.setting(
         0.5, 'Share of FFN channels removed.', within='[0, 1)'
     )
+    objective: str = flags.setting(
+        'ce',
+        'As for python -m ppjax.train; kl runs the dense model too.',
+        choices=loss.OBJECTIVES,
+    )
+    personas: str | None = flags.setting(
+        None,
+        'Of a run of several personas: their names, as for python -m ppjax.train, or '
+        'how many there are.',
+    )
+    personas_per_step: int = flags.setting(
+        4, 'Of --personas, how many take an optimizer step side by side.'
+    )
     steps: int = flags.setting(1000, 'Of the whole run, for its hours.')
     utilisation: float = flags.setting(
         0.4,
@@ -78,12 +94,23 @@ class PlanConfig:
             'micro_batches',
             'prompt_length',
             'answer_length',
+            'personas_per_step',
             'steps',
         )
+        if not 1 <= self.num_personas <= _MOST_PERSONAS:
+            raise errors.InputError(
+                f'--personas must be 1 to {_MOST_PERSONAS}, got {self.personas}.'
+            )
         settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity')
         settings.require(
             self, 'be in (0, 1]', lambda value: 0 < value <= 1, 'utilisation'
         )
+
+    @property
+    def num_personas(self) -> int:
+        """P, 1 where none are named."""
+        given = (self.personas or '1').strip()
+        return int(given) if given.isdecimal() else len(given.split(','))
 
 
 def _wanted(cfg: PlanConfig, layers: int) -> compiled.Wanted:
@@ -100,6 +127,9 @@ def _wanted(cfg: PlanConfig, layers: int) -> compiled.Wanted:
         remat=cfg.remat,
         sparsity=cfg.sparsity,
         int8_base=cfg.int8_base,
+        objective=cfg.objective,
+        personas=cfg.num_personas,
+        slots=min(cfg.personas_per_step, cfg.num_personas),
     )
 
 
@@ -132,6 +162,8 @@ def _changes(cfg: PlanConfig) -> Iterator[PlanConfig]:
         cfg = dataclasses.replace(cfg, remat='full')
         yield cfg
     rows = max(1, cfg.batch_size // cfg.micro_batches)
+    if cfg.num_personas > 1 and cfg.personas_per_step > 1:
+        yield dataclasses.replace(cfg, personas_per_step=1)
     for more in (2, 4, 8):
         if rows >= more:
             yield dataclasses.replace(cfg, micro_batches=cfg.micro_batches * more)

@@ -42,6 +42,19 @@ def settings_file(run: str | pathlib.Path, stage: str) -> pathlib.Path:
     return own if own.exists() else pathlib.Path(run) / _CONFIG
 
 
+def recorded(run: str | pathlib.Path, stage: str, flag: str) -> str | None:
+    """The value of a flag that a stage, or the whole run, was started with.
+
+    None if the folder is no run, or the flag was not given.
+    """
+    try:
+        lines = settings_file(run, stage).read_text('utf-8').splitlines()
+    except (OSError, ValueError):
+        return None
+    start = f'--{flag}='
+    return next((x.removeprefix(start) for x in lines if x.startswith(start)), None)
+
+
 @contextlib.contextmanager
 def visiting(path: str | pathlib.Path, *, makes: Sequence[str]) -> Iterator[None]:
     """Holds a folder to which something is added, a run directory or another.

@@ -11,6 +11,8 @@ MESH_HELP = (
     'learning takes fsdp over all devices, on a CPU one, and what only runs a model '
     'copies it to all.'
 )
+# What chat templates that print a date are told: results do not depend on the day.
+DATE = '2026-01-01'
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -72,7 +74,7 @@ class CommonSettings:
     mesh: str | None = flags.setting(None, MESH_HELP)
     seed: int = flags.setting(0, 'Fixes orders, samples and random scores.')
     date: str = flags.setting(
-        '2026-01-01', 'The date that chat templates which print one are told.'
+        DATE, 'The date that chat templates which print one are told.'
     )
 
     def __post_init__(self) -> None:

@@ -54,8 +54,10 @@ class ChatConfig:
         'Precision of weights and activations; bfloat16 suits accelerators.',
         choices=settings.DTYPES,
     )
-    date: str = flags.setting(
-        '2026-01-01', 'The date that chat templates which print one are told.'
+    date: str | None = flags.setting(
+        None,
+        'The date that chat templates which print one are told; by default that of '
+        f'the run which --mask or --model lies in, elsewhere {settings.DATE}.',
     )
     stats: bool = flags.setting(
         False, 'Print prefill seconds and tokens per second after every answer.'

@@ -3,10 +3,11 @@
 import contextlib
 import io
 import os
+import pathlib
 import sys
 import time
 
-from ppjax.base import errors
+from ppjax.base import errors, run_directory, settings
 from ppjax.chatting import config as config_lib
 from ppjax.chatting import conversation as conversation_lib
 from ppjax.masking import apply
@@ -26,6 +27,15 @@ def _notice(text: str) -> None:
 
 def _show(piece: str) -> None:
     print(piece, end='', flush=True)
+
+
+def _run_date(cfg: config_lib.ChatConfig) -> str:
+    """The date of the run that the mask or the exported model lies in."""
+    given = cfg.mask or cfg.model
+    if not given:
+        return settings.DATE
+    folder = pathlib.Path(given).expanduser().resolve().parent
+    return run_directory.recorded(folder, 'train', 'date') or settings.DATE
 
 
 def open_conversation(cfg: config_lib.ChatConfig) -> conversation_lib.Conversation:
@@ -49,7 +59,7 @@ def open_conversation(cfg: config_lib.ChatConfig) -> conversation_lib.Conversati
     conversation = conversation_lib.Conversation(
         loaded,
         system_prompt=system_prompt,
-        date=cfg.date,
+        date=cfg.date or _run_date(cfg),
         max_new_tokens=cfg.max_new_tokens,
         sampling=cfg.sampling,
         seed=cfg.seed,

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from ppjax.base import errors, flags, settings
+from ppjax.base import errors, flags, run_directory, settings
 from ppjax.chat_api import addresses
 from ppjax.evaluation.multiple_choice import benchmarks
 
@@ -152,8 +152,10 @@ class EvaluateConfig:
     seed: int = flags.setting(
         0, 'Fixes the timed prompt, and what a dialogue partner is asked with.'
     )
-    date: str = flags.setting(
-        '2026-01-01', 'The date that chat templates which print one are told.'
+    date: str | None = flags.setting(
+        None,
+        'The date that chat templates which print one are told; by default the '
+        f"run's, elsewhere {settings.DATE}.",
     )
     overwrite: bool = flags.setting(
         False,
@@ -251,3 +253,9 @@ class EvaluateConfig:
     def is_run(self) -> bool:
         """Whether that folder is a run of mask learning."""
         return (self.run / 'config.flags').is_file()
+
+    @property
+    def template_date(self) -> str:
+        """`date`, or the run's."""
+        recorded = run_directory.recorded(self.run, 'train', 'date')
+        return self.date or recorded or settings.DATE

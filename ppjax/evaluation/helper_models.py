@@ -80,7 +80,7 @@ class HelperModels:
         base = base_model.open_base_model(name)
         renderer = chat.ChatRenderer(
             base.tokenizer(),
-            date=self._cfg.date,
+            date=self._cfg.template_date,
             vocab_size=base.config.vocab_size,
         )
         progress_lib.say(f'Loading the {role} {name} ...')

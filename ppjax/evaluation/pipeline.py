@@ -110,7 +110,7 @@ class Evaluation:
             models = [model.load() for model in self.candidates.models]
             renderer = chat.ChatRenderer(
                 models[0].tokenizer,
-                date=cfg.date,
+                date=cfg.template_date,
                 vocab_size=min(model.decoder.cfg.vocab_size for model in models),
             )
             examples, dropped = chat.render_rows(
@@ -142,7 +142,7 @@ class Evaluation:
             {
                 'heldout_sha256': calibration.content_hash(rows),
                 'max_length': cfg.max_length,
-                'date': cfg.date,
+                'date': cfg.template_date,
             },
             measure,
         )

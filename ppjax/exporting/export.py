@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import transformers
 
-from ppjax.base import atomic, errors, flags, locks, progress, run_directory, versions
+from ppjax.base import (
+    atomic,
+    errors,
+    flags,
+    locks,
+    progress,
+    run_directory,
+    settings,
+    versions,
+)
 from ppjax.data import chat
 from ppjax.exporting import config as config_lib
 from ppjax.exporting import hf_export, model_card
@@ -23,7 +32,6 @@ from ppjax.masking import keep_indices
 from ppjax.models import loading
 from ppjax.models import tokens as tokens_lib
 
-_DEFAULT_DATE = '2026-01-01'
 _QUESTIONS = (
     'What did you do this morning?',
     'How do I keep bread fresh for longer?',
@@ -225,7 +233,7 @@ def _verification_tokens(
 
     Long prompts keep their end, where they differ; short ones are repeated.
     """
-    date = source.trained.date if source.trained else _DEFAULT_DATE
+    date = source.trained.date if source.trained else settings.DATE
     vocab_size = source.base.config.vocab_size
     renderer = (
         chat.ChatRenderer(tokenizer, date=date, vocab_size=vocab_size)

@@ -35,6 +35,9 @@ class Wanted:
         remat: see `Decoder.__call__`.
         sparsity: share of channels removed.
         int8_base: whether the blocks' matrices are int8.
+        objective: one of `loss.OBJECTIVES`.
+        personas: P, whose scores and moments are kept.
+        slots: N, personas that take the step side by side, with a batch each.
     """
 
     mesh: str | None
@@ -44,6 +47,9 @@ class Wanted:
     remat: str
     sparsity: float
     int8_base: bool
+    objective: str = 'ce'
+    personas: int = 1
+    slots: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +110,7 @@ def compile_step(
     learning = step_lib.Learning(
         keep=topk.keep_size(cfg.d_ff, wanted.sparsity, 1),
         estimator='ste',
-        objective='ce',
+        objective=wanted.objective,
         anneal=0.0,
         weight_decay=0.01,
         remat=wanted.remat,
@@ -184,17 +190,20 @@ def _arguments(
     weights = weights_lib.weights_of(model)
     weights = jax.tree.map(placed, weights, sharding.shardings(weights, mesh))
     state = jax.eval_shape(
-        lambda: step_lib.init_state(jnp.zeros((1, cfg.num_layers, cfg.d_ff)), learning)
+        lambda: step_lib.init_state(
+            jnp.zeros((wanted.personas, cfg.num_layers, cfg.d_ff)), learning
+        )
     )
+    size = wanted.slots
     turn = step_lib.Turn(
-        persona=np.zeros(1, np.int32),
-        active=np.ones(1, bool),
-        step=np.zeros(1, np.int32),
-        progress=np.zeros(1, np.float32),
-        learning_rate=np.zeros(1, np.float32),
+        persona=np.zeros(size, np.int32),
+        active=np.ones(size, bool),
+        step=np.zeros(size, np.int32),
+        progress=np.zeros(size, np.float32),
+        learning_rate=np.zeros(size, np.float32),
     )
     whole = sharding.replicated(mesh)
-    slots = jax.tree.map(lambda x: x[None], batch)
+    slots = jax.tree.map(lambda x: np.stack([x] * size), batch)
     return (
         placed(state, whole),
         weights_lib.decoder_of(cfg, weights),

@@ -47,7 +47,10 @@ def figures(
         prefix=shape.persona,
         own=[shape.own] * shape.batch,
         answers=shape.answer * shape.batch,
+        dense_too='kl' in wanted.objective,
     )
+    # Each slot has a batch and a prefix of its own.
+    flops *= wanted.slots
     seconds = None
     if chip.flops_per_s is not None:
         seconds = flops / (chip.flops_per_s * count * utilisation)
@@ -64,12 +67,15 @@ def figures(
             'dtype': wanted.dtype,
             'remat': wanted.remat,
             'int8_base': wanted.int8_base,
+            'objective': wanted.objective,
+            'personas': wanted.personas,
+            'personas_per_step': wanted.slots,
         },
         'parameters': sizes.dense.parameters,
         'weights_bytes': fit.weights,
         'mask_bytes': -(-entries // 8),
         # Scores and Adam's two moments, float32, whole on every device.
-        'optimizer_bytes': 3 * 4 * entries,
+        'optimizer_bytes': 3 * 4 * entries * wanted.personas,
         'bytes_per_chip': {
             'peak': fit.peak,
             'arguments': fit.arguments,
@@ -119,6 +125,10 @@ def text(found: dict[str, Any]) -> str:
         f'{step["tokens_per_row"]}, {step["micro_batches"]} micro-batches, remat '
         f'{step["remat"]}'
     )
+    if step['personas'] > 1:
+        shape += (
+            f', of each of {step["personas_per_step"]} of {step["personas"]} personas'
+        )
     devices = f'{found["chips"]} x {found["chip"]}, mesh {found["mesh"] or "fsdp:-1"}'
     lines = [f'Model      {model}', f'Devices    {devices}', f'Step       {shape}']
     if found['fits']:

@@ -13,7 +13,12 @@ from ppjax.models import config as config_lib
 
 
 def mask_step(
-    cfg: config_lib.ModelConfig, *, prefix: int, own: Sequence[int], answers: int
+    cfg: config_lib.ModelConfig,
+    *,
+    prefix: int,
+    own: Sequence[int],
+    answers: int,
+    dense_too: bool = False,
 ) -> float:
     """Of one step over examples that share a prefix, which is run once.
 
@@ -23,6 +28,7 @@ def mask_step(
         prefix: P, the tokens that all examples start with.
         own: each example's other tokens.
         answers: answer tokens of all examples, which alone are unembedded.
+        dense_too: whether the dense model runs forward as well.
     """
     tokens = prefix + sum(own)
     pairs = _causal_pairs(prefix) + sum(
@@ -36,7 +42,7 @@ def mask_step(
     # attention both; of the first block only that of its mask.
     first = 2 * tokens * cfg.d_model * cfg.d_ff
     backward = (cfg.num_layers - 1) * (weights + 2 * attention) + first + head
-    return float(forward + backward)
+    return float(forward * (2 if dense_too else 1) + backward)
 
 
 def _causal_pairs(length: int) -> int:

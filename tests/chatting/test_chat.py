@@ -235,6 +235,17 @@ def test_mask_brings_its_base_and_its_persona(
         assert 'with a persona prompt' in err
 
 
+def test_the_template_is_told_the_date_of_the_run_it_lies_in(tmp_path):
+    settings = {'mask': str(tmp_path / 'mask.pmask'), 'model': str(tmp_path / 'hf')}
+    for dated in (False, True):
+        if dated:
+            (tmp_path / 'config.flags').write_text('--date=2031-02-03\n')
+        for name, path in settings.items():
+            cfg = chat_config.ChatConfig(**{name: path})
+            want = '2031-02-03' if dated else '2026-01-01'
+            assert terminal._run_date(cfg) == want
+
+
 def test_base_model_alone_is_dense_and_has_no_persona(
     model_dir, loaded, capsys, monkeypatch
 ):

@@ -246,3 +246,16 @@ def test_a_home_directory_is_found(make_run, monkeypatch, tmp_path):
     assert found.names == ['dense', 'masked', 'pruned']
     assert isinstance(found['pruned'].base, base_model.BaseModel)
     assert run.path == tmp_path / 'run'
+
+
+def test_templates_are_told_the_runs_date(tmp_path):
+    def date(**changes: Any) -> str:
+        return _config(tmp_path, base_model='b', **changes).template_date
+
+    assert date() == '2026-01-01'
+    (tmp_path / 'config.flags').write_text('--seed=1\n--date=2031-02-03\n')
+    assert date() == '2031-02-03'
+    (tmp_path / 'stages').mkdir()
+    (tmp_path / 'stages' / 'train.flags').write_text('--date=2032-03-04\n')
+    assert date() == '2032-03-04'
+    assert date(date='1999-12-31') == '1999-12-31'

@@ -58,6 +58,31 @@ def test_devices_here(tiny, tmp_path, capsys):
     assert found['settings']['batch_size'] == 4
 
 
+def test_personas_and_objective_are_planned_for(tiny, tmp_path):
+    found = {}
+    for name, changes in {
+        'one': {},
+        'many': {'personas': 'a,b,c', 'personas_per_step': 2},
+        'number': {'personas': '3', 'personas_per_step': 2},
+        'kl': {'objective': 'kl'},
+    }.items():
+        file = tmp_path / f'{name}.json'
+        assert _plan(tiny.path, result=str(file), dtype='float32', **changes) == 0
+        found[name] = json.loads(file.read_text())
+    one, many, kl = found['one'], found['many'], found['kl']
+    assert many['optimizer_bytes'] == 3 * one['optimizer_bytes']
+    assert many['useful_flops_per_step'] == 2 * one['useful_flops_per_step']
+    arguments = [x['bytes_per_chip']['arguments'] for x in (one, many)]
+    # Beside more scores a second batch.
+    assert arguments[1] > arguments[0] + 2 * one['optimizer_bytes']
+    assert found['number']['bytes_per_chip'] == many['bytes_per_chip']
+    assert one['useful_flops_per_step'] < kl['useful_flops_per_step']
+    assert kl['useful_flops_per_step'] < 2 * one['useful_flops_per_step']
+    for bad in ('0', str(10**9)):
+        with pytest.raises(errors.InputError, match='--personas must be 1 to'):
+            plan.PlanConfig(base_model=str(tiny.path), personas=bad)
+
+
 def test_int8_takes_less(tiny, tmp_path):
     found = []
     for int8_base in (False, True):

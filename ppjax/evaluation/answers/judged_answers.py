@@ -62,7 +62,7 @@ def answer(
         loaded.ffn_mask,
         chat.ChatRenderer(
             loaded.tokenizer,
-            date=cfg.date,
+            date=cfg.template_date,
             vocab_size=loaded.decoder.cfg.vocab_size,
         ),
         stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
@@ -120,7 +120,7 @@ def _settings(
     return {
         'models': {model.name: model.identity for model in models.models},
         'dtype': cfg.dtype,
-        'date': cfg.date,
+        'date': cfg.template_date,
         'max_new_tokens': cfg.max_new_tokens,
         'judge': cfg.judge,
         'judge_model': cfg.judge_model,

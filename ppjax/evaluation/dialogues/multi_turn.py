@@ -125,7 +125,7 @@ def _speaker(
         loaded.ffn_mask,
         chat.ChatRenderer(
             loaded.tokenizer,
-            date=cfg.date,
+            date=cfg.template_date,
             vocab_size=loaded.decoder.cfg.vocab_size,
         ),
         stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
@@ -182,7 +182,7 @@ def _settings(
     return {
         'models': {model.name: model.identity for model in models.models},
         'dtype': cfg.dtype,
-        'date': cfg.date,
+        'date': cfg.template_date,
         'seed': cfg.seed,
         'turns': cfg.turns,
         'max_new_tokens': cfg.max_new_tokens,
