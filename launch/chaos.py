@@ -115,7 +115,10 @@ class Ground:
         self.settings, self.trial = settings, trial
         self.folder = settings.work / 'trials' / f'{trial.number:04d}'
         self.run = self.folder / 'run'
-        self.log = self.folder / 'output.txt'
+        # Not where the run is, whose disk may be full.
+        self.said = settings.work / 'outputs' / f'{trial.number:04d}'
+        self.said.mkdir(parents=True, exist_ok=True)
+        self.log = self.said / 'output.txt'
         self.random = random.Random(f'{settings.seed} {trial.number}')
         self.story: list[str] = []
         own = settings.work / 'reference' / trial.case
@@ -133,7 +136,7 @@ class Ground:
     ) -> child.Ended:
         """Runs a case's command here until it ends or stands still."""
         words = runs.command(name, self.run, self.settings.work)
-        output = self.folder / log
+        output = self.said / log
         pid = child.start(words, self.run, output, blow=blow, filler=filler)
         return self.note(name, child.wait(pid, output, blow=blow))
 
