@@ -72,7 +72,7 @@ def test_a_reader_who_leaves_ends_it_silently(program, flag):
         (['--other', b'\xff'], 2, r"ERROR: --other is no UTF-8 text, got '\udcff'"),
         (['--what=a\nb', 'c\nd'], 2, r'ERROR: Unexpected arguments: c\nd.'),
         (['--' + 'x' * 100_000 + '=1'], 2, 'ERROR: Unknown command line flag: a'),
-        (['--flagfile=/dev/zero'], 2, 'ERROR: Flag file /dev/zero is no regular'),
+        (['--flagfile=/dev/zero'], 2, 'ERROR: Flag file /dev/zero is a device'),
     ],
 )
 def test_every_end_is_one_short_line(program, given, code, start):
