@@ -16,8 +16,8 @@ class SynthesisSettings(settings.CommonSettings):
 
     persona: str | None = flags.setting(
         None,
-        'The persona: a text, a text file, a character card (PNG, CHARX, JSON), an '
-        'evaluation set, or demo:NAME for a persona shipped here.',
+        'The persona: a text, a text file, a character card (PNG, WebP, CHARX, '
+        'JSON, YAML), an evaluation set, or demo:NAME for a persona shipped here.',
     )
     role: str | None = flags.setting(
         None,
@@ -32,8 +32,8 @@ class SynthesisSettings(settings.CommonSettings):
     )
     instructions: str = flags.setting(
         None,
-        'General instructions, separated by commas: JSON, JSONL or Parquet files, Hub '
-        'ids, tfds:NAME, or demo; NAME:COUNT takes a sample.',
+        'General instructions, separated by commas: JSON, JSONL, CSV or Parquet '
+        'files, Hub ids, tfds:NAME, or demo; NAME:COUNT takes a sample.',
         path=True,
     )
     exclude_queries: str | None = flags.setting(

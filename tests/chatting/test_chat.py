@@ -108,7 +108,7 @@ def test_errors_are_one_line_and_have_their_exit_codes(model_dir):
     absent = _run('--mask=no/such.pmask', '--prompt=Ahoy?')
     assert (absent.returncode, absent.stdout) == (1, '')
     assert absent.stderr.splitlines()[-1] == (
-        "ERROR: Mask file 'no/such.pmask' does not exist."
+        'ERROR: Mask file no/such.pmask does not exist.'
     )
     assert 'Traceback' not in absent.stderr
 

@@ -171,7 +171,7 @@ def test_a_model_of_another_vocabulary_is_refused(make_run, tiny_models, chatty_
         ({'base_model': 'no/such/model'}, 'neither a directory'),
         ({'base_model': '/nowhere'}, 'neither a directory'),
         ({'model': '/nowhere'}, r'is no directory'),
-        ({'mask': 'absent.pmask'}, "'absent.pmask' does not exist"),
+        ({'mask': 'absent.pmask'}, 'absent.pmask does not exist'),
     ],
 )
 def test_what_is_absent_is_named(make_run, changes, message):
