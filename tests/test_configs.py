@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ppjax import run
 from ppjax.base import flags
 from ppjax.evaluation import config as evaluation_config
 from ppjax.masking import topk
+from ppjax.recipes import config as recipe_config
 from ppjax.recovery import config as recovery_config
 from ppjax.sweeping import config as sweep_config
 from ppjax.synthesis import config as synthesis_config
@@ -26,7 +26,7 @@ _FILL = {
         'instructions',
         'output_dir',
     ),
-    run.RunConfig: ('output_dir',),
+    recipe_config.RunConfig: ('output_dir',),
     evaluation_config.EvaluateConfig: (
         'base_model',
         'output_dir',
@@ -39,7 +39,7 @@ _FILL = {
 }
 _KINDS = {
     'evaluate-paper': evaluation_config.EvaluateConfig,
-    'quickstart': run.RunConfig,
+    'quickstart': recipe_config.RunConfig,
     'authors-scorer': synthesis_config.SynthesizeConfig,
     'recover-paper': recovery_config.RecoverConfig,
     'sweep-estimators': sweep_config.SweepConfig,

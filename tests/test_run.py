@@ -11,6 +11,7 @@ from ppjax import bench, demo, run
 from ppjax.base import errors, flags
 from ppjax.evaluation.page import run_results
 from ppjax.masking import pmask
+from ppjax.recipes import config as recipe_config
 from ppjax.synthesis import scoring
 from ppjax.training import joint
 
@@ -48,7 +49,7 @@ def settings(chatty_model, tmp_path_factory):
             'align': 1,
             'verify': False,
         } | changes
-        return run.RunConfig(**values)
+        return recipe_config.RunConfig(**values)
 
     return make
 
@@ -77,7 +78,7 @@ def test_the_directory_holds_what_every_stage_made(finished):
     page = (found.path / 'report.html').read_text()
     assert 'Sensitivity of the queries' in page
     assert 'python -m ppjax.run --flagfile=' in page
-    recorded = flags.from_flagfile(run.RunConfig, found.path / 'config.flags')
+    recorded = flags.from_flagfile(recipe_config.RunConfig, found.path / 'config.flags')
     assert recorded == finished
 
 
@@ -122,7 +123,7 @@ def test_overwrite_does_again_only_what_changed(settings):
         json.loads((path / 'hf' / 'config.json').read_text())['intermediate_size'] == 20
     )
     # What is recorded never discards anything when repeated.
-    recorded = flags.from_flagfile(run.RunConfig, path / 'config.flags')
+    recorded = flags.from_flagfile(recipe_config.RunConfig, path / 'config.flags')
     assert recorded.sparsity == 0.5 and not recorded.overwrite
 
 

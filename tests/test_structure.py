@@ -14,9 +14,9 @@ _VERBS = (
 )
 # From the top down: a room imports those behind it.
 _ROOMS = (
-    *('benchmarking', 'planning', 'sweeping', 'evaluation', 'chatting', 'recovery'),
-    *('exporting', 'training', 'learning', 'synthesis', 'masking', 'demo', 'data'),
-    *('models', 'personas', 'chat_api', 'pages', 'parallel', 'base'),
+    *('benchmarking', 'planning', 'sweeping', 'recipes', 'evaluation', 'chatting'),
+    *('recovery', 'exporting', 'training', 'learning', 'synthesis', 'masking'),
+    *('demo', 'data', 'models', 'personas', 'chat_api', 'pages', 'parallel', 'base'),
 )
 _LONGEST = 500
 

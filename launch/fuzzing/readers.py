@@ -41,7 +41,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'synthesize': ('ppjax.synthesis.config:SynthesizeConfig', ('output_dir',)),
     'train': ('ppjax.training.config:TrainConfig', ('output_dir',)),
     'recover': ('ppjax.recovery.config:RecoverConfig', ('output_dir',)),
-    'run': ('ppjax.run:RunConfig', ('output_dir',)),
+    'run': ('ppjax.recipes.config:RunConfig', ('output_dir',)),
     'evaluate': ('ppjax.evaluation.config:EvaluateConfig', ('output_dir',)),
     'sweep': ('ppjax.sweeping.config:SweepConfig', ('output_dir',)),
     'export': ('ppjax.exporting.config:ExportConfig', ('output_dir',)),

@@ -1,4 +1,4 @@
-"""The models that an evaluation compares: dense, masked, pruned."""
+"""The models that an evaluation compares, in their order: the reference first."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -17,7 +17,12 @@ from ppjax.models import base_model
 from ppjax.parallel import sharding
 from ppjax.training import trained_run
 
-LABELS = {'dense': 'Dense', 'masked': 'Masked', 'pruned': 'Pruned'}
+_LABELS = {'dense': 'Dense', 'masked': 'Masked', 'pruned': 'Pruned'}
+
+
+def label(name: str) -> str:
+    """A model as people read it; one that is none of ours has its name."""
+    return _LABELS.get(name, name)
 
 
 @dataclasses.dataclass
@@ -25,7 +30,8 @@ class Candidate:
     """One model, loaded when it is first needed.
 
     Attributes:
-        name: 'dense', 'masked' (a mask on the dense model) or 'pruned' (exported).
+        name: its key in results; ours are 'dense', 'masked' (a mask on the dense
+            model) and 'pruned' (exported).
         base: the files of its weights, without blocks that a mask drops.
         mask: bool [L, F], or None.
         system_prompt: that it was made for; '' if it does not say.
@@ -61,10 +67,11 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """What is compared, the dense model first if there is one.
+    """What is compared, in the order that results and pages keep.
 
     Attributes:
-        models: one or more, of different names.
+        models: one or more, of different names. Differences are to the first, which
+            is the dense one if it is there; the last is the one in question.
         run: whose models they are; None elsewhere.
     """
 

@@ -162,12 +162,11 @@ def as_json(
     """Means per answer token with 95 % intervals over examples, and every example.
 
     Args:
-        names: of the models; the difference is to the one named 'dense', if any.
+        names: of the models; the others are compared with the first.
         found: of each.
         query_ids: of the examples.
     """
     models: dict[str, Any] = {}
-    dense = dict(zip(names, found, strict=True)).get('dense')
     for name, own in zip(names, found, strict=True):
 
         def figure(
@@ -179,13 +178,12 @@ def as_json(
             }
 
         models[name] = {'nll': figure(own.nll)}
-        if dense is not None:
+        if name != names[0]:
             models[name] |= {
                 'kl_to_dense': figure(own.kl),
                 'agreement': figure(own.agreement),
+                'nll_difference': figure(own.nll - found[0].nll),
             }
-        if dense is not None and name != 'dense':
-            models[name]['nll_difference'] = figure(own.nll - dense.nll)
     return {
         'models': models,
         'examples': [

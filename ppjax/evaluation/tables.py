@@ -30,19 +30,16 @@ def _with_interval(figure: dict[str, Any] | None, digits: int = 4) -> str:
     return f'{figure["mean"]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
 
-def _label(name: str) -> str:
-    return candidates.LABELS.get(name, name)
-
-
 def likelihood(result: dict[str, Any]) -> str:
-    """Nats per answer token, divergence from and agreement with the dense model."""
+    """Nats per answer token, divergence from and agreement with the first model."""
     heldout = result['heldout']
-    rows = [('', 'NLL', 'to dense', 'KL from dense', 'same top token')]
+    first = next(iter(result['models']))
+    rows = [('', 'NLL', f'to {first}', f'KL from {first}', 'same top token')]
     for name, own in result['models'].items():
         compared = 'nll_difference' in own
         rows.append(
             (
-                _label(name),
+                candidates.label(name),
                 _with_interval(own['nll']),
                 _with_interval(own.get('nll_difference')),
                 _with_interval(own['kl_to_dense']) if compared else '-',
@@ -72,7 +69,11 @@ def benchmark(task: str) -> Callable[[dict[str, Any]], str]:
         rows = [('', 'acc', 'acc_norm')]
         for name, own in result['models'].items():
             rows.append(
-                (_label(name), _accuracy(own['acc']), _accuracy(own['acc_norm']))
+                (
+                    candidates.label(name),
+                    _accuracy(own['acc']),
+                    _accuracy(own['acc_norm']),
+                )
             )
         shots = f', {settings["shots"]}-shot' if task == 'mmlu' else ''
         return render(
@@ -94,9 +95,8 @@ def measured_efficiency(result: dict[str, Any]) -> str:
     ]
     lines = [render(rows, 'Sizes and FLOPs, from the shape'), result['convention']]
     prompt, answer = closed['prompt_length'], closed['answer_length']
-    names = list(models)
-    first = models[names[0]]
-    header = ('', *(_label(name) for name in names), 'last / first')
+    labels = [candidates.label(name) for name in models]
+    header = ('', *labels, *(f'{label} / {next(iter(models))}' for label in labels[1:]))
     timed = []
     for key, label, show in (
         ('stored_bytes', 'Files of the weights', lambda x: formats.quantity(x, 'B')),
@@ -106,23 +106,21 @@ def measured_efficiency(result: dict[str, Any]) -> str:
             lambda x: formats.quantity(x, 'FLOP'),
         ),
     ):
-        cells = [models[name].get(key) for name in names]
+        cells = [own.get(key) for own in models.values()]
         if all(cells):
-            ratio = f'{cells[-1] / cells[0]:.3f}'
-            timed.append((label, *(show(cell) for cell in cells), ratio))
-    if 'prefill_seconds' in first:
+            timed.append((label, *map(show, cells), *_ratios(cells)))
+    if all('prefill_seconds' in own for own in models.values()):
         for key, label, scale in (
             ('prefill_seconds', f'Prefill of {prompt} tokens, s', 1),
             ('decode_seconds_per_token', f'Decoding, ms a token of {answer}', 1000),
         ):
-            spreads = [models[name][key] for name in names]
+            spreads = [own[key] for own in models.values()]
             cells = [
                 f'{scale * x["median"]:.3f} '
                 f'({scale * x["min"]:.3f} to {scale * x["max"]:.3f})'
                 for x in spreads
             ]
-            ratio = f'{spreads[-1]["median"] / spreads[0]["median"]:.3f}'
-            timed.append((label, *cells, ratio))
+            timed.append((label, *cells, *_ratios([x['median'] for x in spreads])))
     lines.append('')
     lines.append(
         render(
@@ -131,6 +129,10 @@ def measured_efficiency(result: dict[str, Any]) -> str:
         )
     )
     return '\n'.join(lines)
+
+
+def _ratios(values: Sequence[float]) -> list[str]:
+    return [f'{value / values[0]:.3f}' for value in values[1:]]
 
 
 def _points(value: float | None) -> str:
@@ -150,7 +152,7 @@ def judge(result: dict[str, Any]) -> str:
                 'mean, none = 0',
                 'scored',
                 'refusals',
-                'to dense',
+                f'to {next(iter(result["models"]))}',
                 'tokens',
                 'at limit',
             )
@@ -160,7 +162,7 @@ def judge(result: dict[str, Any]) -> str:
             interval, change = found['interval'], found.get('to_dense')
             rows.append(
                 (
-                    _label(name),
+                    candidates.label(name),
                     _points(found['mean_over_personas']),
                     '-'
                     if interval is None
@@ -188,7 +190,7 @@ def failure_types(result: dict[str, Any]) -> str:
             f'{own["counts"][kind]} ({own["shares"][kind]:.1%})'
             for kind in failures.TYPES
         ]
-        rows.append((_label(name), f'{own["n"]} of {own["answers"]}', *cells))
+        rows.append((candidates.label(name), f'{own["n"]} of {own["answers"]}', *cells))
     return render(
         rows, f'What is wrong with answers below {result["threshold"]:.0f} points'
     )
@@ -206,7 +208,7 @@ def multiturn(result: dict[str, Any]) -> str:
         scored = sum(turn['n_scored'] for turn in own['turns'])
         rows.append(
             (
-                _label(name),
+                candidates.label(name),
                 *(_points(turn['mean']) for turn in own['turns']),
                 _trend(own['slope'], 3),
                 _trend(own['change'], 2),

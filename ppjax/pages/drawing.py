@@ -80,7 +80,8 @@ def svg(
     drawn = re.sub(r'\sid="([^"]*)"', rename, drawn)
     drawn = re.sub(r'(href="|url\()#', rf'\1#{prefix}-', drawn)
     size = re.compile(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"')
-    drawn = size.sub(rf'\1 role="img" aria-label="{label}"', drawn, count=1)
+    spoken = f' role="img" aria-label="{markupsafe.escape(label)}"'
+    drawn = size.sub(lambda match: match[1] + spoken, drawn, count=1)
     return markupsafe.Markup(drawn)
 
 

@@ -211,7 +211,17 @@ def test_means_are_per_token_and_differences_paired():
     }
 
 
-def test_without_a_dense_model_nothing_is_compared():
+def test_models_are_compared_with_the_first_whatever_its_name():
+    names = ['base', 'slicegpt', 'masked', 'pruned']
+    given = [_given([2 + i, 2, 12]) for i in range(4)]
+    found = likelihood.as_json(names, given, ['a', 'b', 'c'])['models']
+    assert list(found) == names
+    assert set(found['base']) == {'nll'}
+    changes = [found[name]['nll_difference']['mean'] for name in names[1:]]
+    assert changes == [1 / 16, 2 / 16, 3 / 16]
+
+
+def test_a_model_alone_is_not_compared():
     found = likelihood.as_json(['pruned'], [_given([2, 2, 3])], ['a', 'b', 'c'])
     assert set(found['models']['pruned']) == {'nll'}
 

@@ -158,7 +158,7 @@ def test_efficiency():
     prefill = rows['Prefill of 254.7 tokens']
     assert prefill == ['1.458 TFLOP', '1.189 TFLOP', '0.815']
     assert _cells(measured) == [
-        ['Dense', 'Pruned', 'last / first'],
+        ['Dense', 'Pruned', 'Pruned / dense'],
         ['Files of the weights', '6.000 GB', '4.500 GB', '0.750'],
         [
             "XLA's count of the blocks, 254.7 tokens",
@@ -179,6 +179,20 @@ def test_efficiency():
             '0.750',
         ],
     ]
+
+
+def test_any_number_of_models_against_the_first():
+    times = {'dense': 1.0, 'slicegpt': 0.5, 'wanda': 0.25, 'pruned': 0.75}
+    found = _efficiency(**{name: _timed(scale) for name, scale in times.items()})
+    header, files, *_ = _cells(tables.TABLES['efficiency'](found).split('\n\n')[1])
+    labels = ['Dense', 'slicegpt', 'wanda', 'Pruned']
+    assert header == labels + [f'{label} / dense' for label in labels[1:]]
+    assert files[5:] == ['0.500', '0.250', '0.750']
+    own = {'roleplay': _summary(), 'mean_answer_tokens': 1, 'at_limit': 0.0}
+    judged = _judged(False, base=own, slicegpt=own)
+    rows = _cells(tables.TABLES['judge'](judged))
+    assert 'to base' in rows[0]
+    assert [row[0] for row in rows[1:]] == ['base', 'slicegpt']
 
 
 def test_efficiency_without_times_or_xlas_count():

@@ -174,9 +174,10 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
         own: dict[str, Any] = {}
         for kind, by_model in verdicts.items():
             own[kind] = dataclasses.asdict(judging.summarise(by_model[name], groups))
-            if 'dense' in given and name != 'dense':
+            if name != models.names[0]:
+                reference = by_model[models.names[0]]
                 own[kind]['to_dense'] = dataclasses.asdict(
-                    judging.paired_difference(by_model['dense'], by_model[name], groups)
+                    judging.paired_difference(reference, by_model[name], groups)
                 )
         own |= _length_figures(said)
         found['models'][name] = own

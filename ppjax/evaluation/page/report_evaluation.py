@@ -1,13 +1,12 @@
 """Evaluation results as sections of the report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import math
 from typing import Any
 
 import numpy as np
 
-from ppjax.evaluation import candidates
 from ppjax.evaluation.page import report_judged, report_views, run_results
 from ppjax.evaluation.page.run_results import mapping
 from ppjax.pages import charts, formats, views
@@ -21,8 +20,11 @@ _BENCHMARKS = {
 }
 
 
-def _per_token(result: Mapping[str, Any]) -> views.Section | None:
+def _per_token(
+    result: Mapping[str, Any], of_page: Sequence[str]
+) -> views.Section | None:
     models = report_views.models(result)
+    reference = next(iter(models), '')
 
     def part(name: str, key: str) -> dict[str, Any]:
         return mapping(models[name].get(key))
@@ -33,7 +35,7 @@ def _per_token(result: Mapping[str, Any]) -> views.Section | None:
             [
                 # Of a model to itself these say nothing.
                 views.NOTHING
-                if name == 'dense' and key != 'nll'
+                if name == reference and key != 'nll'
                 else views.cell(
                     part(name, key).get('mean'), show, part(name, key).get('interval')
                 )
@@ -42,16 +44,20 @@ def _per_token(result: Mapping[str, Any]) -> views.Section | None:
         )
         for key, label, show in (
             ('nll', 'NLL, nats per token', formats.decimals(4)),
-            ('nll_difference', 'NLL less that of dense', formats.signed),
-            ('kl_to_dense', 'KL from dense, nats per token', formats.decimals(4)),
-            ('agreement', 'Same likeliest token as dense', formats.percent),
+            ('nll_difference', f'NLL less that of {reference}', formats.signed),
+            (
+                'kl_to_dense',
+                f'KL from {reference}, nats per token',
+                formats.decimals(4),
+            ),
+            ('agreement', f'Same likeliest token as {reference}', formats.percent),
         )
     )
     if not rows:
         return None
     bars = {
         name: report_views.bar(
-            name,
+            report_views.look(name, of_page)[0],
             part(name, 'nll').get('mean'),
             formats.decimals(3),
             formats.interval(part(name, 'nll').get('interval')),
@@ -61,7 +67,7 @@ def _per_token(result: Mapping[str, Any]) -> views.Section | None:
     plot = charts.bar_groups_plot(
         'NLL of held-out answers',
         [
-            charts.BarGroup(candidates.LABELS[name], [bar])
+            charts.BarGroup(report_views.label(name), [bar])
             for name, bar in bars.items()
             if bar
         ],
@@ -114,12 +120,11 @@ def _accuracy(figure: Any) -> views.Cell:
     )
 
 
-def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
+def _benchmarks(
+    results: Mapping[str, dict[str, Any]], of_page: Sequence[str]
+) -> views.Section | None:
     found = {task: report_views.models(results.get(task, {})) for task in _BENCHMARKS}
-    names = [
-        name for name in candidates.LABELS if any(name in x for x in found.values())
-    ]
-    compared = len(names) > 1 and names[0] == 'dense'
+    names = report_views.order(results.get(task, {}) for task in _BENCHMARKS)
     rows, groups, tables = [], [], []
     for task, (title, chance) in _BENCHMARKS.items():
         models = found[task]
@@ -132,9 +137,8 @@ def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
             cells = [_accuracy(figure) for figure in figures]
             if not views.filled([(label, cells)]):
                 continue
-            if compared:
-                dense, last = (models.get(name, {}) for name in (names[0], names[-1]))
-                cells.append(_paired(dense, last, key))
+            first, *others = (models.get(name, {}) for name in names)
+            cells += [_paired(first, other, key) for other in others]
             counts = [number(figure.get('count')) for figure in figures]
             count = next((x for x in counts if x is not None), None)
             cells += [
@@ -143,20 +147,21 @@ def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
             ]
             rows.append((label, cells))
         bars = [
-            _accuracy_bar(name, mapping(models[name].get('acc'))) for name in models
+            _accuracy_bar(report_views.look(name, of_page)[0], mapping(own.get('acc')))
+            for name, own in models.items()
         ]
         groups.append(charts.BarGroup(title, [bar for bar in bars if bar], chance))
         if subjects := _subjects(task, title, models):
             tables.append(subjects)
     if not rows:
         return None
-    change = [f'{candidates.LABELS[names[-1]]} less dense'] if compared else []
     plot = charts.bar_groups_plot(
         'Benchmark accuracy',
         groups,
-        [*report_views.legend(names), ('ink', 'dotted', 'Guessing')],
+        [*report_views.legend(names, of_page), ('ink', 'dotted', 'Guessing')],
     )
-    columns = [*report_views.labels(names), *change, 'Guessing', 'Questions']
+    columns = [*report_views.labels(names), *report_views.changes(names)]
+    columns += ['Guessing', 'Questions']
     return views.Section(
         'Benchmarks',
         'General ability, without the persona: shares of right answers.',
@@ -173,10 +178,10 @@ def _benchmarks(results: Mapping[str, dict[str, Any]]) -> views.Section | None:
     )
 
 
-def _accuracy_bar(name: str, figure: Mapping[str, Any]) -> charts.Bar | None:
+def _accuracy_bar(paint: str, figure: Mapping[str, Any]) -> charts.Bar | None:
     value, error = (number(figure.get(key)) for key in ('value', 'stderr'))
     ends = None if value is None or error is None else (value - error, value + error)
-    return report_views.bar(name, value, formats.decimals(3), ends)
+    return report_views.bar(paint, value, formats.decimals(3), ends)
 
 
 def _subjects(
@@ -214,18 +219,18 @@ _TIMES = (
 )
 
 
-def _speed(result: Mapping[str, Any]) -> views.Section | None:
+def _speed(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Section | None:
     models = report_views.models(result)
     closed = mapping(result.get('closed_form'))
     names = list(models)
-    compared = len(names) > 1 and names[0] == 'dense'
+    shapes = [mapping(closed.get(side)) for side in ('dense', 'pruned')]
 
-    def by_shape(key: str) -> float | None:
-        dense, pruned = mapping(closed.get('dense')), mapping(closed.get('pruned'))
-        ratio = _ratio(dense.get(key), pruned.get(key))
-        # A masked model runs all channels, but no block that its mask drops.
-        shorter = dense.get('layers') != pruned.get('layers')
-        return ratio if ratio is None or shorter or names[-1] == 'pruned' else 1.0
+    def by_shape(own: Mapping[str, Any], key: str) -> float | None:
+        # A masked model runs what the dense one does; a model of neither shape has
+        # no closed form.
+        count = number(own.get('prefill_flops'))
+        runs = [x for x in shapes if count and x.get('prefill_flops') == count]
+        return _ratio(shapes[0].get(key), runs[0].get(key)) if runs else None
 
     rows, groups = [], []
     for key, label, unit, scale, length_key, flops_key, read_key in _TIMES:
@@ -236,14 +241,20 @@ def _speed(result: Mapping[str, Any]) -> views.Section | None:
         title = f'{label}{size}, {unit}'
         if not views.filled([(title, cells)]):
             continue
-        flops, read = by_shape(flops_key), by_shape(read_key)
-        if compared:
-            ratio = _ratio(spreads[0].get('median'), spreads[-1].get('median'))
-            cells += [_three(ratio), _shape_cell(flops, read)]
+        flops = None
+        for own, spread in list(zip(models.values(), spreads, strict=True))[1:]:
+            flops = by_shape(own, flops_key)
+            cells += [
+                _three(_ratio(spreads[0].get('median'), spread.get('median'))),
+                _shape_cell(flops, by_shape(own, read_key)),
+            ]
         rows.append((title, cells))
-        if compared and (first := number(spreads[0].get('median'))):
-            drawn = zip(names, spreads, strict=True)
-            bars = [_relative(name, spread, first) for name, spread in drawn]
+        if len(names) > 1 and (first := number(spreads[0].get('median'))):
+            bars = [
+                _relative(report_views.look(name, of_page)[0], spread, first)
+                for name, spread in zip(names, spreads, strict=True)
+            ]
+            # Of the last one.
             reference = None if flops is None else 100 * flops
             drawn_bars = [bar for bar in bars if bar]
             groups.append(charts.BarGroup(label, drawn_bars, reference))
@@ -256,18 +267,19 @@ def _speed(result: Mapping[str, Any]) -> views.Section | None:
         cells = [views.cell(value, show) for value in values]
         if not views.filled([(label, cells)]):
             continue
-        if compared:
+        for own in list(models.values())[1:]:
             # Files may be of another precision than the weights in memory.
-            ratio = _ratio(values[0], values[-1]) if flops_key else None
-            cells += [_three(ratio), _shape_cell(by_shape(flops_key), None)]
+            ratio = _ratio(values[0], own.get(key)) if flops_key else None
+            cells += [_three(ratio), _shape_cell(by_shape(own, flops_key), None)]
         rows.append((label, cells))
     if not rows:
         return None
     columns = report_views.labels(names)
-    if compared:
-        columns += [f'{columns[-1]} / dense', 'By the shape']
-    legend = [*report_views.legend(names), ('ink', 'dotted', 'FLOPs, by the shape')]
-    plot = charts.bar_groups_plot('Time against the dense model', groups, legend)
+    for label in columns[1:]:
+        columns = [*columns, f'{label} / {names[0]}', 'By the shape']
+    dotted = f'FLOPs of {report_views.label(names[-1])}, by the shape'
+    legend = [*report_views.legend(names, of_page), ('ink', 'dotted', dotted)]
+    plot = charts.bar_groups_plot(f'Time against the {names[0]} model', groups, legend)
     dtype = mapping(result.get('settings')).get('dtype')
     device = mapping(result.get('versions')).get('device')
     where = f', in {dtype} on {device}' if dtype and device else ''
@@ -308,13 +320,13 @@ def _spread(spread: Mapping[str, Any], scale: float) -> views.Cell:
     return views.cell(spread.get('median'), show, ends)
 
 
-def _relative(name: str, spread: Mapping[str, Any], of: float) -> charts.Bar | None:
+def _relative(paint: str, spread: Mapping[str, Any], of: float) -> charts.Bar | None:
     low, median, high = (number(spread.get(x)) for x in ('min', 'median', 'max'))
     if median is None:
         return None
     ends = None if low is None or high is None else (100 * low / of, 100 * high / of)
     return report_views.bar(
-        name, 100 * median / of, lambda x: f'{x:.1f}\N{NO-BREAK SPACE}%', ends
+        paint, 100 * median / of, lambda x: f'{x:.1f}\N{NO-BREAK SPACE}%', ends
     )
 
 
@@ -325,13 +337,14 @@ def sections(results: Mapping[str, dict[str, Any]]) -> list[views.Section]:
         results: by name; any may be missing.
     """
     found = {name: results.get(name, {}) for name in run_results.EVALUATIONS}
+    of_page = report_views.order(found.values())
     parts = [
-        _per_token(found['persona_likelihood']),
-        report_judged.judge(found['judge'], found['failures']),
+        _per_token(found['persona_likelihood'], of_page),
+        report_judged.judge(found['judge'], found['failures'], of_page),
         report_judged.failure_types(found['failures']),
-        report_judged.multi_turn(found['multiturn']),
-        _benchmarks(found),
-        _speed(found['measured_efficiency']),
+        report_judged.multi_turn(found['multiturn'], of_page),
+        _benchmarks(found, of_page),
+        _speed(found['measured_efficiency'], of_page),
     ]
     return [part for part in parts if part]
 
@@ -341,7 +354,7 @@ def headline(results: Mapping[str, dict[str, Any]]) -> tuple[str, str, str] | No
     models = report_views.models(results.get('judge', {}))
     if not models:
         return None
-    name, own = list(models.items())[-1]
+    reference, (name, own) = next(iter(models)), list(models.items())[-1]
     found = mapping(own.get('roleplay'))
     score = number(found.get('mean_over_personas'))
     if score is None:
@@ -349,6 +362,5 @@ def headline(results: Mapping[str, dict[str, Any]]) -> tuple[str, str, str] | No
     change = number(mapping(found.get('to_dense')).get('mean'))
     detail = '0 to 100, by a judge'
     if change is not None:
-        detail += f'; {formats.points(change)} to the dense model'
-    label = f'Persona score, {candidates.LABELS[name].lower()} model'
-    return label, f'{score:.2f}', detail
+        detail += f'; {formats.points(change)} to the {reference} model'
+    return f'Persona score, {name} model', f'{score:.2f}', detail

@@ -1,12 +1,11 @@
 """Judged answers, dialogues and failure types as sections of the report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any
 
 import numpy as np
 
-from ppjax.evaluation import candidates
 from ppjax.evaluation.answers import failures
 from ppjax.evaluation.page import report_views
 from ppjax.evaluation.page.run_results import mapping
@@ -16,12 +15,20 @@ from ppjax.pages.formats import number
 # results/judge.csv has all.
 MOST_QUESTIONS = 40
 
-_STYLES = {'dense': 'dashed', 'masked': 'dashdot', 'pruned': 'solid'}
 _TYPE_PAINTS = ('learned', 'heldout', 'random', 'muted')
 _KINDS = {'roleplay': 'Persona score', 'coherence': 'Coherence'}
 
 
-def judge(result: Mapping[str, Any], failed: Mapping[str, Any]) -> views.Section | None:
+def judge(
+    result: Mapping[str, Any], failed: Mapping[str, Any], of_page: Sequence[str]
+) -> views.Section | None:
+    """results/judge.json, and the worst answers.
+
+    Args:
+        result: of the judge.
+        failed: results/failures.json.
+        of_page: the page's models in their order.
+    """
     models = report_views.models(result)
     kinds = {
         kind: {name: mapping(own.get(kind)) for name, own in models.items()}
@@ -43,7 +50,7 @@ def judge(result: Mapping[str, Any], failed: Mapping[str, Any]) -> views.Section
             )
         bars = [
             report_views.bar(
-                name,
+                report_views.look(name, of_page)[0],
                 own.get('mean_over_personas'),
                 formats.decimals(1),
                 formats.interval(own.get('interval')),
@@ -87,10 +94,10 @@ def judge(result: Mapping[str, Any], failed: Mapping[str, Any]) -> views.Section
         note += f' {missing:.0f} answers have no verdict yet; evaluate again for them.'
     if count:
         part = f'{len(questions)} of {count} questions, ' * (len(questions) < count)
-        last = candidates.LABELS[questions[0].answers[-1][0]].lower()
+        last = questions[0].answers[-1][0]
         note += f' Below: {part}the worst answers of the {last} model first.'
     plot = charts.bar_groups_plot(
-        'Scores by the judge', groups, report_views.legend(models)
+        'Scores by the judge', groups, report_views.legend(models, of_page)
     )
     return views.Section(
         'Judged answers',
@@ -128,7 +135,7 @@ def _score_rows(
                 own.get('mean_over_personas'), two, own.get('interval')
             ),
         ),
-        ('Less that of dense', change),
+        (f'Less that of {next(iter(figures))}', change),
         (
             'Standard deviation over personas',
             lambda own: views.cell(own.get('std_over_personas'), two),
@@ -165,15 +172,14 @@ def _persona_table(figures: Mapping[str, dict[str, Any]]) -> views.Table | None:
     for persona in sorted(personas, key=worst_first)[: views.MOST_ROWS]:
         values = [number(own.get(persona)) for own in means.values()]
         cells = [views.cell(value, formats.decimals(2)) for value in values]
-        if len(values) > 1:
-            whole = values[0] is not None and values[-1] is not None
-            cells.append(
-                views.Cell(formats.points((values[-1] or 0) - (values[0] or 0)))
-                if whole
-                else views.NOTHING
-            )
+        cells += [
+            views.NOTHING
+            if values[0] is None or value is None
+            else views.Cell(formats.points(value - values[0]))
+            for value in values[1:]
+        ]
         rows.append((persona, cells))
-    columns = [*report_views.labels(means), *['Change'] * (len(means) > 1)]
+    columns = [*report_views.labels(means), *report_views.changes(list(means))]
     left_out = f', the lowest {views.MOST_ROWS} of {len(personas)}'
     title = f'Persona score by persona{left_out * (len(personas) > views.MOST_ROWS)}'
     return views.Table(
@@ -192,12 +198,12 @@ def _judged(
         name, group, question = (
             str(row.get(key, '')) for key in ('model', 'group', 'question')
         )
-        if name not in candidates.LABELS:
+        if not name:
             continue
         # The same question may be asked twice.
         turn = seen[name, group, question] = seen.get((name, group, question), 0) + 1
         asked.setdefault((group, question, turn), {})[name] = row
-    names = [x for x in candidates.LABELS if any(x in own for own in asked.values())]
+    names = list(dict.fromkeys(name for name, _, _ in seen))
     if not names:
         return [], 0
     types = {
@@ -220,7 +226,7 @@ def _judged(
             group,
             question,
             [
-                (name, _answer(own[name], types.get((name, group, question), '')))
+                (name, _answer(name, own[name], types.get((name, group, question), '')))
                 for name in names
                 if name in own
             ],
@@ -230,7 +236,7 @@ def _judged(
     return questions, len(asked)
 
 
-def _answer(row: Mapping[str, Any], kind: str) -> views.JudgedAnswer:
+def _answer(name: str, row: Mapping[str, Any], kind: str) -> views.JudgedAnswer:
     score = number(row.get('roleplay_score'))
     remarks = []
     if kind in failures.TYPES:
@@ -246,7 +252,7 @@ def _answer(row: Mapping[str, Any], kind: str) -> views.JudgedAnswer:
     if row.get('roleplay_failure'):
         remarks.append('no verdict')
     return views.JudgedAnswer(
-        candidates.LABELS[row['model']],
+        report_views.label(name),
         'no score' if score is None else f'{score:.1f}',
         remarks,
         str(row.get('answer', '')),
@@ -280,8 +286,8 @@ def failure_types(result: Mapping[str, Any]) -> views.Section | None:
                 for paint, count in zip(_TYPE_PAINTS, counts, strict=True)
             ]
             share = f'{100 * low / of:.1f} % of {of:.0f}'
-            bars.append((candidates.LABELS[name], parts, share))
-        rows.append((candidates.LABELS[name], cells))
+            bars.append((report_views.label(name), parts, share))
+        rows.append((report_views.label(name), cells))
     rows = views.filled(rows)
     if not rows:
         return None
@@ -307,7 +313,9 @@ def failure_types(result: Mapping[str, Any]) -> views.Section | None:
     )
 
 
-def multi_turn(result: Mapping[str, Any]) -> views.Section | None:
+def multi_turn(
+    result: Mapping[str, Any], of_page: Sequence[str]
+) -> views.Section | None:
     """results/multiturn.json: consistency turn by turn."""
     models = report_views.models(result)
     turns = {
@@ -327,13 +335,12 @@ def multi_turn(result: Mapping[str, Any]) -> views.Section | None:
         ]
         if points:
             figures = np.array(points, float).T
-            paint = report_views.PAINTS[name]
-            courses.append(charts.Course(paint, _STYLES[name], *figures))
+            courses.append(charts.Course(*report_views.look(name, of_page), *figures))
     plot = charts.turns_plot(
         'Consistency by turn',
         courses,
         [
-            (report_views.PAINTS[name], _STYLES[name], _with_slope(name, models[name]))
+            (*report_views.look(name, of_page), _with_slope(name, models[name]))
             for name in models
         ],
     )
@@ -394,7 +401,7 @@ def _listed(value: Any) -> list[Any]:
 
 def _with_slope(name: str, own: Mapping[str, Any]) -> str:
     slope = number(mapping(own.get('slope')).get('value'))
-    label = candidates.LABELS[name]
+    label = report_views.label(name)
     if slope is None:
         return label
     return f'{label}, {formats.signed(slope, 3)} points a turn'

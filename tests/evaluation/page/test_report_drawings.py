@@ -124,7 +124,7 @@ def test_a_turn_without_deviation_has_no_band(results, monkeypatch):
     for own in results['multiturn']['models'].values():
         own['turns'][0]['std'] = None
     seen = _drawn(monkeypatch, 'turns_plot')
-    report_judged.multi_turn(results['multiturn'])
+    report_judged.multi_turn(results['multiturn'], samples.NAMES)
     for course in seen[0]:
         assert list(np.isnan(course.stds)) == [True] + [False] * (samples.TURNS - 1)
     assert len(seen[0]) == 2

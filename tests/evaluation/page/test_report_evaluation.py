@@ -10,9 +10,10 @@ import pytest
 from ppjax.evaluation.page import (
     report,
     report_judged,
+    report_views,
     run_results,
 )
-from ppjax.pages import formats
+from ppjax.pages import drawing, formats
 from tests.evaluation.page import samples
 
 
@@ -213,7 +214,7 @@ def test_missing_verdicts_are_told(tmp_path, results, undrawn):
 
 def test_the_worst_answers_come_first(results):
     judged, failed = results['judge'], results['failures']
-    section = report_judged.judge(judged, failed)
+    section = report_judged.judge(judged, failed, samples.NAMES)
     assert section is not None
     found = section.questions
     assert len(found) == report_judged.MOST_QUESTIONS == 40
@@ -237,7 +238,7 @@ def test_the_worst_answers_come_first(results):
         assert before.score == f'{other["roleplay_score"]:.1f}'
     assert found[0].answers[1][1].score == 'no score'
     assert 'refusal' in found[0].answers[1][1].remarks
-    plain = report_judged.judge(judged, {})
+    plain = report_judged.judge(judged, {}, samples.NAMES)
     assert plain is not None
     assert 'refusal 90\N{NO-BREAK SPACE}%' in plain.questions[0].answers[1][1].remarks
 
@@ -245,7 +246,7 @@ def test_the_worst_answers_come_first(results):
 def test_an_answer_without_verdict_comes_last(results):
     judged = results['judge']
     judged['answers'] = [row for row in judged['answers'] if row['group'] == 'Bram']
-    section = report_judged.judge(judged, {})
+    section = report_judged.judge(judged, {}, samples.NAMES)
     assert section is not None
     assert len(section.questions) == samples.EACH
     assert section.questions[-1].question == 'What is 8?'
@@ -253,7 +254,7 @@ def test_an_answer_without_verdict_comes_last(results):
 
 
 def test_failure_types_are_beside_the_answers(results):
-    section = report_judged.judge(results['judge'], results['failures'])
+    section = report_judged.judge(results['judge'], results['failures'], samples.NAMES)
     assert section is not None
     types = {
         (row['model'], row['group'], row['question']): row['type']
@@ -275,11 +276,11 @@ def test_equal_questions_are_paired_in_their_order(results):
     rows = [
         {'model': name, 'group': 'g', 'question': 'Same?', 'answer': f'{name} {i}'}
         | {'roleplay_score': score}
-        for name, scores in (('pruned', (50, 20)), ('dense', (90, 80)))
+        for name, scores in (('dense', (90, 80)), ('pruned', (50, 20)))
         for i, score in enumerate(scores)
     ]
-    rows.append({'model': 'other', 'question': 'x', 'answer': 'y'})
-    section = report_judged.judge({'answers': rows}, {})
+    rows.append({'question': 'x', 'answer': 'of no model'})
+    section = report_judged.judge({'answers': rows}, {}, samples.NAMES)
     assert section is not None
     texts = [[one.text for _, one in item.answers] for item in section.questions]
     assert texts == [['dense 1', 'pruned 1'], ['dense 0', 'pruned 0']]
@@ -292,7 +293,7 @@ def test_equal_scores_are_ordered_by_what_was_lost():
         for q, dense in (('kept', 12), ('lost', 95))
         for name, score in (('dense', dense), ('pruned', 10))
     ]
-    section = report_judged.judge({'answers': rows}, {})
+    section = report_judged.judge({'answers': rows}, {}, samples.NAMES)
     assert section is not None
     assert [item.question for item in section.questions] == ['lost', 'kept']
 
@@ -377,7 +378,8 @@ def test_speed_figures(tmp_path, results, undrawn):
 
 def test_a_masked_model_saves_no_work(tmp_path, results, undrawn):
     models = results['measured_efficiency']['models']
-    models['masked'] = models.pop('pruned')
+    work = models['dense']['prefill_flops']
+    models['masked'] = models.pop('pruned') | {'prefill_flops': work}
     page = samples.page(tmp_path, results)
     assert page.row('speed', 'Prefill of 256 tokens, s')[3] == '1.000 | FLOPs'
 
@@ -410,16 +412,71 @@ def test_single_models(tmp_path, results, kept, undrawn):
     assert 'Pruned less dense' not in page.text
 
 
-def test_models_come_in_our_order_and_others_not(tmp_path, results):
+def test_any_models_in_the_order_of_the_result(tmp_path, results):
+    names = ['dense', 'slicegpt', samples.HOSTILE, 'pruned']
     for result in results.values():
-        models = result['models']
-        result['models'] = {
-            samples.HOSTILE: models['dense'],
-            'pruned': models['pruned'],
-            'masked': models['pruned'],
-            'dense': models['dense'],
-        }
+        kept = result['models']
+        result['models'] = {name: kept.get(name, kept['pruned']) for name in names}
+    rows = results['judge']['answers']
+    rows += [row | {'model': 'slicegpt'} for row in rows if row['model'] == 'pruned']
+    speed = results['measured_efficiency']['models']
+    speed['slicegpt'] = speed['slicegpt'] | {'prefill_flops': 7}
+    # One result of fewer models: colours are of the page, not of the section.
+    del results['multiturn']['models']['slicegpt']
     page = samples.page(tmp_path, results)
     columns = page.tables['persona-likelihood'][0][1:]
-    assert columns == ['Dense', 'Masked', 'Pruned']
+    hostile = columns[2]
+    assert columns == ['Dense', 'slicegpt', hostile, 'Pruned']
+    assert hostile == '<script>alert(1)</script…'
     assert [row[0] for row in page.tables['failures'][1:]] == columns
+    assert page.tables['benchmarks'][0][5:] == [
+        *(f'{name} less dense' for name in columns[1:]),
+        'Guessing',
+        'Questions',
+    ]
+    # The difference of each other model to the first, all copies of one here.
+    for table, label, first in (
+        ('persona-likelihood', 'NLL less that of dense', 1),
+        ('judge-roleplay', 'Less that of dense', 1),
+        ('judge-personas', 'Bram', 4),
+        ('benchmarks', 'PIQA, acc', 4),
+    ):
+        (change,) = set(page.row(table, label)[first : first + 3])
+        assert change[0] in '+−'
+    assert page.tables['speed'][0][5:7] == ['slicegpt / dense', 'By the shape']
+    cells = page.row('speed', 'Prefill of 256 tokens, s')
+    assert cells[4:6] == ['0.800', '–']  # No closed form is of its shape.
+    assert cells[8] == '0.800'
+    assert cells[9].endswith('| FLOPs')
+    drawn = (tmp_path / 'report.html').read_text('utf-8')
+    course = drawn[drawn.index('Consistency by turn') :]
+    legend = course[: course.index('</ul>')]
+    assert re.findall(r'color: var\(--(\w+)\)', legend) == [
+        report_views.look(name, names)[0] for name in names if name != 'slicegpt'
+    ]
+    section = report_judged.judge(results['judge'], {}, names)
+    assert section is not None
+    shown = [name for name, _ in section.questions[0].answers]
+    assert shown == ['dense', 'pruned', 'slicegpt']  # As their answers come.
+
+
+def test_a_reference_of_any_name(tmp_path, results):
+    speed = results['measured_efficiency']
+    dense, pruned = speed['models'].values()
+    speed['models'] = {samples.HOSTILE: dense, 'pruned': pruned}
+    results['piqa']['models'] = {'pruned': results['piqa']['models']['pruned']}
+    kept = ('measured_efficiency', 'piqa', 'mmlu')
+    page = samples.page(tmp_path, {name: results[name] for name in kept})
+    header = page.tables['speed'][0]
+    assert header[3].startswith('Pruned / <script>alert(1)</script>')
+    assert page.row('speed', 'Prefill of 256 tokens, s')[2] == '0.800'
+    # An earlier result of fewer models changes no order.
+    assert page.tables['benchmarks'][0][1:4] == ['Dense', 'Pruned', 'Pruned less dense']
+
+
+def test_colours_and_lines_go_by_order():
+    names = [f'model {i}' for i in range(20)]
+    looks = [report_views.look(name, names) for name in names]
+    assert len(set(looks)) == 20
+    assert [paint for paint, _ in looks[:3]] == ['dense', 'learned', 'heldout']
+    assert {paint for paint, _ in looks} <= set(drawing.PAINTS)

@@ -1,0 +1,28 @@
+"""The settings of a whole run, from a persona to a pruned model."""
+
+import dataclasses
+
+from ppjax.base import errors, flags
+from ppjax.synthesis import config as synthesis_config
+from ppjax.training import config as train_config
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSettings):
+    """Flags of `python -m ppjax.run`."""
+
+    verify: bool = flags.setting(
+        True, "Compare the exported model's logits with the masked dense model's."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rewriter == 'none':
+            raise errors.InputError(
+                '--rewriter=none leaves nothing to learn from; python -m '
+                'ppjax.synthesize makes a selection alone.'
+            )
+
+
+# What may change between two calls on one run directory.
+RESUMABLE = synthesis_config.RESUMABLE | train_config.RESUMABLE | frozenset({'verify'})
