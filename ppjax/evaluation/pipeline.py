@@ -111,13 +111,13 @@ class Evaluation:
             renderer = chat.ChatRenderer(
                 models[0].tokenizer,
                 date=cfg.template_date,
-                vocab_size=min(model.decoder.cfg.vocab_size for model in models),
+                vocab_size=min(model.base.config.vocab_size for model in models),
             )
             examples, dropped = chat.render_rows(
                 renderer,
                 rows,
                 cfg.max_length,
-                positions=min(model.decoder.cfg.max_position for model in models),
+                positions=min(model.base.config.max_position for model in models),
             )
             found = likelihood.measure(
                 models[0],

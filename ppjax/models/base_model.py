@@ -203,7 +203,7 @@ def open_base_model(name: str) -> BaseModel:
     elif not os.path.exists(path):  # False for what no file can be called.
         if not _is_hub_id(name):
             raise errors.InputError(
-                f'--base_model={name} is neither a directory, a .gguf '
+                f'--base_model={name!r} is neither a directory, a .gguf '
                 f'file, a Hub id (owner/model) nor {SMOLLM2!r}.'
             )
         path = _download(name)

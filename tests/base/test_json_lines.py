@@ -21,5 +21,7 @@ def test_what_could_keep_a_reader_waiting_is_refused(tmp_path, spoil):
     spoil(path)
     with pytest.raises(errors.InputError, match='no regular file|symbolic links'):
         json_lines.AppendLog(path)
-    with pytest.raises(errors.InputError, match=r'Rows .*(no regular file|symbolic links)'):
+    with pytest.raises(
+        errors.InputError, match=r'Rows .*(no regular file|symbolic links)'
+    ):
         list(json_lines.read(path, 'Rows'))
