@@ -54,7 +54,7 @@ def settings(chatty_model, tmp_path_factory):
             'steps': 3,
             'heldout_every': 3,
             'checkpoint_every': 1,
-            'score_scale': 0.3,
+            'score_scale': 0.05,
             'shared_steps': 2,
             'shared_score_scale': 0.2,
             'shared_calibration': str(folder / '{persona}-every.jsonl'),
