@@ -3,6 +3,7 @@
 from ppjax import demo
 from ppjax.base import compile_cache, flags, processes, progress
 from ppjax.evaluation.page import report
+from ppjax.recipes import shared_start
 from ppjax.training import config, loop
 
 
@@ -24,7 +25,8 @@ def main(cfg: config.TrainConfig) -> int:
                 progress.say(f'Report: {report.write_report(cfg.output_dir)}')
         return 0
     own = {name: cfg.of_persona(name) for name in cfg.persona_names}
-    masks = loop.learn_masks(cfg, {name: _rows(own[name]) for name in own})
+    learn = shared_start.learn_masks if cfg.shared_steps else loop.learn_masks
+    masks = learn(cfg, {name: _rows(own[name]) for name in own})
     for name, mask in (masks or {}).items() if processes.is_first() else ():
         page = report.write_report(own[name].output_dir)
         progress.say(f'{name}: persona mask {mask}, report {page}')

@@ -37,6 +37,8 @@ _FILL = {
     recovery_config.RecoverConfig: ('run', 'output_dir'),
     sweep_config.SweepConfig: (),
 }
+# Where a name is no value.
+_VALUES = {'judge_url': 'http://judge:8000/v1'}
 _KINDS = {
     'evaluate-paper': evaluation_config.EvaluateConfig,
     'quickstart': recipe_config.RunConfig,
@@ -54,7 +56,7 @@ def _resolve(path: pathlib.Path) -> Any:
     given = path.read_text()
     # Only paper.flags leaves the model open.
     fill = [
-        f'--{name}={name.upper()}'
+        f'--{name}={_VALUES.get(name, name.upper())}'
         for name in _FILL[kind]
         if f'--{name}=' not in given
         and not (name == 'base_model' and 'paper.flags' in given)

@@ -84,7 +84,7 @@ def subset(rows: list[calibration.Row], size: int, seed: int) -> list[calibratio
     return [rows[i] for i in sorted(chosen)]
 
 
-def _question(row: calibration.Row) -> bytes:
+def question(row: calibration.Row) -> bytes:
     """Equal for rows that ask the same, whoever answers and however."""
     turns = [turn for turn in row.messages[:-1] if turn['role'] != 'system']
     # The last words of a longer conversation are seldom a question on their own.
@@ -97,9 +97,9 @@ def _refuse_shared_questions(
     """Raises:
     InputError: if a held-out question is also one to learn from.
     """
-    seen = {_question(row): row.where for row in train_rows}
+    seen = {question(row): row.where for row in train_rows}
     for row in heldout_rows:
-        if where := seen.get(_question(row)):
+        if where := seen.get(question(row)):
             raise errors.InputError(
                 f'{row.where}: the question of this held-out row is also asked in the '
                 f'calibration rows ({where}); it would not measure anything, so remove '

@@ -12,8 +12,10 @@ from ppjax.masking import estimators, score_init
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import decoder
 
-# In --calibration and --heldout, replaced by each of --personas.
+# In --calibration, --heldout and --shared_calibration, replaced by each of --personas.
 PERSONA = '{persona}'
+
+_SHARED_SCORE_SCALE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +181,26 @@ class TrainConfig(LearningSettings):
         'memory.',
     )
 
+    shared_steps: int | None = flags.setting(
+        None,
+        'Of --personas: first learn one mask from all their calibration rows, in so '
+        "many steps, from which each persona's own steps then start; --score_init is "
+        'where that mask starts. Rows that ask what any persona is measured on are '
+        'left out.',
+        within=order.STEPS,
+    )
+    shared_score_scale: float | None = flags.setting(
+        None,
+        'The --score_scale of the shared mask; 0.1 by default.',
+        within='(0, 1000]',
+    )
+    shared_calibration: str | None = flags.setting(
+        None,
+        'What the shared mask learns from, with {persona} for the name; --calibration '
+        'by default.',
+        path=True,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         settings.require(
@@ -190,6 +212,7 @@ class TrainConfig(LearningSettings):
         )
         if not self.calibration:
             raise errors.InputError('--calibration must be given.')
+        self._check_shared()
         if not self.personas:
             return
         for name in self.persona_names:
@@ -199,17 +222,63 @@ class TrainConfig(LearningSettings):
                 )
         if len(set(self.persona_names)) < len(self.persona_names):
             raise errors.InputError(f'--personas={self.personas} names one twice.')
-        for flag in ('calibration', 'heldout'):
+        for flag in ('calibration', 'heldout', 'shared_calibration'):
             if PERSONA not in (getattr(self, flag) or PERSONA):
                 raise errors.InputError(
                     f'--{flag} must hold {PERSONA} where --personas are given, got '
                     f'{getattr(self, flag)!r}.'
                 )
 
+    def _check_shared(self) -> None:
+        """Raises:
+        InputError: if flags of the shared mask would mean nothing.
+        """
+        if self.shared_steps is None:
+            for flag in ('shared_score_scale', 'shared_calibration'):
+                if getattr(self, flag) is not None:
+                    raise errors.InputError(f'--{flag} is for --shared_steps.')
+        elif not self.personas:
+            raise errors.InputError(
+                '--shared_steps is for several --personas, of which each has its own '
+                'mask in the end; for a single mask of all, give several files to '
+                '--calibration.'
+            )
+        elif self.calibration_rows is not None:
+            raise errors.InputError(
+                '--calibration_rows does not go with --shared_steps, whose mask learns '
+                'from all rows.'
+            )
+
+    def of_shared(self) -> 'TrainConfig':
+        """The settings of the mask that all of `personas` start from."""
+        source = self.shared_calibration or self.calibration
+        scale = self.shared_score_scale
+        return dataclasses.replace(
+            self.after_shared(self.score_init),
+            personas=None,
+            calibration=','.join(
+                source.replace(PERSONA, name) for name in self.persona_names
+            ),
+            heldout=None,
+            steps=self.shared_steps,
+            score_scale=_SHARED_SCORE_SCALE if scale is None else scale,
+            output_dir=os.path.join(self.output_dir, 'shared', 'mask'),
+        )
+
+    def after_shared(self, start: str) -> 'TrainConfig':
+        """The settings of the personas' own steps, from the shared mask."""
+        return dataclasses.replace(
+            self,
+            score_init=start,
+            shared_steps=None,
+            shared_score_scale=None,
+            shared_calibration=None,
+        )
+
     def of_persona(self, name: str) -> 'TrainConfig':
         """The settings of one of `personas`' own run, in a directory of its own."""
         return dataclasses.replace(
-            self,
+            self.after_shared(self.score_init),
             personas=None,
             calibration=self.calibration.replace(PERSONA, name),
             heldout=self.heldout and self.heldout.replace(PERSONA, name),

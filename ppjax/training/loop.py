@@ -82,13 +82,17 @@ def learn_mask(
 
 
 def learn_masks(
-    cfg: config_lib.TrainConfig, rows: Mapping[str, TwoSplits]
+    cfg: config_lib.TrainConfig,
+    rows: Mapping[str, TwoSplits],
+    *,
+    stage: str | None = None,
 ) -> dict[str, pathlib.Path] | None:
     """Learns a mask for each of many personas, in one run.
 
     Args:
         cfg: the settings, with `personas`.
         rows: name -> (calibration rows, held-out rows).
+        stage: its name, where it is one of a run of several.
 
     Returns:
         Name -> mask file, or None if `cfg.stop_after` or a SIGTERM came first.
@@ -98,11 +102,8 @@ def learn_masks(
     """
     base = base_model.open_base_model(cfg.base_model)
     mesh = _mesh(cfg, base)
-    datas = {}
-    for name, own in rows.items():
-        progress_lib.say(f'{name}:')
-        datas[name] = _data(cfg, base, own)
-    directory = run_directory.RunDirectory(cfg.output_dir)
+    datas = _datas(cfg, base, rows)
+    directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
     hashes = {
         f'{kind} of {name}': digest
         for name, data in datas.items()
@@ -131,6 +132,27 @@ def learn_masks(
             if not _learn(runs, directory, found, mesh):
                 return None
     return {run.name: run.mask_path for run in runs}
+
+
+def check(cfg: config_lib.TrainConfig, rows: Mapping[str, TwoSplits]) -> None:
+    """What `learn_masks` would refuse of its rows, before what must come first.
+
+    Raises:
+        InputError: as `learn_masks`.
+    """
+    _datas(cfg, base_model.open_base_model(cfg.base_model), rows)
+
+
+def _datas(
+    cfg: config_lib.TrainConfig,
+    base: base_model.BaseModel,
+    rows: Mapping[str, TwoSplits],
+) -> dict[str, data_lib.Data]:
+    datas = {}
+    for name, own in rows.items():
+        progress_lib.say(f'{name}:')
+        datas[name] = _data(cfg, base, own)
+    return datas
 
 
 def _mesh(cfg: config_lib.TrainConfig, base: base_model.BaseModel) -> jax.sharding.Mesh:
