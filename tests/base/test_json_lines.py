@@ -19,7 +19,7 @@ from ppjax.base import errors, json_lines
 def test_what_could_keep_a_reader_waiting_is_refused(tmp_path, spoil):
     path = tmp_path / 'log.jsonl'
     spoil(path)
-    with pytest.raises(errors.InputError, match='no regular file|symbolic links'):
+    with pytest.raises(errors.InputError, match=r'no regular file|symbolic links'):
         json_lines.AppendLog(path)
     with pytest.raises(
         errors.InputError, match=r'Rows .*(no regular file|symbolic links)'

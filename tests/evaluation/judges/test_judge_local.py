@@ -392,6 +392,8 @@ def test_a_tokenizer_of_a_larger_model_is_refused(split):
 def test_a_judge_that_never_ends_is_refused(split, tmp_path):
     tokenizer = copy.deepcopy(split.renderer.tokenizer)
     tokenizer.eos_token = None
+    # Nor does its template end an answer with one.
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     config = split.hf.config.to_dict() | {'eos_token_id': None}
     hf = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
     hf.save_pretrained(tmp_path)
