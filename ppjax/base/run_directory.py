@@ -436,6 +436,11 @@ class RunDirectory:
         """Marks the run as done; a stage leaves that to the run it is part of."""
         self.status(state='running' if self._is_stage else 'done', **changes)
 
+    def paused(self, step: int, total_steps: int) -> None:
+        """Marks the run as one that goes on later, and says so."""
+        self.status(state='paused', step=step, total_steps=total_steps)
+        progress_lib.say(f'Paused after step {step}; the same command goes on.')
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Keeps status.json true to what happens inside."""

@@ -135,8 +135,7 @@ def _finish(
     finally:
         learner.close()
     if done < run.total:
-        run.directory.status(state='paused', step=done, total_steps=run.total)
-        progress_lib.say(f'Paused after step {done}; the same command goes on.')
+        run.directory.paused(done, run.total)
         return False
     if heldout is not None:
         # A run killed between its last checkpoint and here has not measured yet.

@@ -166,9 +166,8 @@ class Joint:
         finally:
             learner.close()
         if done < self.total:
-            self.directory.status(state='paused', step=done, total_steps=self.total)
-            progress_lib.say(f'Paused after step {done}; the same command goes on.')
-            return False
+            self.directory.paused(done, self.total)
+        return False
         for p, (run, heldout) in enumerate(zip(self.runs, heldouts, strict=True)):
             scores = state.scores[p]
             models = references[p]
