@@ -167,7 +167,7 @@ class Joint:
             learner.close()
         if done < self.total:
             self.directory.paused(done, self.total)
-        return False
+            return False
         for p, (run, heldout) in enumerate(zip(self.runs, heldouts, strict=True)):
             scores = state.scores[p]
             models = references[p]
