@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -135,6 +136,9 @@ def answer_losses(
     Returns:
         [B, M] float32, in nats; where `rows.weights` is 0, meaningless.
     """
+    batch, length = rows.tokens.shape
+    chex.assert_shape(rows.segments, (batch, length - prefix))
+    chex.assert_equal_shape([rows.sources, rows.targets, rows.weights, rows.owners])
 
     def states(
         channels: jax.Array | None, blocks: jax.Array | None, remat: str

@@ -1,5 +1,6 @@
 """Where scores start. The paper does not say; ours are options to measure."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +73,7 @@ def activation_scores(
     Returns:
         z [L, F] with mean 0 and standard deviation 1 a layer, float32.
     """
+    chex.assert_shape(w_down, (*square_sums.shape, None))
     rms = jnp.sqrt(square_sums / num_tokens)
     norm = jnp.linalg.norm(w_down.astype(jnp.float32), axis=-1)
     return _standardised(rms * norm)

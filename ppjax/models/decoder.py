@@ -7,6 +7,7 @@ H head dim, F FFN channels, L layers, V vocabulary.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -279,6 +280,13 @@ class Decoder(nnx.Module):
             with a leading [L] axis).
         """
         cfg = self.cfg
+        batch, _ = tokens.shape
+        chex.assert_equal_shape([tokens, positions])
+        if ffn_mask is not None:
+            rows = () if ffn_mask.ndim == 2 else (batch,)
+            chex.assert_shape(ffn_mask, (cfg.num_layers, *rows, cfg.d_ff))
+        if block_mask is not None:
+            chex.assert_shape(block_mask, (cfg.num_layers,))
         rope = rope_lib.rotation(
             positions,
             rope_lib.inverse_frequencies(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -197,6 +198,8 @@ def make_train_step(
         batch: packing.PackedBatch,
         turn: Turn,
     ) -> tuple[TrainState, StepMetrics]:
+        chex.assert_rank(state.scores, 3)
+        chex.assert_equal_shape([*turn])
         model = weights.with_tables_gathered(model)
         mine = jax.tree.map(lambda x: x[turn.persona], state)
         new, metrics = jax.vmap(own_step, in_axes=(0, None, 0, 0))(
