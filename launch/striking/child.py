@@ -126,6 +126,9 @@ def _strike(blow: Blow, filler: pathlib.Path | None) -> None:
         'stop': signal.SIGSTOP,
     }
     os.kill(os.getpid(), signals[blow.kind])
+    if blow.kind != 'interrupt':
+        # Another thread may have taken the signal: until it works, nothing goes on.
+        time.sleep(1)
 
 
 def _run_verb(

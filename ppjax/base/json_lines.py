@@ -1,10 +1,11 @@
 """JSON lines: read with errors that name file and line, and appended durably."""
 
 from collections.abc import Iterator
+import io
 import json
 import os
 import pathlib
-from typing import Any, BinaryIO
+from typing import Any
 
 from ppjax.base import errors, processes, reading
 
@@ -69,7 +70,7 @@ class AppendLog:
                 last is no JSON.
         """
         self._path = pathlib.Path(path)
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
         self.entries: list[Any] = processes.first_decides(self._open)
 
     def _open(self) -> list[Any]:
@@ -84,7 +85,8 @@ class AppendLog:
                 parse(line, f'{self._path}:{number}')
                 for number, line in enumerate(whole.splitlines(), start=1)
             ]
-            self._file = self._path.open('ab')
+            # Without a buffer: what failed to be written is not tried again at the end.
+            self._file = self._path.open('ab', buffering=0)
             if len(whole) != len(data):
                 self._file.truncate(len(whole))
         except OSError as error:
@@ -104,8 +106,9 @@ class AppendLog:
             for value in values
         ]
         try:
-            self._file.write(''.join(lines).encode())
-            self._file.flush()
+            data = ''.join(lines).encode()
+            while data:
+                data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._failed(error) from error

@@ -90,8 +90,15 @@ class Checkpoints:
             raise _failed(error) from error
 
     def close(self) -> None:
-        """Waits and releases the manager's threads."""
-        self._manager.close()
+        """Waits and releases the manager's threads.
+
+        Raises:
+            DiskError: if a save failed.
+        """
+        try:
+            self._manager.close()
+        except (OSError, ValueError) as error:
+            raise _failed(error) from error
 
 
 def _failed(error: Exception) -> errors.DiskError:

@@ -1,6 +1,7 @@
 """What a run records while it runs: JSON lines and event files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import json
 import math
 import pathlib
@@ -32,15 +33,12 @@ class MetricsLog:
         self._known = {(entry['stage'], entry['step']): entry for entry in kept}
         self._log = json_lines.AppendLog(path)
         self._events: Any = None
+        self._folder = run / 'tensorboard'
         if processes.is_first():
-            try:
+            with self._as_disk_error():
                 self._events = tensorboardX.SummaryWriter(
-                    str(run / 'tensorboard'), purge_step=resume_step + 1
+                    str(self._folder), purge_step=resume_step + 1
                 )
-            except OSError as error:
-                raise errors.DiskError(
-                    f'Cannot write {run / "tensorboard"}: {error.strerror}.'
-                ) from error
 
     def has(self, stage: str, step: int) -> bool:
         """Whether there is an entry of a stage after a step."""
@@ -58,18 +56,27 @@ class MetricsLog:
         self._known[stage, step] = entry
         if self._events is None:
             return
-        try:
+        with self._as_disk_error():
             for name, value in values.items():
                 self._events.add_scalar(f'{stage}/{name}', value, step)
-        except OSError as error:
-            raise errors.DiskError(
-                f'Cannot write TensorBoard files: {error.strerror}.'
-            ) from error
 
     def close(self) -> None:
+        """Raises:
+        DiskError: if the disk is full.
+        """
         self._log.close()
         if self._events is not None:
-            self._events.close()
+            with self._as_disk_error():
+                self._events.close()
+
+    @contextlib.contextmanager
+    def _as_disk_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise errors.DiskError(
+                f'Cannot write {self._folder}: {error.strerror}.'
+            ) from error
 
 
 def _keep(path: pathlib.Path, resume_step: int) -> list[dict[str, Any]]:
