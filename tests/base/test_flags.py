@@ -62,9 +62,11 @@ def test_train_config_with_no_default_left_round_trips(tmp_path):
         base_model='dir with spaces/ü',
         calibration='demo:{persona}',
         heldout='{persona}.jsonl',
-        calibration_rows=12,
         personas='ferryman, other',
         personas_per_step=13,
+        shared_steps=14,
+        shared_score_scale=0.7,
+        shared_calibration='{persona}/all.jsonl',
         output_dir='runs/1',
         overwrite=True,
         granularity='blocks',
@@ -95,8 +97,18 @@ def test_train_config_with_no_default_left_round_trips(tmp_path):
         int8_base=True,
     )
     for field in dataclasses.fields(changed):
-        assert getattr(changed, field.name) != field.default, field.name
+        # This one goes without --shared_steps.
+        if field.name != 'calibration_rows':
+            assert getattr(changed, field.name) != field.default, field.name
     assert _round_trip(tmp_path, changed) == changed
+    rows = dataclasses.replace(
+        changed,
+        shared_steps=None,
+        shared_score_scale=None,
+        shared_calibration=None,
+        calibration_rows=12,
+    )
+    assert _round_trip(tmp_path, rows) == rows
 
 
 # A flagfile has one flag a line and strips it; quotes, '#', '=' and '--' are text.
