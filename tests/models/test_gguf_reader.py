@@ -372,7 +372,7 @@ def test_other_quantisations_are_refused_by_type_and_tensor(tmp_path, kind):
 
 def test_files_that_are_not_gguf_are_refused(tmp_path):
     path = tmp_path / 'm.gguf'
-    gguf_files.assert_refused(path, 'No such file')
+    gguf_files.assert_refused(path, 'does not exist')
     path.write_bytes(b'PK\3\4 and so on')
     gguf_files.assert_refused(path, 'GGUF', "b'PK")
     path.write_bytes(b'')

@@ -126,7 +126,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(
     shutil.copytree(tiny_models('llama').path, path)
     (path / name).unlink(missing_ok=True)
     spoil(path / name)
-    with pytest.raises(errors.InputError, match='is no regular file'):
+    with pytest.raises(errors.InputError, match='and no regular file'):
         base_model.open_base_model(str(path))
 
 

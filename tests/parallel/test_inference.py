@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from ppjax import demo, evaluate, synthesize
 from ppjax.base import errors
@@ -132,6 +134,29 @@ def test_two_processes_synthesize_what_one_does(
     assert (two / 'scores.jsonl').read_bytes() == before
 
 
+def _judge_model(chatty_model: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
+    """The model with a head that writes digits and ends, as a judge has to."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(chatty_model)
+    config = transformers.AutoConfig.from_pretrained(chatty_model)
+    config.tie_word_embeddings = False
+    model = transformers.LlamaForCausalLM.from_pretrained(chatty_model, config=config)
+    with torch.no_grad():
+        embedding = model.model.embed_tokens.weight
+        head = torch.nn.Parameter(embedding.detach().clone())
+        # What all tokens have in common, and what digits and the end make of it.
+        embedding[:, 0] = 30.0
+        model.model.norm.weight[0] = 1.0
+        head[:, 0] = 0.0
+        digits = tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)])
+        for token, weight in [*((x, 20.0) for x in digits), (2, 20.5)]:
+            head[token] *= 0.1
+            head[token, 0] = weight
+        model.lm_head.weight = head
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
 def test_evaluation(
     chatty_model: pathlib.Path,
     calibration_files: Any,
@@ -139,6 +164,8 @@ def test_evaluation(
     piqa_file: pathlib.Path,
     tmp_path: pathlib.Path,
 ) -> None:
+    judge = _judge_model(chatty_model, tmp_path / 'judge')
+
     def settings_of(output: pathlib.Path) -> dict[str, Any]:
         return {
             'base_model': str(chatty_model),
@@ -147,7 +174,7 @@ def test_evaluation(
             'tasks': 'likelihood,piqa,judge',
             'piqa': str(piqa_file),
             'judge': 'local',
-            'judge_model': str(chatty_model),
+            'judge_model': str(judge),
             'max_new_tokens': 4,
         }
 
