@@ -321,7 +321,7 @@ def test_a_damaged_score_file_is_named(settings, tmp_path):
         ({'test_size': -1}, r'--test_size must be in \[0, '),
         ({'train_size': 0}, '--train_size must be at least 1'),
         ({'score_layers': '5'}, '--score_layers must be a:b'),
-        ({'rewrite_temperature': float('nan')}, '--rewrite_temperature must not be'),
+        ({'rewrite_temperature': float('nan')}, '--rewrite_temperature must be in'),
     ],
 )
 def test_bad_settings_are_refused(settings, changes, message):
