@@ -103,7 +103,7 @@ def test_measured_once_and_kept_when_a_later_task_fails(
         ({'answer_length': -3}, '--answer_length must be at least 1, got -3'),
         ({'judge_url': 'http://host:65536'}, '--judge_url has port 65536'),
         ({'partner_url': 'http://host:abc'}, '--partner_url is no URL'),
-        ({'seed': -1}, '--seed must not be negative, got -1'),
+        ({'seed': -1}, r'--seed must be in \[0, 2\^32\), got -1'),
         ({'base_model': None}, 'is no run directory; name the models'),
         ({'base_model': None, 'mask': 'm.pmask'}, 'is no run directory'),
         ({'base_model': None, 'model': 'hf', 'mask': 'm'}, '--mask needs --base_model'),
