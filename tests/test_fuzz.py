@@ -8,8 +8,8 @@ import time
 import jax.numpy as jnp
 import pytest
 
+from ppjax import demo
 from ppjax.base import errors
-from ppjax.learning import data
 from ppjax.masking import pmask
 from ppjax.models import base_model, loading
 from ppjax.personas import sources
@@ -42,7 +42,7 @@ def test_whole_inputs_are_read(whole):
         loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
         assert base.tokenizer().encode('ab') == [256]
     assert pmask.load(whole.mask).keep == 16
-    assert len(data.read_rows(str(whole.calibration), split='train')) == 3
+    assert len(demo.read_rows(str(whole.calibration), split='train')) == 3
 
 
 def test_whole_cards_are_read(fuzzing, tmp_path):
