@@ -65,10 +65,8 @@ def test_keep_size_outside_the_layer(chatty_model, calibration_files, tmp_path):
     )
     assert result.returncode == 1
     assert 'outside [1, 40]' in _error_line(result)
-    status = json.loads((tmp_path / 'run' / 'status.json').read_text())
-    assert status['state'] == 'failed'
-    assert 'outside [1, 40]' in status['error']
-    assert not (tmp_path / 'run' / 'mask.pmask').exists()
+    # Nothing was made: the corrected command finds nothing in its way.
+    assert not (tmp_path / 'run').exists()
 
 
 def test_tokenizer_without_template_and_missing_weights(
