@@ -321,6 +321,19 @@ def test_contradictory_flags(settings: dict[str, Any], message: str) -> None:
         export_config.ExportConfig(**settings)
 
 
+def test_who_holds_a_run_without_a_mask_is_said_first(
+    run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / 'mask.pmask').unlink()
+
+    def held(folder: pathlib.Path, **_: Any) -> Any:
+        raise errors.InputError(f'{folder} is in use by process 7.')
+
+    monkeypatch.setattr(story.run_directory.locks, 'held', held)
+    with pytest.raises(errors.InputError, match='in use by process 7'):
+        _export(output_dir=run)
+
+
 def test_runs_that_cannot_be_exported(
     run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

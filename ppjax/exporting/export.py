@@ -56,8 +56,11 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
         with locks.held(output, beside=True):
             _export(cfg, output, None, again=again)
         return 0
-    source_lib.require_run(cfg)
+    if not output.is_dir():
+        source_lib.require_run(cfg)
     with run_directory.visiting(output, makes=(_RECORD,)):
+        # Of a run that is still learning, who holds it is said first.
+        source_lib.require_run(cfg)
         _export(cfg, output / 'hf', output / _RECORD, again=again)
     return 0
 
