@@ -92,7 +92,9 @@ class _Worker:
         self._pipe, other = context.Pipe()
         folder = tempfile.mkdtemp(dir=self._scratch)
         self._process = context.Process(
-            target=_serve, args=(other, self._seed, folder), daemon=True
+            # No daemon, which might have no processes of its own.
+            target=_serve,
+            args=(other, self._seed, folder),
         )
         self._process.start()
         other.close()

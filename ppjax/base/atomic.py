@@ -177,7 +177,8 @@ def directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def write_text(path: str | pathlib.Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with file(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape.
+        temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:

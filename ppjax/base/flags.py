@@ -6,6 +6,7 @@ values, so a verb's settings are defined, documented and checked in one place.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import errno
 import functools
 import os
 import pathlib
@@ -283,12 +284,17 @@ def run(
             app.run(main, flags_parser=parse)
         finally:
             print(end='', flush=True)
-    except BrokenPipeError:
-        if not _nobody_reads():
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            code = _NO_READER
+        elif error.errno == errno.ENOSPC and error.filename is None:
+            print(f'ERROR: standard output: {error.strerror}.', file=sys.stderr)
+            code = 1
+        else:
             raise
         # Python would write what is left at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_NO_READER)
+        sys.exit(code)
 
 
 def _nobody_reads() -> bool:

@@ -106,7 +106,8 @@ class AppendLog:
             for value in values
         ]
         try:
-            data = ''.join(lines).encode()
+            # Half a surrogate pair, which UTF-8 cannot hold, becomes its escape.
+            data = ''.join(lines).encode('utf-8', 'backslashreplace')
             while data:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())

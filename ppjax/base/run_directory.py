@@ -350,6 +350,8 @@ class RunDirectory:
         overwrite: bool,
         makes: Sequence[str],
     ) -> bool:
+        # Repeating the recorded command must never discard the run.
+        config = flags.to_flagfile(settings, omit=('overwrite',))
         atomic.remove_dead(self.path)
         marker = _read_marker(self.path)
         if marker is None and (left := _left(self.path)):
@@ -384,10 +386,7 @@ class RunDirectory:
         _add_to_marker(self.path, makes)
         if not found:
             atomic.write_json(self._inputs, inputs)
-        # Repeating the recorded command must never discard the run.
-        atomic.write_text(
-            self._config, flags.to_flagfile(settings, omit=('overwrite',))
-        )
+        atomic.write_text(self._config, config)
         return found
 
     def _differing(

@@ -303,3 +303,20 @@ def test_a_full_disk_still_says_that_the_run_failed(run, tmp_path, monkeypatch):
         run(work)
     status = json.loads((tmp_path / 'runs' / 'a' / 'status.json').read_text())
     assert (status['state'], status['error']) == ('failed', 'disk full')
+
+
+def test_settings_that_no_flagfile_holds_leave_nothing(run, tmp_path):
+    with pytest.raises(errors.InputError, match='--source must be one line'):
+        run(source='a\nb')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_surrogate_pair_in_a_record_survives(run, tmp_path):
+    run(_make)
+    marker = tmp_path / 'runs' / 'a' / run_directory.MARKER
+    content = json.loads(marker.read_text())
+    marker.write_text(json.dumps(content | {'note': '\ud800', 'makes': []}))
+    assert run()
+    written = json.loads(marker.read_text('utf-8'))
+    assert written['note'] == '\ud800'
+    assert written['makes'] == list(_MAKES)
