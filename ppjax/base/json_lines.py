@@ -54,6 +54,18 @@ def read_value(path: str | pathlib.Path, what: str) -> Any:
     return parse(reading.read_text(path, what).encode(), str(path))
 
 
+def read_object(path: str | pathlib.Path, what: str) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        InputError: if the file cannot be read, or holds something else.
+    """
+    found = read_value(path, what)
+    if isinstance(found, dict):
+        return found
+    raise errors.InputError(f'{path} holds a {type(found).__name__}, wanted an object.')
+
+
 class AppendLog:
     """A file that grows by whole lines and survives being cut short.
 

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -320,3 +322,17 @@ def test_half_a_surrogate_pair_in_a_record_survives(run, tmp_path):
     written = json.loads(marker.read_text('utf-8'))
     assert written['note'] == '\ud800'
     assert written['makes'] == list(_MAKES)
+
+
+@pytest.mark.parametrize('name', ['inputs.json', run_directory.MARKER, 'config.flags'])
+def test_a_record_that_is_a_pipe_keeps_nobody_waiting(run, tmp_path, name):
+    run(_make)
+    path = tmp_path / 'runs' / 'a' / name
+    path.unlink()
+    os.mkfifo(path)
+    # A reader that waits would be let go by one who writes nothing.
+    writer = threading.Timer(5, lambda: path.write_text(''))
+    writer.start()
+    with pytest.raises(errors.InputError, match='is a pipe and no regular file'):
+        run()
+    writer.cancel()
