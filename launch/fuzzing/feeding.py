@@ -15,7 +15,7 @@ from fuzzing import judging, material, readers, runs
 
 TARGETS = readers.TARGETS | runs.TARGETS
 # Native code does not see the alarm; making the whole inputs takes time, too.
-_PATIENCE = judging.PATIENCE + 20
+_PATIENCE = judging.SECONDS + 20
 
 Outcome = tuple[str, list[judging.Finding]]
 
