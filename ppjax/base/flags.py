@@ -94,7 +94,7 @@ def define(settings: type[Any], flag_values: flags.FlagValues = flags.FLAGS) -> 
 
 
 def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Settings:
-    given = {}
+    given: dict[str, Any] = {}
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         given[field.name] = value = flag_values[field.name].value
         if isinstance(value, str) and not field.metadata['may_be_empty']:
