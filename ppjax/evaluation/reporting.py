@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import io
-import json
 import pathlib
 import sys
 from typing import Any
 
-from ppjax.base import atomic, errors, flags, progress, versions
+from ppjax.base import atomic, errors, flags, json_lines, progress, versions
 from ppjax.data import calibration, chat, stop_tokens
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import report, run_results, terminal
@@ -75,10 +74,9 @@ def report_on(cfg: ReportConfig) -> int:
 def _is_current(path: pathlib.Path, settings: Mapping[str, Any]) -> bool:
     """Whether a result of the very same settings is there."""
     try:
-        stored = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError):
+        return json_lines.read_object(path, 'Result').get('settings') == settings
+    except errors.InputError:
         return False
-    return isinstance(stored, dict) and stored.get('settings') == settings
 
 
 def _write_efficiency(
