@@ -54,6 +54,18 @@ def read_value(path: str | pathlib.Path, what: str) -> Any:
     return parse(reading.read_text(path, what).encode(), str(path))
 
 
+def read_object(path: str | pathlib.Path, what: str) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        InputError: if the file cannot be read, or holds something else.
+    """
+    found = read_value(path, what)
+    if isinstance(found, dict):
+        return found
+    raise errors.InputError(f'{path} holds a {type(found).__name__}, wanted an object.')
+
+
 class AppendLog:
     """A file that grows by whole lines and survives being cut short.
 
@@ -106,7 +118,8 @@ class AppendLog:
             for value in values
         ]
         try:
-            data = ''.join(lines).encode()
+            # Half a surrogate pair, which UTF-8 cannot hold, becomes its escape.
+            data = ''.join(lines).encode('utf-8', 'backslashreplace')
             while data:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())

@@ -117,7 +117,6 @@ class _Asking:
         client: with the key in its headers.
         hide: takes the key out of a text.
         limit_name: the name of the limit of tokens in requests.
-        answered: whether there was a chat completion yet.
         failed: rows that failed since the server last dealt with one.
         told: when people were last told of a fault.
         question: one worker at a time asks whether the server is still there.
@@ -128,7 +127,6 @@ class _Asking:
     client: httpx.AsyncClient
     hide: Callable[[str], str]
     limit_name: str = _LIMIT
-    answered: bool = False
     failed: int = 0
     told: float = float('-inf')
     question: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
@@ -198,6 +196,7 @@ class ChatClient:
             multiplier=backoff, max=longest_wait
         ) + tenacity.wait_random(0, backoff)
         self._notify = notify
+        self._answered = False  # Whether there was a chat completion yet.
 
     def ask(self, calls: Sequence[Call]) -> Generator[Answer, None, None]:
         """Answers as they come; rows that the server did not answer are failures.
@@ -357,7 +356,7 @@ class ChatClient:
             # A gateway may hiccup once; what never answers is something else.
             if (
                 isinstance(error, _NoCompletion)
-                and not run.answered
+                and not self._answered
                 and state.attempt_number > min(1, self._retries)
             ):
                 raise Refused(
@@ -410,7 +409,7 @@ class ChatClient:
         status = replies.status_of(response)
         if status == 200:
             if choice := replies.first_choice(response):
-                run.answered = True
+                self._answered = True
                 return choice
             said = replies.short(run.hide(replies.error_of(response)[1])) or 'nothing'
             # Gateways send errors with status 200.

@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import io
-import json
 import pathlib
 import sys
 from typing import Any
 
-from ppjax.base import atomic, errors, flags, progress, versions
+from ppjax.base import atomic, errors, flags, json_lines, progress, versions
 from ppjax.data import calibration, chat, stop_tokens
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import report, run_results, terminal
 from ppjax.masking import apply
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import base_model, generation
+from ppjax.models import masks as masks_lib
 from ppjax.training import config as train_config
 from ppjax.training import trained_run
 
@@ -74,10 +74,9 @@ def report_on(cfg: ReportConfig) -> int:
 def _is_current(path: pathlib.Path, settings: Mapping[str, Any]) -> bool:
     """Whether a result of the very same settings is there."""
     try:
-        stored = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError):
+        return json_lines.read_object(path, 'Result').get('settings') == settings
+    except errors.InputError:
         return False
-    return isinstance(stored, dict) and stored.get('settings') == settings
 
 
 def _write_efficiency(
@@ -169,7 +168,7 @@ def _answer(
         base_model=trained.base_model, mask_path=str(mask), dtype=trained.dtype
     )
     dense_decoder = loaded.decoder
-    if loaded.ffn_mask is None:  # Whole blocks are gone from it.
+    if loaded.decoder.cfg != loaded.base.config:  # Whole blocks are gone from it.
         dense_decoder = apply.load_masked(
             base_model=trained.base_model, dtype=trained.dtype
         ).decoder
@@ -191,14 +190,14 @@ def _answer(
     dense, pruned = (
         generation.generate(
             decoder,
-            ffn_mask,
+            masks,
             [prompts[i] for i in chosen],
             max_new_tokens=cfg.max_new_tokens,
             stop_ids=stops,
         )
-        for decoder, ffn_mask in (
-            (dense_decoder, None),
-            (loaded.decoder, loaded.ffn_mask),
+        for decoder, masks in (
+            (dense_decoder, masks_lib.DENSE),
+            (loaded.decoder, loaded.masks),
         )
     )
 

@@ -59,6 +59,7 @@ class OpenAIJudge:
         self._client = client
         self._numbers_checked = False
         self._gives_logprobs = False
+        self._answered = False
 
     @property
     def identity(self) -> str:
@@ -70,6 +71,9 @@ class OpenAIJudge:
     ) -> Iterator[judge_scoring.Verdict]:
         """Verdicts as they come; what the server did not answer is a failed one.
 
+        Until something was answered, the first request goes alone: whoever finds its
+        verdict to be of no use has paid for no other.
+
         Raises:
             InputError: if the model splits numbers, or as `first_tokens` does.
         """
@@ -77,11 +81,14 @@ class OpenAIJudge:
         split = any(highest > _LAST_DIGIT for _, highest in ranges.values())
         if split and not self._numbers_checked:
             self._check_numbers()
-        with contextlib.closing(self.first_tokens(requests)) as found:
-            for first in found:
-                if first.failure:
-                    yield judge_scoring.failed(first.key, first.failure)
-                else:
+        alone = 0 if self._answered else 1
+        for part in filter(None, (requests[:alone], requests[alone:])):
+            with contextlib.closing(self.first_tokens(part)) as found:
+                for first in found:
+                    if first.failure:
+                        yield judge_scoring.failed(first.key, first.failure)
+                        continue
+                    self._answered = True
                     yield judge_scoring.from_top_tokens(
                         first.key, first.candidates, ranges[first.key]
                     )

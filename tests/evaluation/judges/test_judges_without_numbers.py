@@ -20,7 +20,7 @@ class _Judge:
         self.first = first
         self.log = tmp_path / 'verdicts.jsonl'
         client = client_lib.ChatClient(
-            serve(self._answer), 'tiny', concurrency=1, notify=lambda line: None
+            serve(self._answer), 'tiny', concurrency=8, notify=lambda line: None
         )
         self.judge = judge_openai.OpenAIJudge(client)
 
@@ -64,8 +64,7 @@ def test_it_is_refused_at_the_first_question_with_its_first_token(make, token):
     message = str(caught.value)
     assert f'begins with {token!r} and gives all of them 10% together' in message
     assert 'Turn its reasoning off' in message
-    # Of twenty questions those that were on their way by then.
-    assert len([x for x in judge.asked if not x.startswith(_NUMBER)]) < 6
+    assert [x for x in judge.asked if not x.startswith(_NUMBER)] == ['How good is 0?']
     assert not judge.log.read_text()
 
 
