@@ -1,5 +1,8 @@
 """The learning rate of mask learning and recovery."""
 
+from collections.abc import Callable
+
+import jax
 import optax
 
 
@@ -24,3 +27,13 @@ def make_schedule(
         ],
         [rising],
     )
+
+
+def on_host(schedule: optax.Schedule, num_steps: int) -> Callable[[int], float]:
+    """The same for steps 0 to `num_steps`, computed ahead.
+
+    A schedule asked between two steps waits in the device's queue for the first. One
+    by one: all at a time, XLA rounds some of the cosines to their other neighbour.
+    """
+    rates = jax.device_get([schedule(step) for step in range(num_steps + 1)])
+    return lambda step: float(rates[step])

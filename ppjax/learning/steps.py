@@ -2,6 +2,8 @@
 
 from typing import Any, Protocol, TypeVar
 
+import jax
+
 from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.parallel import preemption
 
@@ -9,7 +11,11 @@ State = TypeVar('State')
 
 
 class Learner(Protocol[State]):
-    """What is done at each step, and what is said of it. Steps count from 1."""
+    """What is done at each step, and what is said of it. Steps count from 1.
+
+    Steps are taken and reported under a guard: what goes from host to device goes
+    by `jax.device_put` or `sharding.spread`.
+    """
 
     def take(self, state: State, step: int) -> tuple[State, Any]:
         """Starts a step; its metrics may still be on the device."""
@@ -57,21 +63,24 @@ def run_steps(
     Raises:
         InputError: for a loss that is not finite, or a full disk.
     """
+    # A host's value that slipped in would be sent at every step, and may wait for it.
+    explicit = jax.transfer_guard('disallow')
+    take, report = explicit(learner.take), explicit(learner.report)
     if first and learner.measures(first):
         learner.measure(first, state)
     done, pending = first, None
     with preemption.noticed() as notice:
         while done < last:
-            state, metrics = learner.take(state, done + 1)
+            state, metrics = take(state, done + 1)
             if pending is not None:
-                learner.report(*pending)
+                report(*pending)
             done += 1
             pending = done, metrics
             if notice.given(done):
                 last = done
             saves = learner.saves_after(done) or done == last
             if saves or learner.measures(done):
-                learner.report(*pending)
+                report(*pending)
                 pending = None
             if saves:
                 checkpoints.save(done, state)
@@ -80,6 +89,6 @@ def run_steps(
             if learner.measures(done):
                 learner.measure(done, state)
         if pending is not None:
-            learner.report(*pending)
+            report(*pending)
         checkpoints.wait()
     return state, done

@@ -268,6 +268,11 @@ def spread(tree: Tree, where: jax.sharding.Sharding) -> Tree:
             if jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
                 return jax.random.wrap_key_data(put(jax.random.key_data(value)))
         own = np.asarray(value)
-        return jax.make_array_from_callback(own.shape, where, lambda index: own[index])
+        parts = where.addressable_devices_indices_map(own.shape)
+        return jax.make_array_from_single_device_arrays(
+            own.shape,
+            where,
+            [jax.device_put(own[index], device) for device, index in parts.items()],
+        )
 
     return jax.tree.map(put, tree)

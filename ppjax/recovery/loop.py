@@ -12,6 +12,7 @@ from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import metrics as metrics_lib
+from ppjax.learning import schedule as schedule_lib
 from ppjax.learning import steps as steps_lib
 from ppjax.models.weights import Weights
 from ppjax.parallel import sharding
@@ -178,6 +179,7 @@ class _Learner:
         self._every = run.cfg.heldout_every or max(
             1, -(-run.total // _HELDOUT_MEASUREMENTS)
         )
+        self._rate = schedule_lib.on_host(run.schedule, run.total)
         self._log = metrics_lib.MetricsLog(run.directory.path, resume_step=first)
         self._progress = progress_lib.Progress('Recovery', last, initial=first)
         if first < last:
@@ -233,7 +235,7 @@ class _Learner:
                 step,
                 loss=fetched.loss,
                 grad_norm=fetched.grad_norm,
-                learning_rate=float(run.schedule(step - 1)),
+                learning_rate=self._rate(step - 1),
                 examples_per_s=len(examples) / spent,
                 answer_tokens_per_s=tokens / spent,
             )

@@ -13,6 +13,7 @@ from ppjax.data import packing
 from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import metrics as metrics_lib
+from ppjax.learning import schedule as schedule_lib
 from ppjax.learning import steps as steps_lib
 from ppjax.masking import pmask, topk
 from ppjax.models import decoder as decoder_lib
@@ -241,6 +242,16 @@ class Joint:
         packed += [jax.tree.map(np.zeros_like, packed[0])] * (self.slots - len(packed))
         return jax.tree.map(lambda *x: np.stack(x), *packed)
 
+    def sent(self, turn: step_lib.Turn) -> tuple[packing.PackedBatch, step_lib.Turn]:
+        """(examples, turn) of one step, on the devices."""
+        batch = self.batch(turn)
+        if self.mesh is None:
+            return jax.device_put((batch, turn))
+        return (
+            sharding.spread(batch, sharding.slot_rows(self.mesh)),
+            sharding.spread(turn, sharding.replicated(self.mesh)),
+        )
+
 
 class _Learner:
     """Steps of mask learning, as `learning.steps` takes them.
@@ -266,7 +277,9 @@ class _Learner:
             chunk=layout.chunk,
             mesh=joint.mesh,
         )
-        self._schedules = [run.schedule for run in joint.runs]
+        self._rates = [
+            schedule_lib.on_host(run.schedule, run.total) for run in joint.runs
+        ]
         self._taken = turns_lib.steps_before(joint.turns, first, len(joint.runs))
         self._logs = [
             metrics_lib.MetricsLog(run.directory.path, resume_step=steps)
@@ -285,9 +298,9 @@ class _Learner:
         joint = self._joint
         chosen = joint.turns[step - 1]
         turn = turns_lib.make_turn(
-            chosen, self._taken, joint.totals, self._schedules, joint.slots
+            chosen, self._taken, joint.totals, self._rates, joint.slots
         )
-        state, metrics = self._step(state, self._model, joint.batch(turn), turn)
+        state, metrics = self._step(state, self._model, *joint.sent(turn))
         for p in chosen:
             self._taken[p] += 1
         return state, (turn, metrics)

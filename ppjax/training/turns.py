@@ -1,9 +1,8 @@
 """Which personas take each step of a run with many: a pure function of the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import optax
 
 from ppjax.training import step as step_lib
 
@@ -46,7 +45,7 @@ def make_turn(
     chosen: Sequence[int],
     taken: Sequence[int],
     totals: Sequence[int],
-    schedules: Sequence[optax.Schedule],
+    rates: Sequence[Callable[[int], float]],
     slots: int,
 ) -> step_lib.Turn:
     """One joint step's turn; slots that stay empty hold personas that sit it out.
@@ -55,7 +54,7 @@ def make_turn(
         chosen: the personas that take the step.
         taken: steps of its own that each persona has taken before.
         totals: steps of each persona's run.
-        schedules: learning rate by step of each persona.
+        rates: learning rate by step of each persona.
         slots: N.
     """
     idle = [persona for persona in range(len(totals)) if persona not in chosen]
@@ -65,7 +64,5 @@ def make_turn(
         active=np.arange(slots) < len(chosen),
         step=np.array([taken[p] for p in personas], np.int32),
         progress=np.array([taken[p] / totals[p] for p in personas], np.float32),
-        learning_rate=np.array(
-            [float(schedules[p](taken[p])) for p in personas], np.float32
-        ),
+        learning_rate=np.array([rates[p](taken[p]) for p in personas], np.float32),
     )

@@ -1,8 +1,12 @@
 """The loop of steps: what is saved, measured and reported, and in which order."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ppjax.learning import steps
+from ppjax.parallel import sharding
 
 
 class _Learner:
@@ -45,10 +49,10 @@ class _Checkpoints:
         self._events.append(('wait', None))
 
 
-def _run(learner, first, last, reuses_state=False):
+def _run(learner, first, last, reuses_state=False, state=None):
     return steps.run_steps(
         learner,
-        first,
+        first if state is None else state,
         first=first,
         last=last,
         checkpoints=_Checkpoints(learner.events),
@@ -98,3 +102,43 @@ def test_a_state_that_the_next_step_overwrites_is_saved_first():
     _run(learner, 0, 3, reuses_state=True)
     at = learner.events.index(('save', 2))
     assert learner.events[at + 1 : at + 3] == [('wait', None), ('take', 3)]
+
+
+_added = jax.jit(jnp.add)
+_ONE = np.ones((), np.float32)
+
+
+class _Sender(_Learner):
+    """Adds to a state on devices what `send` makes of 1, on the host."""
+
+    def __init__(self, send, fetch=jax.device_get):
+        super().__init__()
+        self._send, self._fetch = send, fetch
+
+    def take(self, state, step):
+        return (total := _added(state, self._send(_ONE))), total
+
+    def report(self, step, metrics):
+        assert self._fetch(metrics) == step
+
+    def measures(self, step):
+        return False
+
+
+@pytest.mark.parametrize('text', [None, 'data:8'])
+@pytest.mark.parametrize('send', [lambda x: x, float, jnp.asarray])
+def test_what_slips_into_a_step_is_an_error(send, text):
+    where = jax.devices()[0]
+    if text is not None:
+        where = sharding.replicated(sharding.make_mesh(text, jax.devices()))
+    zero = jax.device_put(np.zeros((), np.float32), where)
+    explicit = _Sender(lambda x: jax.device_put(x, where))
+    assert _run(explicit, 0, 3, state=zero) == (3, 3)
+    with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+        _run(_Sender(send), 0, 3, state=zero)
+
+
+def test_what_slips_into_a_report_is_an_error():
+    learner = _Sender(jax.device_put, fetch=lambda x: float(x + 1) - 1)
+    with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+        _run(learner, 0, 3, state=jax.device_put(np.zeros((), np.float32)))
