@@ -189,7 +189,7 @@ def test_decode_is_what_xla_counts(wide):
 
     def step(model, cache, tokens):
         hidden, cache, _ = model(
-            tokens, tokens, None, attention.Cached(tokens), cache=cache
+            tokens, tokens, masks_lib.DENSE, attention.Cached(tokens), cache=cache
         )
         return model.unembed(hidden), cache
 
