@@ -10,6 +10,7 @@ from ppjax.evaluation.dialogues import speakers
 from ppjax.evaluation.judges import judge_local, judge_openai, judge_scoring
 from ppjax.models import base_model, loading
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 
 # The partner's part of a dialogue is a few sentences a turn.
@@ -60,7 +61,7 @@ class HelperModels:
         base, renderer, decoder = self._local(cfg.partner_model, 'partner')
         return speakers.LocalSpeaker(
             decoder,
-            None,
+            masks_lib.DENSE,
             renderer,
             stop_tokens.stop_ids(base.generation_config(), renderer.tokenizer),
             weights=f'{base.fingerprint()} {cfg.dtype}',

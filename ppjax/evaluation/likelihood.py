@@ -21,6 +21,7 @@ from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import apply
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import execution, sharding
 
 # Answer tokens whose logits, of two models, exist at a time.
@@ -45,18 +46,14 @@ class ModelLikelihood:
     tokens: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=('prefix', 'chunk'))
+@functools.partial(jax.jit, static_argnames='shape')
 def _states(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
-    rows: loss_lib.Rows,
-    *,
-    prefix: int,
-    chunk: int,
+    masks: masks_lib.Masks,
+    rows: packing.PackedBatch,
+    shape: packing.PackedShape,
 ) -> jax.Array:
-    return loss_lib.answer_states(
-        model, ffn_mask, rows, prefix=prefix, chunk=chunk, remat='none'
-    )
+    return loss_lib.answer_states(model, masks, rows, shape, remat='none')
 
 
 @jax.jit
@@ -109,30 +106,28 @@ def measure(
     Raises:
         InputError: if a model gives what is no number.
     """
-    prefix = packing.common_prefix(examples)
     order = heldout_lib.even_batches(examples, batch_size)
     mesh = sharding.lies_on(dense.decoder)
-    layout = packing.plan_layout(
+    shape = packing.plan_shape(
         examples,
         order,
-        prefix=prefix,
+        prefix=packing.common_prefix(examples),
         rows=1 if mesh is None else sharding.row_shards(mesh),
     )
 
     call = functools.partial(execution.call, mesh)
-    run = functools.partial(call, _states, prefix=len(prefix), chunk=layout.chunk)
+    run = functools.partial(call, _states, shape=shape)
     sums = np.zeros((len(models), 3, len(examples)))
     for done, batch in enumerate(order):
         progress(done, len(order))
-        packed = packing.pack(examples, batch, layout)
-        rows = loss_lib.Rows(*(x[0] for x in packed))
+        rows = packing.pack(examples, batch, shape).first()
         placed = rows if mesh is None else sharding.shard_rows(rows, mesh)
         real = np.asarray(rows.weights) > 0
         owners = batch[np.asarray(rows.owners)[real]]
-        before = run(dense.decoder, dense.ffn_mask, placed)
+        before = run(dense.decoder, dense.masks, placed)
         flat = (-1, before.shape[-1])
         for own, model in zip(sums, models, strict=True):
-            after = run(model.decoder, model.ffn_mask, placed)
+            after = run(model.decoder, model.masks, placed)
             found = call(
                 _compare,
                 dense.decoder,

@@ -1,30 +1,16 @@
 """Losses of answer tokens (paper, Eq. 6), without [B, T, V] logits."""
 
-from typing import NamedTuple
-
-import chex
 import jax
 import jax.numpy as jnp
 
-from ppjax.models import attention
+from ppjax.data import packing
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 OBJECTIVES = ('ce', 'kl', 'ce+kl')
 
 # Answer tokens whose logits exist at a time. 256 x 49,152 x 4 bytes = 50 MB.
 _UNEMBED_CHUNK = 256
-
-
-class Rows(NamedTuple):
-    """One micro-batch of `data.packing.PackedBatch`; the same without [A]."""
-
-    tokens: jax.Array
-    positions: jax.Array
-    segments: jax.Array
-    sources: jax.Array
-    targets: jax.Array
-    weights: jax.Array
-    owners: jax.Array
 
 
 def token_losses(
@@ -83,13 +69,11 @@ def token_losses(
 
 def answer_states(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
-    rows: Rows,
+    masks: masks_lib.Masks,
+    rows: packing.PackedBatch,
+    shape: packing.PackedShape,
     *,
-    prefix: int,
-    chunk: int,
     remat: str,
-    block_mask: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states that predict the answer tokens of packed rows.
 
@@ -98,90 +82,49 @@ def answer_states(
     Returns:
         [B, M, D] after the final norm.
     """
-    attend = attention.Packed(prefix, chunk, rows.segments)
+    shape.check(rows)
     hidden, _, _ = model(
         rows.tokens,
         rows.positions,
-        ffn_mask,
-        attend,
+        masks,
+        shape.attend(rows.segments),
         remat=remat,
-        block_mask=block_mask,
     )
     return jnp.take_along_axis(hidden, rows.sources[:, :, None], axis=1)
 
 
 def answer_losses(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
-    rows: Rows,
+    masks: masks_lib.Masks,
+    rows: packing.PackedBatch,
+    shape: packing.PackedShape,
     *,
-    prefix: int,
-    chunk: int,
     remat: str,
     objective: str,
-    block_mask: jax.Array | None = None,
 ) -> jax.Array:
     """The loss at every answer token of packed rows.
 
     Args:
         model: the frozen decoder.
-        ffn_mask: [L, F], or None for all channels.
+        masks: what of it is masked.
         rows: one micro-batch; B rows of M answer tokens.
-        prefix: P, static.
-        chunk: C, static.
+        shape: of the batch, static.
         remat: see `Decoder.__call__`.
         objective: see `token_losses`. With `kl`, the dense model runs too.
-        block_mask: [L], or None for all blocks.
 
     Returns:
         [B, M] float32, in nats; where `rows.weights` is 0, meaningless.
     """
-    batch, length = rows.tokens.shape
-    chex.assert_shape(rows.segments, (batch, length - prefix))
-    chex.assert_equal_shape([rows.sources, rows.targets, rows.weights, rows.owners])
 
-    def states(
-        channels: jax.Array | None, blocks: jax.Array | None, remat: str
-    ) -> jax.Array:
-        found = answer_states(
-            model,
-            channels,
-            rows,
-            prefix=prefix,
-            chunk=chunk,
-            remat=remat,
-            block_mask=blocks,
-        )
+    def states(masks: masks_lib.Masks, remat: str) -> jax.Array:
+        found = answer_states(model, masks, rows, shape, remat=remat)
         return found.reshape(-1, found.shape[-1])
 
     flat = token_losses(
         model,
-        states(ffn_mask, block_mask, remat),
+        states(masks, remat),
         rows.targets.reshape(-1),
-        states(None, None, 'none') if 'kl' in objective else None,
+        states(masks_lib.DENSE, 'none') if 'kl' in objective else None,
         objective=objective,
     )
     return flat.reshape(rows.targets.shape)
-
-
-def answer_nll(
-    model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
-    rows: Rows,
-    *,
-    prefix: int,
-    chunk: int,
-    remat: str,
-    block_mask: jax.Array | None = None,
-) -> jax.Array:
-    """-log p of every answer token of packed rows; see `answer_losses`."""
-    return answer_losses(
-        model,
-        ffn_mask,
-        rows,
-        prefix=prefix,
-        chunk=chunk,
-        remat=remat,
-        objective='ce',
-        block_mask=block_mask,
-    )

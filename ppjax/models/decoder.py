@@ -1,4 +1,4 @@
-"""The decoder of Llama and Qwen: a frozen function of tokens and an FFN mask.
+"""The decoder of Llama and Qwen: a frozen function of tokens and masks.
 
 Axis letters: B batch rows, T tokens, D model width, N query heads, K kv heads,
 H head dim, F FFN channels, L layers, V vocabulary.
@@ -13,8 +13,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from ppjax.models import attention, int8, products
+from ppjax.models import attention, products
 from ppjax.models import config as config_lib
+from ppjax.models import masks as masks_lib
+from ppjax.models import matrix as matrix_lib
 from ppjax.models import rope as rope_lib
 from ppjax.parallel import execution
 
@@ -53,18 +55,16 @@ class DecoderBlock(nnx.Module):
         key: Any,
         int8_matrices: bool = False,
     ):
-        """Random weights; with `int8_matrices` each matrix has a scale beside it."""
+        """Random weights; see `Decoder`."""
         keys = iter(jax.random.split(key, 16))
         d, f, h = cfg.d_model, cfg.d_ff, cfg.head_dim
         n, kv = cfg.num_heads, cfg.num_kv_heads
 
-        def weight(*shape: int) -> tuple[nnx.Param, nnx.Param | None]:
-            scale = shape[0] ** -0.5
-            noise = jax.random.normal(next(keys), shape, jnp.float32) * scale
-            if not int8_matrices:
-                return nnx.Param(noise.astype(dtype)), None
-            values, scales = int8.quantise(noise)
-            return nnx.Param(values), nnx.Param(scales)
+        def matrix(*shape: int) -> matrix_lib.Matrix:
+            noise = jax.random.normal(next(keys), shape, jnp.float32)
+            return matrix_lib.Matrix(
+                noise * shape[0] ** -0.5, dtype=dtype, int8=int8_matrices
+            )
 
         def bias(used: bool, *shape: int) -> nnx.Param | None:
             return nnx.Param(jnp.zeros(shape, dtype)) if used else None
@@ -74,10 +74,10 @@ class DecoderBlock(nnx.Module):
 
         self.cfg = cfg
         self.attn_norm = nnx.Param(jnp.ones((d,), dtype))
-        self.w_q, self.w_q_scale = weight(d, n * h)
-        self.w_k, self.w_k_scale = weight(d, kv * h)
-        self.w_v, self.w_v_scale = weight(d, kv * h)
-        self.w_o, self.w_o_scale = weight(n * h, d)
+        self.w_q = matrix(d, n * h)
+        self.w_k = matrix(d, kv * h)
+        self.w_v = matrix(d, kv * h)
+        self.w_o = matrix(n * h, d)
         self.b_q = bias(cfg.qkv_bias, n * h)
         self.b_k = bias(cfg.qkv_bias, kv * h)
         self.b_v = bias(cfg.qkv_bias, kv * h)
@@ -85,9 +85,9 @@ class DecoderBlock(nnx.Module):
         self.q_norm = scale(cfg.qk_norm, h)
         self.k_norm = scale(cfg.qk_norm, h)
         self.ffn_norm = nnx.Param(jnp.ones((d,), dtype))
-        self.w_gate, self.w_gate_scale = weight(d, f)
-        self.w_up, self.w_up_scale = weight(d, f)
-        self.w_down, self.w_down_scale = weight(f, d)
+        self.w_gate = matrix(d, f)
+        self.w_up = matrix(d, f)
+        self.w_down = matrix(f, d)
         self.b_gate = bias(cfg.mlp_bias, f)
         self.b_up = bias(cfg.mlp_bias, f)
         self.b_down = bias(cfg.mlp_bias, d)
@@ -95,7 +95,7 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        ffn_mask: jax.Array | None,
+        channels: jax.Array | None,
         rope: tuple[jax.Array, jax.Array],
         attend: attention.Attend,
         cache: Any,
@@ -108,7 +108,7 @@ class DecoderBlock(nnx.Module):
             rms_norm(x, self.attn_norm[...], eps), rope, attend, cache, adapters
         )
         x = x + attended
-        y, hidden = self.ffn(rms_norm(x, self.ffn_norm[...], eps), ffn_mask, adapters)
+        y, hidden = self.ffn(rms_norm(x, self.ffn_norm[...], eps), channels, adapters)
         return x + y, hidden, cache
 
     def attention(
@@ -140,7 +140,7 @@ class DecoderBlock(nnx.Module):
         return self._linear('w_o', flat, self.b_o, adapters), cache
 
     def ffn(
-        self, x: jax.Array, ffn_mask: jax.Array | None, adapters: Adapters
+        self, x: jax.Array, channels: jax.Array | None, adapters: Adapters
     ) -> tuple[jax.Array, jax.Array]:
         """SwiGLU with masked channels (paper, Eq. 4).
 
@@ -148,7 +148,7 @@ class DecoderBlock(nnx.Module):
 
         Args:
             x: [B, T, D].
-            ffn_mask: [F], [B, F] for one mask a row, or None for the dense model.
+            channels: their mask [F], [B, F] for one a row, or None for all.
             adapters: of any of the three weights.
 
         Returns:
@@ -157,30 +157,17 @@ class DecoderBlock(nnx.Module):
         gate = self._linear('w_gate', x, self.b_gate, adapters)
         up = self._linear('w_up', x, self.b_up, adapters)
         hidden = jax.nn.silu(gate) * up
-        if ffn_mask is None:
+        if channels is None:
             kept = hidden
         else:
-            per_row = jnp.atleast_2d(ffn_mask)[:, None, :]  # [1 or B, 1, F]
+            per_row = jnp.atleast_2d(channels)[:, None, :]  # [1 or B, 1, F]
             kept = products.scaled(hidden, per_row)
         return self._linear('w_down', kept, self.b_down, adapters), hidden
-
-    def matrix(self, name: str) -> jax.Array:
-        """A weight [..., in, out] as it is computed with; float32 if it is int8."""
-        values = getattr(self, name)[...]
-        scale = getattr(self, f'{name}_scale')
-        return values if scale is None else int8.dequantise(values, scale[...])
 
     def _linear(
         self, name: str, x: jax.Array, b: nnx.Param | None, adapters: Adapters
     ) -> jax.Array:
-        w, scale = getattr(self, name)[...], getattr(self, f'{name}_scale')
-        if scale is None:
-            y = products.product('btd,df->btf', x, w)
-        else:
-            # Scaled after the product, so that int8 is what devices send each other.
-            y = products.product('btd,df->btf', x, w.astype(x.dtype), jnp.float32)
-            y = (y * scale[...][None, None, :]).astype(x.dtype)
-        y = checkpoint_name(y, _PRODUCT)
+        y = checkpoint_name(getattr(self, name).product(x), _PRODUCT)
         if name in adapters:
             down, up = adapters[name]
             narrow = products.product('btd,dr->btr', x.astype(down.dtype), down)
@@ -230,7 +217,7 @@ class Decoder(nnx.Module):
             cfg: the constants.
             dtype: of weights and activations.
             key: of the draw.
-            int8_matrices: whether the blocks' matrices are int8 (`models.int8`).
+            int8_matrices: whether the blocks' matrices are int8 (`models.matrix`).
         """
         embed_key, head_key, block_key = jax.random.split(key, 3)
 
@@ -252,41 +239,33 @@ class Decoder(nnx.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        ffn_mask: jax.Array | None,
+        masks: masks_lib.Masks,
         attend: attention.Attend,
         *,
         cache: attention.KVCache | None = None,
         remat: str = 'none',
         tap: Tap | None = None,
         adapters: Adapters | None = None,
-        block_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Any, Any]:
         """Runs all blocks.
 
         Args:
             tokens: [B, T] token ids.
             positions: [B, T] RoPE positions.
-            ffn_mask: [L, F] for one persona, [L, B, F] for one persona a row, or
-                None for the dense model.
+            masks: what counts as deleted; `masks.DENSE` for the dense model.
             attend: the attention pattern.
             cache: of the patterns that have one, or None.
             remat: what the backward pass recomputes; one of `REMAT`.
             tap: what to keep of every block; see `Tap`.
             adapters: with a leading [L] axis, or None; see `Adapters`.
-            block_mask: [L]; a zero equals deleting the block, attention and FFN.
 
         Returns:
             (hidden states after the final norm [B, T, D], cache, what `tap` kept
             with a leading [L] axis).
         """
         cfg = self.cfg
-        batch, _ = tokens.shape
         chex.assert_equal_shape([tokens, positions])
-        if ffn_mask is not None:
-            rows = () if ffn_mask.ndim == 2 else (batch,)
-            chex.assert_shape(ffn_mask, (cfg.num_layers, *rows, cfg.d_ff))
-        if block_mask is not None:
-            chex.assert_shape(block_mask, (cfg.num_layers,))
+        masks.check(cfg, rows=len(tokens))
         rope = rope_lib.rotation(
             positions,
             rope_lib.inverse_frequencies(
@@ -297,18 +276,18 @@ class Decoder(nnx.Module):
 
         def layer(carry: Any, scanned: Any) -> tuple[Any, Any]:
             x, cache = carry
-            number, block, mask, share, low_rank = scanned
+            number, block, own_masks, low_rank = scanned
             own = None if cache is None else attention.LayerCache(cache, number)
-            y, hidden, own = block(x, mask, rope, attend, own, low_rank)
-            if share is not None:
-                y = _blend(x, y, share)
+            y, hidden, own = block(x, own_masks.channels, rope, attend, own, low_rank)
+            if own_masks.blocks is not None:
+                y = _blend(x, y, own_masks.blocks)
             y = execution.spread_rows(y)
             cache = None if own is None else own.whole
             return (y, cache), None if tap is None else tap(x, y, hidden)
 
         body = _rematerialised(layer, remat)
         numbers = jnp.arange(cfg.num_layers)
-        scanned = (numbers, self.blocks, ffn_mask, block_mask, adapters)
+        scanned = (numbers, self.blocks, masks, adapters)
         (x, cache), taps = jax.lax.scan(body, (x, cache), scanned)
         return rms_norm(x, self.final_norm[...], cfg.norm_eps), cache, taps
 

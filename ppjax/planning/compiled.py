@@ -13,7 +13,6 @@ import numpy as np
 from ppjax.data import packing
 from ppjax.masking import topk
 from ppjax.models import config as config_lib
-from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights as weights_lib
 from ppjax.parallel import sharding
 from ppjax.planning import collectives, step_shape
@@ -66,7 +65,7 @@ class Fit:
         temporaries: bytes of activations and other intermediate results.
         available: bytes that a program may use, if the compiler or the chip says.
         traffic: kind of collective -> how many and how much.
-        layout: how the examples are packed.
+        packed: how the examples are packed.
         seconds: that compiling took.
     """
 
@@ -77,7 +76,7 @@ class Fit:
     temporaries: int | None
     available: int | None
     traffic: dict[str, collectives.Traffic]
-    layout: packing.Layout
+    packed: packing.PackedShape
     seconds: float
 
 
@@ -102,7 +101,7 @@ def compile_step(
     """
     mesh = sharding.make_mesh(wanted.mesh, list(devices))
     examples = wanted.shape.examples(cfg.vocab_size)
-    layout = wanted.shape.layout(
+    packed = wanted.shape.packed(
         examples,
         rows=sharding.row_shards(mesh),
         micro_batches=wanted.micro_batches,
@@ -116,10 +115,8 @@ def compile_step(
         remat=wanted.remat,
         seed=0,
     )
-    step = step_lib.make_train_step(
-        learning, prefix=len(layout.prefix), chunk=layout.chunk, mesh=mesh
-    )
-    batch = packing.pack(examples, np.arange(wanted.shape.batch), layout)
+    step = step_lib.make_train_step(learning, packed, mesh=mesh)
+    batch = packing.pack(examples, np.arange(wanted.shape.batch), packed)
     args = _arguments(cfg, mesh, learning, batch, wanted)
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args[1]))
     began = time.monotonic()
@@ -131,7 +128,7 @@ def compile_step(
         needed, limit = _told(str(error))
         spent = time.monotonic() - began
         return Fit(
-            False, weights, needed, None, None, limit or available, {}, layout, spent
+            False, weights, needed, None, None, limit or available, {}, packed, spent
         )
     spent = time.monotonic() - began
     memory = program.memory_analysis()
@@ -149,7 +146,7 @@ def compile_step(
         temporaries,
         available,
         collectives.of_program(program.as_text()),
-        layout,
+        packed,
         spent,
     )
 
@@ -179,15 +176,7 @@ def _arguments(
 
         return jax.tree.map(place, tree)
 
-    model = jax.eval_shape(
-        lambda: decoder_lib.Decoder(
-            cfg,
-            dtype=jnp.dtype(wanted.dtype),
-            key=jax.random.key(0),
-            int8_matrices=wanted.int8_base,
-        )
-    )
-    weights = weights_lib.weights_of(model)
+    weights = weights_lib.abstract(cfg, jnp.dtype(wanted.dtype), wanted.int8_base)
     weights = jax.tree.map(placed, weights, sharding.shardings(weights, mesh))
     state = jax.eval_shape(
         lambda: step_lib.init_state(

@@ -14,6 +14,7 @@ from ppjax.learning import measure as measure_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import score_init
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import matrix as matrix_lib
 
 # Statistics of channels and blocks settle long before this many examples.
 _EXAMPLES = 128
@@ -25,10 +26,9 @@ _AT_A_TIME = 8
 
 @jax.jit
 def _activation_scores(
-    square_sums: jax.Array, num_tokens: jax.Array, blocks: decoder_lib.DecoderBlock
+    square_sums: jax.Array, num_tokens: jax.Array, w_down: matrix_lib.Matrix
 ) -> jax.Array:
-    w_down = blocks.matrix('w_down')
-    return score_init.activation_scores(square_sums, num_tokens, w_down)
+    return score_init.activation_scores(square_sums, num_tokens, w_down.dense())
 
 
 class Starts:
@@ -39,20 +39,19 @@ class Starts:
         examples: Sequence[chat.Example],
         common: int,
         order: list[np.ndarray],
-        layout: packing.Layout,
+        shape: packing.PackedShape,
         granularity: granularity_lib.Granularity,
         mesh: jax.sharding.Mesh | None,
     ):
         """See `of_personas`; `common` is the length of the persona's whole prefix."""
         self._examples, self._common = examples, common
-        self._order, self._layout = order, layout
+        self._order, self._shape = order, shape
         self._granularity, self._mesh = granularity, mesh
 
     @classmethod
     def of_personas(
         cls,
         sets: Sequence[Sequence[chat.Example]],
-        prefixes: Sequence[tuple[int, ...]],
         *,
         seed: int,
         granularity: granularity_lib.Granularity = granularity_lib.CHANNELS,
@@ -62,7 +61,6 @@ class Starts:
 
         Args:
             sets: each persona's calibration examples, of which some are drawn.
-            prefixes: that these start with.
             seed: of the draw.
             granularity: what has scores.
             mesh: the devices of the model to come; None for one.
@@ -71,11 +69,13 @@ class Starts:
         for examples in sets:
             chosen = np.random.default_rng(seed).permutation(len(examples))
             drawn.append([examples[i] for i in chosen[:_EXAMPLES]])
-        batches, layouts = heldout_lib.packed_batches(drawn, prefixes, _AT_A_TIME, mesh)
-        common = [len(prefix) for prefix in prefixes]
+        common = [packing.common_prefix(examples) for examples in sets]
+        batches, shape = heldout_lib.packed_batches(
+            drawn, min(common), _AT_A_TIME, mesh
+        )
         return [
-            cls(*own, granularity, mesh)
-            for own in zip(drawn, common, batches, layouts, strict=True)
+            cls(*own, shape, granularity, mesh)
+            for own in zip(drawn, common, batches, strict=True)
         ]
 
     def _sums(
@@ -87,7 +87,7 @@ class Starts:
         total: np.ndarray | float = 0.0
         count, done = 0.0, 0
         for batch in self._order:
-            packed = packing.pack(self._examples, batch, self._layout)
+            packed = packing.pack(self._examples, batch, self._shape)
             part, weight = sums(packed, len(batch))
             total, count = total + np.asarray(part, np.float64), count + float(weight)
             done += len(batch)
@@ -99,8 +99,7 @@ class Starts:
         """From how much each channel adds to the residual stream, or a block turns it."""
         of_blocks = self._granularity is granularity_lib.BLOCKS
         sums = measure_lib.make_tap_sums(
-            len(self._layout.prefix),
-            self._layout.chunk,
+            self._shape,
             score_init.cosine_sum_tap if of_blocks else score_init.square_sum_tap,
             self._mesh,
         )
@@ -112,14 +111,14 @@ class Starts:
             return score_init.influence_scores(found, tokens)
         # Compiled: no device need hold more than its part of the weights. From NumPy:
         # what lies on one process's device alone does not go with a mesh of several.
-        scores = _activation_scores(np.asarray(found), np.asarray(tokens), model.blocks)
+        w_down = model.blocks.w_down
+        scores = _activation_scores(np.asarray(found), np.asarray(tokens), w_down)
         return jnp.asarray(processes.fetch(scores))
 
     def taylor(self, model: decoder_lib.Decoder, remat: str) -> jax.Array:
         """From the loss's gradient with respect to the mask of the dense model."""
         squares = measure_lib.make_gradient_squares(
-            len(self._layout.prefix),
-            self._layout.chunk,
+            self._shape,
             remat,
             self._granularity,
             self._mesh,

@@ -16,13 +16,11 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
-
 from ppjax.base import errors, json_lines
 from ppjax.data import calibration, chat
 from ppjax.models import batch_generation
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.personas import evaluation_set, inputs, prompts
 
 # The limit of the paper's evaluation.
@@ -159,7 +157,7 @@ def questions_of_rows(
 
 def answer_all(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     renderer: chat.ChatRenderer,
     stop_ids: Iterable[int],
     questions: Sequence[Question],
@@ -177,7 +175,7 @@ def answer_all(
 
     Args:
         model: the decoder.
-        ffn_mask: [L, F], or None for the model as it is.
+        masks: what of it is masked.
         renderer: its chat template.
         stop_ids: the tokens that end an answer.
         questions: in any order.
@@ -195,7 +193,7 @@ def answer_all(
             written. What was logged stays.
     """
     stops = sorted(set(stop_ids))
-    settings = [identity, _mask_hash(ffn_mask), stops, max_new_tokens]
+    settings = [identity, masks.digest(), stops, max_new_tokens]
     keys: list[str] = []
     failures: dict[str, str] = {}
     asked: dict[str, tuple[Question, list[int]]] = {}
@@ -225,7 +223,7 @@ def answer_all(
         todo = [key for key in asked if key not in done]
         for answer in batch_generation.generate_all(
             model,
-            ffn_mask,
+            masks,
             [asked[key][1] for key in todo],
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
@@ -258,14 +256,6 @@ def answer_all(
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _mask_hash(ffn_mask: jax.Array | None) -> str:
-    """A mask's content: two masks of one base model must never share an answer."""
-    if ffn_mask is None:
-        return ''
-    mask = np.asarray(ffn_mask, np.float32)
-    return hashlib.sha256(f'{mask.shape}'.encode() + mask.tobytes()).hexdigest()
 
 
 def _entry(

@@ -59,7 +59,7 @@ def answer(
     loaded = model.load()
     return answers.answer_all(
         loaded.decoder,
-        loaded.ffn_mask,
+        loaded.masks,
         chat.ChatRenderer(
             loaded.tokenizer,
             date=cfg.template_date,

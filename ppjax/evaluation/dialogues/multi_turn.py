@@ -122,7 +122,7 @@ def _speaker(
     loaded = model.load()
     return speakers.LocalSpeaker(
         loaded.decoder,
-        loaded.ffn_mask,
+        loaded.masks,
         chat.ChatRenderer(
             loaded.tokenizer,
             date=cfg.template_date,
