@@ -114,8 +114,8 @@ def _finish(
     heldout = None
     references: dict[str, heldout_lib.Likelihood] = {}
     if measures:
-        heldout = heldout_lib.HeldOut(
-            run.data.heldout, run.data.heldout_prefix, run.cfg.batch_size, run.mesh
+        [heldout] = heldout_lib.HeldOut.of_personas(
+            [run.data.heldout], run.cfg.batch_size, run.mesh
         )
         references = run.references(heldout, trained, frozen)
     state = run.first_state(trained) if saved is None else saved
@@ -173,7 +173,7 @@ class _Learner:
             run.method,
             run.abstract_state(),
             run.mesh,
-            layout=run.layout,
+            shape=run.shape,
             remat=run.cfg.remat,
         )
         self._every = run.cfg.heldout_every or max(
@@ -189,10 +189,10 @@ class _Learner:
 
     def take(
         self, state: step_lib.RecoveryState, step: int
-    ) -> tuple[step_lib.RecoveryState, step_lib.StepMetrics]:
+    ) -> tuple[step_lib.RecoveryState, step_lib.RecoveryMetrics]:
         """See `steps.Learner`."""
         run = self._run
-        batch = packing.pack(run.data.train, run.batches[step - 1], run.layout)
+        batch = packing.pack(run.data.train, run.batches[step - 1], run.shape)
         return self._step(state, self._frozen, batch)
 
     def saves_after(self, step: int) -> bool:
@@ -216,7 +216,7 @@ class _Learner:
             self.found = found
         self._began = time.monotonic()
 
-    def report(self, step: int, metrics: step_lib.StepMetrics) -> None:
+    def report(self, step: int, metrics: step_lib.RecoveryMetrics) -> None:
         """See `steps.Learner`."""
         run = self._run
         fetched = jax.device_get(metrics)

@@ -14,7 +14,7 @@ from ppjax.recovery import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RecoverySource:
     """A model to recover.
 
     Attributes:
@@ -38,7 +38,7 @@ class Source:
         return {'mask': hashlib.sha256(bits.tobytes()).hexdigest()}
 
 
-def open_source(cfg: config_lib.RecoverConfig) -> Source:
+def open_source(cfg: config_lib.RecoverConfig) -> RecoverySource:
     """Opens what resolved settings name; no weights are read.
 
     Raises:
@@ -47,20 +47,20 @@ def open_source(cfg: config_lib.RecoverConfig) -> Source:
     """
     if cfg.model:
         files, system_prompt = apply.open_exported(cfg.model)
-        return Source(files, files, None, system_prompt)
+        return RecoverySource(files, files, None, system_prompt)
     files = base_model.open_base_model(cfg.base_model)
     if not cfg.mask:
-        return Source(files, files, None, '')
+        return RecoverySource(files, files, None, '')
     persona_mask = pmask.load(cfg.mask)
     persona_mask.check_base(
         files.fingerprint(), files.config.num_layers, files.config.d_ff
     )
     loading.check_tensors(files.reader, files.config)
     model = persona_mask.kind.pruned(files, persona_mask.mask)
-    return Source(files, model, persona_mask, persona_mask.system_prompt)
+    return RecoverySource(files, model, persona_mask, persona_mask.system_prompt)
 
 
-def refuse_inside_output(cfg: config_lib.RecoverConfig, source: Source) -> None:
+def refuse_inside_output(cfg: config_lib.RecoverConfig, source: RecoverySource) -> None:
     """Refuses to write over what is read: --overwrite would delete it.
 
     Raises:
@@ -76,7 +76,9 @@ def refuse_inside_output(cfg: config_lib.RecoverConfig, source: Source) -> None:
             )
 
 
-def card_before(source: Source, dtype: str, command: str, *, has_template: bool) -> str:
+def card_before(
+    source: RecoverySource, dtype: str, command: str, *, has_template: bool
+) -> str:
     """The model card of what recovery started from.
 
     Args:

@@ -20,7 +20,11 @@ from ppjax.training import config, loop, turns
 from ppjax.training import step as step_lib
 
 _STEPS, _BATCH, _KEEP = 10, 8, 26
-_MESHES = ('data:8', 'fsdp:8', 'fsdp:4,tensor:2', 'data:2,fsdp:2,tensor:2')
+_MESHES = {
+    'llama': ('data:8', 'fsdp:8', 'fsdp:4,tensor:2', 'data:2,fsdp:2,tensor:2'),
+    # Its biases are split along these axes too.
+    'qwen2': ('fsdp:8', 'data:2,fsdp:2,tensor:2'),
+}
 _LEARNING = step_lib.Learning(
     keep=_KEEP,
     estimator='ste',
@@ -49,21 +53,19 @@ def _learn(cfg, examples, mesh) -> _Learned:
         decoder = weights.decoder_of(cfg, placed)
     lengths = np.array([len(example.tokens) for example in examples])
     batches = order.all_steps(0, _STEPS, _BATCH, lengths)
-    layout = packing.plan_layout(
+    shape = packing.plan_shape(
         examples,
         batches,
         prefix=packing.common_prefix(examples),
         rows=1 if mesh is None else sharding.row_shards(mesh),
     )
-    step = step_lib.make_train_step(
-        _LEARNING, prefix=len(layout.prefix), chunk=layout.chunk, mesh=mesh
-    )
+    step = step_lib.make_train_step(_LEARNING, shape, mesh=mesh)
     start = jax.random.normal(jax.random.key(0), (1, cfg.num_layers, cfg.d_ff)) * 0.05
     state = step_lib.init_state(start, _LEARNING)
     rate = schedule.make_schedule(learning_rate=1e-2, warmup=0.03, num_steps=_STEPS)
     losses, gradient = [], None
     for number, chosen in enumerate(batches):
-        packed = packing.pack(examples, chosen, layout)
+        packed = packing.pack(examples, chosen, shape)
         batch = jax.tree.map(lambda x: x[None], packed)
         turn = turns.make_turn([0], [number], [_STEPS], [rate], 1)
         state, metrics = step(state, decoder, batch, turn)
@@ -88,7 +90,7 @@ def examples(make_examples):
 def one_device(tiny_models, examples):
     """Family -> (its config, what one device learns)."""
     found = {}
-    for family in ('llama', 'qwen2'):
+    for family in _MESHES:
         # Grouped queries; 104 divides by what meshes split a vocabulary into.
         cfg = dataclasses.replace(tiny_models(family).config, vocab_size=104)
         assert cfg.num_kv_heads < cfg.num_heads
@@ -96,8 +98,10 @@ def one_device(tiny_models, examples):
     return found
 
 
-@pytest.mark.parametrize('family', ['llama', 'qwen2'])
-@pytest.mark.parametrize('mesh', _MESHES)
+@pytest.mark.parametrize(
+    ('family', 'mesh'),
+    [(family, mesh) for family, meshes in _MESHES.items() for mesh in meshes],
+)
 def test_eight_devices_learn_what_one_does(one_device, examples, family, mesh):
     cfg, one = one_device[family]
     eight = _learn(cfg, examples, sharding.make_mesh(mesh, jax.devices()))
