@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ppjax import demo
-from ppjax.base import atomic, compile_cache, errors, flags, settings, versions
+from ppjax.base import atomic, compile_cache, errors, flags, ranges, settings, versions
 from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import (
     costs,
@@ -106,12 +106,13 @@ class BenchConfig:
         path=True,
     )
     steps: int = flags.setting(
-        24, 'For personas and mask_step: optimizer steps of each side.'
+        24, 'For personas and mask_step: optimizer steps of each side.', least=1
     )
     batch_size: int = flags.setting(
         8,
         'For personas and mask_step: examples a step of each side; for infer, prompts '
         'at a time.',
+        least=1,
     )
     sparsity: float = flags.setting(
         0.25,
@@ -119,7 +120,7 @@ class BenchConfig:
         within='[0, 1)',
     )
     align: int = flags.setting(
-        64, 'For personas: kept channels are rounded to a multiple of this.'
+        64, 'For personas: kept channels are rounded to a multiple of this.', least=1
     )
     mask: str | None = flags.setting(
         None,
@@ -138,12 +139,14 @@ class BenchConfig:
     batches: str = flags.setting(
         '1,8,64', 'For generate: prompts at a time, one number after the other.'
     )
-    prompt_length: int = flags.setting(128, 'For generate and infer: tokens of each.')
+    prompt_length: int = flags.setting(
+        128, 'For generate and infer: tokens of each.', least=1
+    )
     answer_length: int = flags.setting(
-        64, 'For generate and infer: tokens of every answer.'
+        64, 'For generate and infer: tokens of every answer.', least=2
     )
     rounds: int = flags.setting(
-        3, 'For generate, infer and load: how often each side runs.'
+        3, 'For generate, infer and load: how often each side runs.', least=1
     )
     remat: str = flags.setting(
         'dots',
@@ -176,8 +179,10 @@ class BenchConfig:
         'For personas: a new folder that the runs go to.',
         path=True,
     )
-    max_length: int = flags.setting(1024, 'Longer prompts, in tokens, are left out.')
-    max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.')
+    max_length: int = flags.setting(
+        1024, 'Longer prompts, in tokens, are left out.', least=1
+    )
+    max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.', least=1)
     date: str = flags.setting(
         settings.DATE, 'The date that chat templates which print one are told.'
     )
@@ -186,22 +191,7 @@ class BenchConfig:
     )
 
     def __post_init__(self) -> None:
-        settings.require(
-            self,
-            'be at least 1',
-            lambda value: value >= 1,
-            'steps',
-            'batch_size',
-            'max_length',
-            'max_tokens',
-            'prompt_length',
-            'rounds',
-            'align',
-        )
-        settings.require(
-            self, 'be at least 2', lambda value: value >= 2, 'answer_length'
-        )
-        settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity')
+        ranges.check(self)
 
 
 def _queries(cfg: BenchConfig) -> list[instructions.Instruction]:

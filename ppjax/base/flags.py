@@ -38,6 +38,7 @@ def setting(
     may_be_empty: bool = False,
     path: bool = False,
     within: str = '',
+    least: int | None = None,
 ) -> Any:
     """A dataclass field that becomes a flag.
 
@@ -49,6 +50,7 @@ def setting(
         path: whether it may name files, with commas between them: a shell leaves the
             `~` of `--flag=~/file` alone, so it is read as home here.
         within: the allowed numbers, as in '[0, 1)'; a float must have it.
+        least: the least allowed number, where there is no other bound.
     """
     metadata = {
         'help': help_text,
@@ -56,6 +58,7 @@ def setting(
         'may_be_empty': may_be_empty,
         'path': path,
         'within': within,
+        'least': least,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -9,7 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
-from ppjax.base import atomic, errors, flags, progress, versions
+from ppjax.base import atomic, flags, progress, ranges, settings, versions
 from ppjax.data import calibration, chat, stop_tokens
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import report, run_results, terminal
@@ -26,27 +26,24 @@ class ReportConfig:
 
     output_dir: str = flags.setting(None, 'Run directory to report on.', path=True)
     samples: int = flags.setting(
-        3, 'Held-out queries that the dense and the pruned model answer; 0 for none.'
+        3,
+        'Held-out queries that the dense and the pruned model answer; 0 for none.',
+        least=0,
     )
-    max_new_tokens: int = flags.setting(96, 'Longest answer, in tokens.')
-    prompt_length: int = flags.setting(256, 'Tokens of the prompt that FLOPs are for.')
-    answer_length: int = flags.setting(128, 'Tokens of the answer that FLOPs are for.')
+    max_new_tokens: int = flags.setting(96, 'Longest answer, in tokens.', least=1)
+    prompt_length: int = flags.setting(
+        256, 'Tokens of the prompt that FLOPs are for.', least=1
+    )
+    answer_length: int = flags.setting(
+        128, 'Tokens of the answer that FLOPs are for.', least=1
+    )
     overwrite: bool = flags.setting(
         False, 'Answer again, even if the same answers are there.'
     )
 
     def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise errors.InputError('--output_dir must be given.')
-        if self.samples < 0:
-            raise errors.InputError(
-                f'--samples must not be negative, got {self.samples}.'
-            )
-        for name in ('max_new_tokens', 'prompt_length', 'answer_length'):
-            if getattr(self, name) < 1:
-                raise errors.InputError(
-                    f'--{name} must be at least 1, got {getattr(self, name)}.'
-                )
+        settings.require_given(self, 'output_dir')
+        ranges.check(self)
 
 
 def report_on(cfg: ReportConfig) -> int:
