@@ -7,8 +7,6 @@ import time
 import transformers
 
 from ppjax.base import errors
-from ppjax.data import chat as chat_lib
-from ppjax.data import stop_tokens
 from ppjax.masking import apply
 from ppjax.models import generation
 
@@ -102,9 +100,7 @@ class Conversation:
             InputError: see `data.chat.ChatRenderer`.
         """
         self._loaded = loaded
-        self._renderer = chat_lib.ChatRenderer(
-            loaded.tokenizer, date=date, vocab_size=loaded.decoder.cfg.vocab_size
-        )
+        self._renderer = loaded.renderer(date)
         self._system = (
             [{'role': 'system', 'content': system_prompt}] if system_prompt else []
         )
@@ -113,9 +109,7 @@ class Conversation:
         self._sampling = sampling
         self._seed = seed
         self._notify = notify
-        self._stop_ids = stop_tokens.stop_ids(
-            loaded.base.generation_config(), loaded.tokenizer
-        )
+        self._stop_ids = loaded.stop_ids()
 
     @property
     def messages(self) -> list[dict[str, str]]:

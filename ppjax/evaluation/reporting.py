@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from ppjax.base import atomic, flags, progress, ranges, settings, versions
-from ppjax.data import calibration, chat, stop_tokens
+from ppjax.data import calibration
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import report, run_results, terminal
 from ppjax.masking import apply
@@ -170,11 +170,7 @@ def _answer(
         dense_decoder = apply.load_masked(
             base_model=trained.base_model, dtype=trained.dtype
         ).decoder
-    renderer = chat.ChatRenderer(
-        loaded.tokenizer,
-        date=trained.date,
-        vocab_size=loaded.decoder.cfg.vocab_size,
-    )
+    renderer = loaded.renderer(trained.date)
     # As in mask learning, where rows with markup and longer ones are dropped.
     rows = [row for row in rows if renderer.takes(row)]
     prompts = [renderer.prompt(row.messages[:-1]) for row in rows]
@@ -184,14 +180,13 @@ def _answer(
         f'Answering {len(chosen)} held-out queries with the dense and the pruned '
         'model ...'
     )
-    stops = stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer)
     dense, pruned = (
         generation.generate(
             decoder,
             ffn_mask,
             [prompts[i] for i in chosen],
             max_new_tokens=cfg.max_new_tokens,
-            stop_ids=stops,
+            stop_ids=loaded.stop_ids(),
         )
         for decoder, ffn_mask in (
             (dense_decoder, None),

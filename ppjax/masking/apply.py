@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import transformers
 
 from ppjax.base import errors
+from ppjax.data import chat, stop_tokens
 from ppjax.masking import pmask
 from ppjax.models import base_model as base_lib
 from ppjax.models import decoder as decoder_lib
@@ -37,6 +38,16 @@ class LoadedModel:
     ffn_mask: jax.Array | None
     tokenizer: transformers.PreTrainedTokenizerBase
     system_prompt: str
+
+    def renderer(self, date: str) -> chat.ChatRenderer:
+        """Its chat template, told a date."""
+        return chat.ChatRenderer(
+            self.tokenizer, date=date, vocab_size=self.decoder.cfg.vocab_size
+        )
+
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end its answers."""
+        return stop_tokens.stop_ids(self.base.generation_config(), self.tokenizer)
 
 
 def load_masked(

@@ -10,7 +10,6 @@ from typing import Any
 from ppjax import demo
 from ppjax.base import atomic, errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat, stop_tokens
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import answers
 from ppjax.evaluation.answers import failures as failures_lib
@@ -60,12 +59,8 @@ def answer(
     return answers.answer_all(
         loaded.decoder,
         loaded.ffn_mask,
-        chat.ChatRenderer(
-            loaded.tokenizer,
-            date=cfg.template_date,
-            vocab_size=loaded.decoder.cfg.vocab_size,
-        ),
-        stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
+        loaded.renderer(cfg.template_date),
+        loaded.stop_ids(),
         asked,
         identity=f'{model.identity} {cfg.dtype}',
         log_path=cfg.run / _ANSWERS,

@@ -10,7 +10,6 @@ import numpy as np
 
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat, stop_tokens
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import judged_answers
 from ppjax.evaluation.dialogues import consistency, dialogues, speakers
@@ -123,12 +122,8 @@ def _speaker(
     return speakers.LocalSpeaker(
         loaded.decoder,
         loaded.ffn_mask,
-        chat.ChatRenderer(
-            loaded.tokenizer,
-            date=cfg.template_date,
-            vocab_size=loaded.decoder.cfg.vocab_size,
-        ),
-        stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
+        loaded.renderer(cfg.template_date),
+        loaded.stop_ids(),
         weights=f'{model.identity} {cfg.dtype}',
         max_new_tokens=cfg.max_new_tokens,
         batch_size=cfg.batch_size,
