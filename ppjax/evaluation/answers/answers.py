@@ -9,9 +9,9 @@ on where it was, and a changed model, mask, persona or chat template is asked an
 """
 
 from collections.abc import Callable, Iterable, Sequence
+import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from typing import Any
@@ -203,18 +203,16 @@ def answer_all(
         try:
             prompt = renderer.prompt(question.messages)
         except errors.InputError as error:
-            key = _hash(['no prompt', question.system_prompt, question.question])
+            key = json_lines.digest(
+                ['no prompt', question.system_prompt, question.question]
+            )
             failures[key] = str(error)
         else:
-            key = _hash([*settings, prompt])
+            key = json_lines.digest([*settings, prompt])
             asked.setdefault(key, (question, prompt))
         keys.append(key)
-    log = json_lines.AppendLog(log_path)
-    try:
-        done = dict(
-            _parse(entry, f'{log_path}:{number}')
-            for number, entry in enumerate(log.entries, start=1)
-        )
+    with contextlib.closing(json_lines.AppendLog(log_path)) as log:
+        done = dict(log.rows(_parse, 'an answer log'))
 
         def report() -> None:
             if progress is not None:
@@ -241,8 +239,6 @@ def answer_all(
                 log.append(_entry(key, asked[key][0], text, answer))
                 done[key] = (text, len(answer.tokens), answer.finished)
             report()
-    finally:
-        log.close()
     if failures and len(failures) == len(set(keys)):
         raise errors.InputError(
             f'None of {len(questions)} questions can be asked; the first: '
@@ -254,10 +250,6 @@ def answer_all(
         else Answer(question, *done[key])
         for question, key in zip(questions, keys, strict=True)
     ]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _mask_hash(ffn_mask: jax.Array | None) -> str:
@@ -281,12 +273,6 @@ def _entry(
     }
 
 
-def _parse(entry: Any, where: str) -> tuple[str, tuple[str, int, bool]]:
-    wanted = {'key': str, 'text': str, 'tokens': int, 'finished': bool}
-    if not isinstance(entry, dict) or any(
-        type(entry.get(name)) is not kind for name, kind in wanted.items()
-    ):
-        raise errors.InputError(
-            f'{where}: no row of an answer log; move the file away to start anew.'
-        )
-    return entry['key'], (entry['text'], entry['tokens'], entry['finished'])
+def _parse(entry: Any) -> tuple[str, tuple[str, int, bool]]:
+    key, *answer = json_lines.typed(entry, key=str, text=str, tokens=int, finished=bool)
+    return key, tuple(answer)

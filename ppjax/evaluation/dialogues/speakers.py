@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from ppjax.base import errors
+from ppjax.base import errors, json_lines
 from ppjax.chat_api import client as client_lib
 from ppjax.chat_api import replies
 from ppjax.data import chat, markup
@@ -131,7 +131,7 @@ class LocalSpeaker:
             dataclasses.astuple(sampling),
             seed,
         ]
-        self._identity = f'local {_digest(settings)}'
+        self._identity = f'local {json_lines.digest(settings)}'
 
     @property
     def identity(self) -> str:
@@ -158,7 +158,12 @@ class LocalSpeaker:
         if not prompts:
             return
         streams = [
-            int(_digest([dict(message) for message in conversations[number]])[:8], 16)
+            int(
+                json_lines.digest([dict(message) for message in conversations[number]])[
+                    :8
+                ],
+                16,
+            )
             for number in numbers
         ]
         for found in batch_generation.generate_all(
@@ -282,7 +287,3 @@ def _said(choice: dict[str, Any], forgotten: int) -> Said:
         filtered = replies.refused(choice)
         return failed(f'the answer is {"filtered" if filtered else "empty"}')
     return Said(text, 0, replies.finished(choice), forgotten=forgotten)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

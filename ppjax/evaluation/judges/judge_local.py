@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax.base import errors
+from ppjax.base import errors, json_lines
 from ppjax.data import chat, stop_tokens
 from ppjax.evaluation.judges import judge_scoring, token_trie
 from ppjax.models import attention, base_model, generation, shared_prefix
@@ -97,7 +96,7 @@ class LocalJudge:
             self._trie.parents.tolist(),
             self._wanted[self._stop_columns].tolist(),
         ]
-        digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+        digest = json_lines.digest(seen)
         dtype = self._decoder.embedding.get_value().dtype
         return f'local {self._base.fingerprint()} {dtype} {mask} tokens {digest}'
 
