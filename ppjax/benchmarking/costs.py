@@ -33,6 +33,7 @@ from ppjax.models import rope as rope_lib
 from ppjax.pages import formats
 from ppjax.planning import step_shape, useful_flops
 from ppjax.training import step as step_lib
+from ppjax.training import turns
 
 _PEAK_SIZE = 4096
 _SPARSITIES = (0.0, 0.25, 0.5, 0.75)
@@ -96,22 +97,10 @@ class _Step:
         everyone = np.arange(shape.batch)
         self.packed = packing.pack(self.examples, everyone, self.layout)
         learning = step_lib.Learning(
-            keep=topk.keep_size(cfg.d_ff, sparsity, 1),
-            estimator='ste',
-            objective='ce',
-            anneal=0.0,
-            weight_decay=0.01,
-            remat=remat,
-            seed=0,
+            keep=topk.keep_size(cfg.d_ff, sparsity, 1), remat=remat
         )
         scores = jax.random.normal(jax.random.key(1), (1, cfg.num_layers, cfg.d_ff))
-        turn = step_lib.Turn(
-            persona=np.zeros(1, np.int32),
-            active=np.ones(1, bool),
-            step=np.zeros(1, np.int32),
-            progress=np.zeros(1, np.float32),
-            learning_rate=np.full(1, 1e-2, np.float32),
-        )
+        turn = turns.make_turn([0], [0], [1], [lambda _: 1e-2], slots=1)
         batch = jax.tree.map(lambda x: x[None], self.packed)
         self._args = (step_lib.init_state(scores, learning), model, batch, turn)
         step = step_lib.make_train_step(

@@ -22,6 +22,7 @@ from ppjax.models import base_model, loading
 from ppjax.planning import useful_flops
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
+from ppjax.training import turns
 
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-2, 0.01
 _SCORE_SCALE = 0.1
@@ -63,15 +64,7 @@ def _our_step(
     scores = start.activation(model) * _SCORE_SCALE
     keep = topk.keep_size(cfg.d_ff, sparsity, 64 if cfg.d_ff % 64 == 0 else 1)
     layout = packing.plan_layout(examples, batches, prefix=prefix)
-    learning = step_lib.Learning(
-        keep=keep,
-        estimator='ste',
-        objective='ce',
-        anneal=0.0,
-        weight_decay=_WEIGHT_DECAY,
-        remat=remat,
-        seed=0,
-    )
+    learning = step_lib.Learning(keep=keep, weight_decay=_WEIGHT_DECAY, remat=remat)
     train_step = step_lib.make_train_step(
         learning, prefix=len(layout.prefix), chunk=layout.chunk
     )
@@ -82,12 +75,8 @@ def _our_step(
         # Packing is part of a step, as padding is of the other side's.
         packed = packing.pack(examples, batches[number], layout)
         batch = jax.tree.map(lambda x: x[None], packed)
-        turn = step_lib.Turn(
-            persona=np.zeros(1, np.int32),
-            active=np.ones(1, bool),
-            step=np.array([number], np.int32),
-            progress=np.array([number / len(batches)], np.float32),
-            learning_rate=np.array([_LEARNING_RATE], np.float32),
+        turn = turns.make_turn(
+            [0], [number], [len(batches)], [lambda _: _LEARNING_RATE], slots=1
         )
         state, metrics = train_step(state, model, batch, turn)
         return float(metrics.loss[0])
