@@ -195,18 +195,11 @@ def _take_turns(
 ) -> dict[Any, list[float]]:
     """Seconds of each, one a round, after one that is not counted."""
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
-    progress = progress_lib.Progress(label, (rounds + 1) * len(runs))
-    done = 0
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-            done += 1
-            progress.update(done)
-    progress.close()
-    return seconds
+    for name in progress_lib.over([*runs] * (rounds + 1), label):
+        began = time.perf_counter()
+        runs[name]()
+        seconds[name].append(time.perf_counter() - began)
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def _where_time_goes(
@@ -306,12 +299,10 @@ def measure(
         for value in values
     } | {base}
     ordered = sorted(shapes, key=dataclasses.astuple)
-    progress = progress_lib.Progress('Shapes compiled', len(ordered))
-    steps = {}
-    for number, shape in enumerate(ordered):
-        steps[shape] = _Step(model(shape.layers), shape, sparsity=sparsity, remat=remat)
-        progress.update(number + 1)
-    progress.close()
+    steps = {
+        shape: _Step(model(shape.layers), shape, sparsity=sparsity, remat=remat)
+        for shape in progress_lib.over(ordered, 'Shapes compiled')
+    }
     seconds = _take_turns(steps, rounds, 'Steps')
     peak = matrix_peak.flops_per_s(jnp.dtype(dtype), size=_PEAK_SIZE)
 

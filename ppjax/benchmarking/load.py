@@ -144,15 +144,11 @@ def compare(base: base_model.BaseModel, *, rounds: int, dtype: str) -> dict[str,
     )
     sides: dict[str, Any] = {'ppjax': _ours, 'pytorch': _theirs}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    progress = progress_lib.Progress('Loads', rounds * len(sides))
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder) / 'dense'
         torch_model.write(base, target, dtype=dtype)
-        for done in range(rounds):
-            for name, load in sides.items():
-                found[name].append(alone(load, str(target), dtype))
-            progress.update((done + 1) * len(sides))
-    progress.close()
+        for name in progress_lib.over([*sides] * rounds, 'Loads'):
+            found[name].append(alone(sides[name], str(target), dtype))
     times = {
         name: statistics.median(x['seconds'] for x in runs)
         for name, runs in found.items()

@@ -171,14 +171,11 @@ def compare(
     sides |= {name: functools.partial(theirs, name) for name in learners}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
-    progress = progress_lib.Progress('Mask steps', steps)
-    for number in range(steps):
+    for number in progress_lib.over(range(steps), 'Mask steps'):
         for name, run in sides.items():
             began = time.perf_counter()
             losses[name].append(run(number))
             seconds[name].append(time.perf_counter() - began)
-        progress.update(number + 1)
-    progress.close()
     peak = matrix_peak.flops_per_s(jnp.dtype(dtype), size=_PEAK_SIZE)
     prefix = len(layout.prefix)
     useful = sum(
