@@ -1,6 +1,6 @@
 """JSON lines: read with errors that name file and line, and appended durably."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import hashlib
 import io
 import json
@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Any, TypeVar
 
-from ppjax.base import errors, processes, reading
+from ppjax.base import atomic, errors, processes, reading
 
 Row = TypeVar('Row')
 
@@ -55,6 +55,32 @@ def read_value(path: str | pathlib.Path, what: str) -> Any:
         InputError: if the file cannot be read, or is none.
     """
     return parse(reading.read_text(path, what).encode(), str(path))
+
+
+def read_object(path: str | pathlib.Path, what: str = 'File') -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        InputError: if the file cannot be read, or holds something else.
+    """
+    value = read_value(path, what)
+    if not isinstance(value, dict):
+        raise errors.InputError(f'{path} holds no JSON object.')
+    return value
+
+
+def stored_object(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object of a file that may be absent or damaged; None if it is."""
+    try:
+        return read_object(path)
+    except errors.InputError:
+        return None
+
+
+def write(path: str | pathlib.Path, rows: Iterable[Any]) -> None:
+    """Writes a whole file of rows, atomically."""
+    lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+    atomic.write_text(path, ''.join(lines))
 
 
 def digest(value: Any) -> str:

@@ -1,17 +1,16 @@
 """The story of `python -m ppjax.report`: what is missing is measured, and shown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import io
-import json
 import pathlib
 import sys
 from typing import Any
 
-from ppjax.base import atomic, flags, progress, ranges, settings, versions
+from ppjax.base import flags, progress, ranges, settings
 from ppjax.data import calibration
-from ppjax.evaluation import efficiency
+from ppjax.evaluation import efficiency, results_store
 from ppjax.evaluation.page import report, run_results, terminal
 from ppjax.masking import apply
 from ppjax.masking import granularity as granularity_lib
@@ -68,15 +67,6 @@ def report_on(cfg: ReportConfig) -> int:
     return 0
 
 
-def _is_current(path: pathlib.Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a result of the very same settings is there."""
-    try:
-        stored = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError):
-        return False
-    return isinstance(stored, dict) and stored.get('settings') == settings
-
-
 def _write_efficiency(
     cfg: ReportConfig, run_dir: pathlib.Path, trained: train_config.TrainConfig
 ) -> None:
@@ -90,30 +80,26 @@ def _write_efficiency(
         'prompt_length': cfg.prompt_length,
         'answer_length': cfg.answer_length,
     }
-    if not cfg.overwrite and _is_current(path, settings):
-        return
-    model = base_model.open_base_model(trained.base_model).config
-    granularity = granularity_lib.KINDS[trained.granularity]
-    size = model.num_layers, model.d_ff
-    keep = granularity.keep_size(*size, sparsity=trained.sparsity, align=trained.align)
-    layers, channels = granularity.pruned_size(*size, keep)
-    found = efficiency.measure(
-        model,
-        channels,
-        dtype=trained.dtype,
-        prompt_length=cfg.prompt_length,
-        answer_length=cfg.answer_length,
-        layers=layers,
-    )
-    atomic.write_json(
-        path,
-        dataclasses.asdict(found)
-        | {
-            'convention': efficiency.CONVENTION,
-            'settings': settings,
-            'versions': versions.versions(),
-        },
-    )
+
+    def measure() -> dict[str, Any]:
+        model = base_model.open_base_model(trained.base_model).config
+        granularity = granularity_lib.KINDS[trained.granularity]
+        size = model.num_layers, model.d_ff
+        keep = granularity.keep_size(
+            *size, sparsity=trained.sparsity, align=trained.align
+        )
+        layers, channels = granularity.pruned_size(*size, keep)
+        found = efficiency.measure(
+            model,
+            channels,
+            dtype=trained.dtype,
+            prompt_length=cfg.prompt_length,
+            answer_length=cfg.answer_length,
+            layers=layers,
+        )
+        return dataclasses.asdict(found) | {'convention': efficiency.CONVENTION}
+
+    results_store.measured(path, settings, measure, overwrite=cfg.overwrite)
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -145,12 +131,11 @@ def _write_samples(cfg: ReportConfig, run: trained_run.TrainedRun) -> None:
         'samples': cfg.samples,
         'max_new_tokens': cfg.max_new_tokens,
     }
-    if not cfg.overwrite and _is_current(path, settings):
-        return
-    samples = _answer(cfg, trained, mask, rows)
-    atomic.write_json(
+    results_store.measured(
         path,
-        {'samples': samples, 'settings': settings, 'versions': versions.versions()},
+        settings,
+        lambda: {'samples': _answer(cfg, trained, mask, rows)},
+        overwrite=cfg.overwrite,
     )
 
 

@@ -13,6 +13,7 @@ import transformers
 from ppjax.base import (
     atomic,
     errors,
+    json_lines,
     locks,
     progress,
     run_directory,
@@ -141,12 +142,8 @@ def _verified_before(
     record_file: pathlib.Path | None, identity: Mapping[str, str]
 ) -> dict[str, Any] | None:
     """What the record of the same export says of its verification."""
-    if record_file is None:
-        return None
-    try:
-        record = source_lib.read_if_there(record_file) or {}
-    except errors.InputError:  # Damaged: it is verified again.
-        return None
+    # One that is damaged is verified again.
+    record = (record_file and json_lines.stored_object(record_file)) or {}
     found = record.get('verify')
     return found if record.get('identity') == identity else None
 

@@ -15,14 +15,13 @@ import ml_dtypes
 import numpy as np
 import transformers
 
-from ppjax.base import atomic, errors, processes, run_directory
+from ppjax.base import atomic, errors, json_lines, processes, run_directory
 from ppjax.data import stop_tokens
 from ppjax.exporting import record
 from ppjax.models import (
     base_model,
     checkpoint,
     loading,
-    safetensors_reader,
     sliced,
 )
 
@@ -227,7 +226,7 @@ def _save_tokenizer(
     except Exception as error:  # tokenizers' Rust core, whatever went wrong.
         raise errors.InputError(f'The tokenizer cannot be saved: {error}') from error
     path = folder / 'tokenizer_config.json'
-    config = safetensors_reader.read_json(path)
+    config = json_lines.read_object(path)
     if config.get('tokenizer_class') == 'TokenizersBackend':
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
     if isinstance(config.get('extra_special_tokens'), list):

@@ -11,7 +11,7 @@ from ppjax.exporting import config as config_lib
 from ppjax.exporting import hf_export, model_card, published
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, safetensors_reader
+from ppjax.models import base_model
 from ppjax.training import config as train_config
 from ppjax.training import trained_run
 
@@ -141,8 +141,3 @@ def facts(
         if source.kind is granularity_lib.BLOCKS
         else None,
     )
-
-
-def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
-    """A JSON object that may not be there."""
-    return safetensors_reader.read_json(path) if path.exists() else None

@@ -1,11 +1,10 @@
 """How long cells took, over every session that worked on them."""
 
 import datetime
-import json
 import pathlib
 import time
 
-from ppjax.base import atomic
+from ppjax.base import atomic, json_lines
 from ppjax.base import progress as progress_lib
 
 _DONE = 'done'
@@ -21,7 +20,7 @@ def duration(seconds: float) -> str:
 def _session(cell: pathlib.Path) -> tuple[str, float] | None:
     """When the last session in a run directory began, and its seconds until now."""
     try:
-        status = json.loads((cell / 'status.json').read_text('utf-8'))
+        status = json_lines.read_object(cell / 'status.json')
         first, last = (
             datetime.datetime.fromisoformat(status[name])
             for name in ('started', 'updated')
@@ -42,7 +41,7 @@ class Clock:
         self._cells: dict[str, dict[str, float]] = {}
         if path.exists():
             try:
-                found = json.loads(path.read_text('utf-8'))
+                found = json_lines.read_object(path)
                 self._cells = {
                     str(cell): {str(name): float(x) for name, x in sessions.items()}
                     for cell, sessions in found.items()

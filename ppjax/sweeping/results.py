@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 from typing import Any
 
-from ppjax.base import errors
+from ppjax.base import errors, json_lines
 from ppjax.sweeping import cells as cells_lib
 from ppjax.sweeping import grid
 
@@ -55,15 +54,13 @@ def read_likelihood(cell: cells_lib.Cell) -> dict[str, Any]:
         InputError: if it is gone.
     """
     path = cell.path / 'results' / 'likelihood.json'
-    try:
-        found = json.loads(path.read_text('utf-8'))
-        if not isinstance(found, dict) or not {'models', 'examples'} <= found.keys():
-            raise ValueError('it holds no likelihood')
-        return found
-    except (OSError, ValueError) as error:
+    found = json_lines.stored_object(path) or {}
+    if not {'models', 'examples'} <= found.keys():
         raise errors.InputError(
-            f'{path}: {error}; delete {cell.path}, and the same command makes it again.'
-        ) from None
+            f'{path} holds no likelihood; delete {cell.path}, and the same command '
+            'makes it again.'
+        )
+    return found
 
 
 def _by_persona(

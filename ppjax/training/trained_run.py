@@ -1,12 +1,11 @@
 """A run of mask learning, as later commands find it on disk."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 from ppjax import demo
-from ppjax.base import errors, flags, run_directory
+from ppjax.base import errors, flags, json_lines, run_directory
 from ppjax.data import calibration
 from ppjax.masking import pmask
 from ppjax.models import base_model as base_model_lib
@@ -147,11 +146,6 @@ class TrainedRun:
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text('utf-8'))
-        except (OSError, ValueError, RecursionError) as error:
+            return json_lines.read_object(path)
+        except errors.InputError as error:
             raise errors.InputError(f'{path} is damaged: {error}') from error
-        if not isinstance(found, dict):
-            raise errors.InputError(
-                f'{path} is damaged: it holds a {type(found).__name__}.'
-            )
-        return found

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import dataclasses
 import hashlib
-import os
 import pathlib
 from typing import Any
 
@@ -87,7 +86,7 @@ def questions_of(
         InputError: naming the first file that is no evaluation set, a folder without
             any, or a file that is given twice.
     """
-    files = _files(paths)
+    files = list(evaluation_set.files(paths))
     stems = [file.stem for file in files]
     questions = []
     groups = set[str]()
@@ -108,21 +107,6 @@ def questions_of(
             for question in found.questions
         ]
     return questions
-
-
-def _files(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
-    files: list[pathlib.Path] = []
-    for path in paths:
-        if not os.path.isdir(path):
-            files.append(pathlib.Path(path))
-            continue
-        listed = sorted(pathlib.Path(path).glob('*.json'))
-        if not listed:
-            raise errors.InputError(
-                f'{inputs.shown(path)} holds no evaluation sets (*.json).'
-            )
-        files += listed
-    return files
 
 
 def questions_of_rows(
