@@ -195,26 +195,21 @@ class EvaluateConfig:
         if self.mmlu_shots and not self.mmlu_dev and 'mmlu' in self.task_list:
             raise errors.InputError('--mmlu_shots needs --mmlu_dev.')
         # Before hours of other tasks: it fails sooner.
-        for name in ('judge', 'failures', 'multiturn'):
-            if name in self.task_list and not self.judge_model:
+        for role, tasks in (
+            ('judge', ('judge', 'failures', 'multiturn')),
+            ('partner', ('multiturn',)),
+        ):
+            needed = [task for task in tasks if task in self.task_list]
+            if needed and not getattr(self, f'{role}_model'):
                 raise errors.InputError(
-                    f'--tasks={name} needs --judge_model: the name of a model on the '
-                    'server, or, with --judge=local, a model as --base_model takes it.'
-                )
-            if name in self.task_list and self.judge == 'openai' and not self.judge_url:
-                raise errors.InputError(
-                    '--judge=openai needs --judge_url, the address of the server.'
-                )
-        if 'multiturn' in self.task_list:
-            if not self.partner_model:
-                raise errors.InputError(
-                    '--tasks=multiturn needs --partner_model: the name of a model on '
-                    'the server, or, with --partner=local, a model as --base_model '
+                    f'--tasks={needed[0]} needs --{role}_model: the name of a model on '
+                    f'the server, or, with --{role}=local, a model as --base_model '
                     'takes it.'
                 )
-            if self.partner == 'openai' and not (self.partner_url or self.judge_url):
+            url = getattr(self, f'{role}_url') or self.judge_url
+            if needed and getattr(self, role) == 'openai' and not url:
                 raise errors.InputError(
-                    '--partner=openai needs --partner_url, the address of the server.'
+                    f'--{role}=openai needs --{role}_url, the address of the server.'
                 )
         for name in ('judge_url', 'partner_url'):
             if url := getattr(self, name):

@@ -1,8 +1,11 @@
 """The models that help to evaluate others: a judge, a partner to talk with."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from ppjax.base import progress as progress_lib
 from ppjax.chat_api import client as client_lib
-from ppjax.evaluation import config
+from ppjax.evaluation import candidates, config
 from ppjax.evaluation.dialogues import speakers
 from ppjax.evaluation.judges import judge_local, judge_openai, judge_scoring
 from ppjax.masking import apply
@@ -83,8 +86,29 @@ class HelperModels:
         return self._loaded[name]
 
 
-def fingerprint(kind: str, name: str | None) -> str | None:
-    """Of a local helper's weights; None of a server's, which shows none."""
-    if kind != 'local' or name is None:
-        return None
-    return base_model.open_base_model(name).fingerprint()
+def settings(
+    cfg: config.EvaluateConfig,
+    models: candidates.Candidates,
+    roles: Sequence[str],
+) -> dict[str, Any]:
+    """What figures rest on that models give and helpers judge.
+
+    Args:
+        cfg: of the evaluation.
+        models: that are evaluated.
+        roles: of the helpers, as in their flags: 'judge', 'partner'.
+    """
+    found: dict[str, Any] = {
+        'models': {model.name: model.identity for model in models.models},
+        'dtype': cfg.dtype,
+        'date': cfg.template_date,
+        'max_new_tokens': cfg.max_new_tokens,
+    }
+    for role in roles:
+        kind, name = getattr(cfg, role), getattr(cfg, f'{role}_model')
+        found |= {role: kind, f'{role}_model': name, f'{role}_fingerprint': None}
+        # A server shows nothing of its weights.
+        if kind == 'local' and name is not None:
+            base = base_model.open_base_model(name)
+            found[f'{role}_fingerprint'] = base.fingerprint()
+    return found

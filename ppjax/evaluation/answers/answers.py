@@ -8,6 +8,7 @@ The answers are kept in a log of JSON lines:
 on where it was, and a changed model, mask, persona or chat template is asked anew.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import dataclasses
@@ -139,6 +140,17 @@ def questions_of_rows(
     if passed:
         notes(f'{group}: {passed} of {len(rows)} rows have earlier turns; left out.')
     return questions
+
+
+def first_of_each(questions: Sequence[Question], count: int | None) -> list[Question]:
+    """The first `count` questions of each group; None is all."""
+    taken = collections.Counter[str]()
+    kept = []
+    for question in questions:
+        taken[question.group] += 1
+        if count is None or taken[question.group] <= count:
+            kept.append(question)
+    return kept
 
 
 def answer_all(

@@ -101,7 +101,6 @@ class LocalSpeaker:
         weights: str,
         max_new_tokens: int,
         batch_size: int = 8,
-        sampling: generation.Sampling = generation.GREEDY,
         seed: int = 0,
     ):
         """Args:
@@ -112,14 +111,13 @@ class LocalSpeaker:
         weights: identifies the weights and their precision; the mask does itself.
         max_new_tokens: at most this many tokens an answer, the stop token included.
         batch_size: answers written at a time.
-        sampling: how tokens are drawn.
-        seed: of the draws, which do not depend on what else is asked.
+        seed: part of what identifies it.
         """
         self._decoder, self._ffn_mask = decoder, ffn_mask
         self._renderer = renderer
         self._stops = sorted(set(stop_ids))
         self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
-        self._sampling, self._seed = sampling, seed
+        self._seed = seed
         mask = b'' if ffn_mask is None else np.asarray(ffn_mask, np.float32).tobytes()
         settings = [
             weights,
@@ -128,7 +126,7 @@ class LocalSpeaker:
             renderer.prompt([{'role': 'user', 'content': 'Hello.'}]),
             self._stops,
             max_new_tokens,
-            dataclasses.astuple(sampling),
+            dataclasses.astuple(generation.GREEDY),
             seed,
         ]
         self._identity = f'local {json_lines.digest(settings)}'
@@ -173,7 +171,6 @@ class LocalSpeaker:
             max_new_tokens=self._max_new_tokens,
             stop_ids=self._stops,
             batch_size=self._batch_size,
-            sampling=self._sampling,
             seed=self._seed,
             streams=streams,
         ):
