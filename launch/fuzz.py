@@ -48,7 +48,9 @@ class Settings:
         None, 'Feed this one case of --only, and let its error through.'
     )
     seed: int = flags.setting(0, 'Decides every input.')
-    result: str | None = flags.setting(None, 'JSON file to write the findings to.')
+    result: str | None = flags.setting(
+        None, 'JSON file to write the findings to.', writes=True
+    )
 
     def __post_init__(self) -> None:
         ranges.check(self)

@@ -167,7 +167,7 @@ class BenchConfig:
         False, 'For costs: PyTorch takes the same steps too, from random weights.'
     )
     page: str | None = flags.setting(
-        None, 'For costs: HTML file with the curves.', path=True
+        None, 'For costs: HTML file with the curves.', writes=True
     )
     persona: str | None = flags.setting(
         None,
@@ -187,7 +187,7 @@ class BenchConfig:
         settings.DATE, 'The date that chat templates which print one are told.'
     )
     result: str | None = flags.setting(
-        None, 'JSON file to write the figures to.', path=True
+        None, 'JSON file to write the figures to.', writes=True
     )
 
     def __post_init__(self) -> None:

@@ -82,7 +82,7 @@ class PlanConfig:
         True, 'Look for the smallest change that fits, where the step does not.'
     )
     result: str | None = flags.setting(
-        None, 'JSON file to write the figures to.', path=True
+        None, 'JSON file to write the figures to.', writes=True
     )
 
     def __post_init__(self) -> None:

@@ -54,8 +54,7 @@ def test_whole_cards_are_read(fuzzing, tmp_path):
 
 def test_what_must_not_be_is_found(fuzzing, tmp_path, monkeypatch):
     judging = fuzzing['judging']
-    monkeypatch.setattr(judging, 'SECONDS', 0.05)
-    monkeypatch.setattr(judging, 'PATIENCE', 2.0)
+    monkeypatch.setattr(judging, 'SECONDS', 0.5)
 
     def leave() -> None:
         (tmp_path / 'left').mkdir()
@@ -73,23 +72,19 @@ def test_what_must_not_be_is_found(fuzzing, tmp_path, monkeypatch):
         error.args = ('two\nlines',)
         raise error
 
-    def spin() -> None:
-        start = time.process_time()
-        while time.process_time() < start + 0.1:
-            pass
-
     assert kinds(lambda: None) == ('read', [])
     assert kinds(refuse) == ('refused', [])
     assert kinds(lambda: int('x')) == ('refused', ['traceback'])
     assert kinds(lambda: sys.exit(1)) == ('refused', ['traceback'])
     assert kinds(lambda: time.sleep(5)) == ('refused', ['slow'])
-    assert kinds(spin) == ('read', ['slow'])
     assert kinds(spoilt) == ('refused', ['line'])
     assert kinds(leave) == ('refused', ['left'])
 
 
-def test_a_share_of_the_campaign(fuzzing, whole):
+def test_a_share_of_the_campaign(fuzzing, whole, monkeypatch):
     feeding = fuzzing['feeding']
+    # Other tests run, too.
+    monkeypatch.setattr(fuzzing['judging'], 'SECONDS', 120)
     counts = {'read': 0, 'refused': 0}
     found = []
     for target, number in feeding.cases_of(list(fuzzing['readers'].TARGETS), _CASES):
@@ -101,7 +96,8 @@ def test_a_share_of_the_campaign(fuzzing, whole):
     assert counts['refused'] > counts['read'] > 0
 
 
-def test_a_handful_of_command_lines(fuzzing, tmp_path):
+def test_a_handful_of_command_lines(fuzzing, tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzzing['judging'], 'SECONDS', 120)
     count, found = fuzzing['commands'].run(1, 4, 2, tmp_path / 'commands')
     assert not found
     assert count.total() == 4

@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 
 from fuzzing import damage, judging, readers
 from fuzzing import material as material_lib
@@ -79,8 +78,8 @@ def _spoilt(
     return [verb, *words, *(f'--{k}={v}' for k, v in given.items()), *more]
 
 
-def _ended(command: list[str], work: pathlib.Path) -> tuple[int | None, float, str]:
-    """Exit code (None if it was ended), seconds of processor time, and stderr."""
+def _ended(command: list[str], work: pathlib.Path) -> tuple[int | None, str]:
+    """Exit code (None if it was ended) and stderr."""
     with tempfile.TemporaryFile() as errors_file:
         running = subprocess.Popen(
             [sys.executable, '-m', f'ppjax.{command[0]}', *command[1:]],
@@ -89,20 +88,14 @@ def _ended(command: list[str], work: pathlib.Path) -> tuple[int | None, float, s
             stdout=subprocess.DEVNULL,
             stderr=errors_file,
         )
-        deadline = time.monotonic() + judging.PATIENCE
-        pid = 0
-        # Not `wait`, which does not tell what the process used.
-        while not pid and time.monotonic() < deadline:
-            time.sleep(0.05)
-            pid, status, usage = os.wait4(running.pid, os.WNOHANG)
-        if not pid:
+        try:
+            code = running.wait(judging.SECONDS)
+        except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
-            return None, 0.0, ''
-        running.returncode = os.waitstatus_to_exitcode(status)
+            return None, ''
         errors_file.seek(0)
-        said = errors_file.read().decode('utf-8', 'replace')
-        return running.returncode, usage.ru_utime + usage.ru_stime, said
+        return code, errors_file.read().decode('utf-8', 'replace')
 
 
 def _judged(
@@ -114,9 +107,9 @@ def _judged(
         return judging.Finding(NAME, number, kind, f'{said}; {shown}'[:600])
 
     before = judging.listing(folder)
-    code, seconds, said = _ended(command, folder / 'work')
+    code, said = _ended(command, folder / 'work')
     if code is None:
-        return [finding('slow', f'no answer in {judging.PATIENCE} s')]
+        return [finding('slow', f'no answer in {judging.SECONDS:.0f} s')]
     found = []
     lines = [line for line in said.splitlines() if line.startswith('ERROR: ')]
     if 'Traceback' in said or len(lines) != 1 or code not in (1, 2):
@@ -124,8 +117,6 @@ def _judged(
         found.append(finding('traceback', f'exit {code}, {last[0][:200]!r}'))
     elif wrong := judging.problem_of_line(lines[0]):
         found.append(finding('line', wrong))
-    if seconds > judging.SECONDS:
-        found.append(finding('slow', f'{seconds:.0f} s'))
     if left := judging.listing(folder) - before:
         found.append(finding('left', ', '.join(sorted(left))[:300]))
     return found

@@ -15,7 +15,7 @@ from fuzzing import judging, material, readers, runs
 
 TARGETS = readers.TARGETS | runs.TARGETS
 # Native code does not see the alarm; making the whole inputs takes time, too.
-_PATIENCE = judging.PATIENCE + 20
+_PATIENCE = judging.SECONDS + 20
 
 Outcome = tuple[str, list[judging.Finding]]
 
@@ -92,7 +92,9 @@ class _Worker:
         self._pipe, other = context.Pipe()
         folder = tempfile.mkdtemp(dir=self._scratch)
         self._process = context.Process(
-            target=_serve, args=(other, self._seed, folder), daemon=True
+            # No daemon, which might have no processes of its own.
+            target=_serve,
+            args=(other, self._seed, folder),
         )
         self._process.start()
         other.close()

@@ -44,6 +44,11 @@ def _beside(path: pathlib.Path, kind: str) -> pathlib.Path:
     return path.with_name(f'.{path.name}{kind}{uuid.uuid4().hex[:12]}')
 
 
+def temporary_of(path: pathlib.Path) -> pathlib.Path:
+    """A new name for what is to become `path`, beside it."""
+    return _beside(path, _TEMPORARY)
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file's or folder's name is that of something half-written."""
     return name.startswith('.') and (_TEMPORARY in name or _REPLACED in name)
@@ -120,7 +125,7 @@ def file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory() as scratch:
             yield pathlib.Path(scratch, path.name)
         return
-    temporary = _beside(path, _TEMPORARY)
+    temporary = temporary_of(path)
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_dead(path.parent, path.name)
@@ -149,7 +154,7 @@ def directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory() as scratch:
             yield pathlib.Path(scratch)
         return
-    temporary, replaced = _beside(path, _TEMPORARY), _beside(path, _REPLACED)
+    temporary, replaced = temporary_of(path), _beside(path, _REPLACED)
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_dead(path.parent, path.name)
@@ -177,7 +182,8 @@ def directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 def write_text(path: str | pathlib.Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with file(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        # Half a surrogate pair, which UTF-8 cannot hold, becomes its JSON escape.
+        temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:

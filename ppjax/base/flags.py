@@ -6,6 +6,7 @@ values, so a verb's settings are defined, documented and checked in one place.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import errno
 import functools
 import os
 import pathlib
@@ -15,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from absl import app, flags, logging
 
-from ppjax.base import errors, interrupts, processes, ranges, reading
+from ppjax.base import atomic, errors, interrupts, processes, ranges, reading
 
 Settings = TypeVar('Settings')
 
@@ -37,6 +38,7 @@ def setting(
     *,
     may_be_empty: bool = False,
     path: bool = False,
+    writes: bool = False,
     within: str = '',
     least: int | None = None,
 ) -> Any:
@@ -49,6 +51,8 @@ def setting(
         may_be_empty: whether '' means something.
         path: whether it may name files, with commas between them: a shell leaves the
             `~` of `--flag=~/file` alone, so it is read as home here.
+        writes: whether it is the path of a file that is written in the end; one that
+            cannot be is refused before the work.
         within: the allowed numbers, as in '[0, 1)'; a float must have it.
         least: the least allowed number, where there is no other bound.
     """
@@ -56,7 +60,8 @@ def setting(
         'help': help_text,
         'choices': tuple(choices),
         'may_be_empty': may_be_empty,
-        'path': path,
+        'path': path or writes,
+        'writes': writes,
         'within': within,
         'least': least,
     }
@@ -92,16 +97,37 @@ def define(settings: type[Any], flag_values: flags.FlagValues = flags.FLAGS) -> 
 
 
 def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Settings:
-    given = {}
+    given: dict[str, Any] = {}
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         given[field.name] = value = flag_values[field.name].value
         if isinstance(value, str) and not field.metadata['may_be_empty']:
             _refuse_no_text(field.name, value)
         if value and field.metadata['path']:
             given[field.name] = ','.join(map(os.path.expanduser, value.split(',')))
+        if value and field.metadata['writes']:
+            _refuse_unwritable(field.name, pathlib.Path(given[field.name]))
     found = settings(**given)
     ranges.check(found)
     return found
+
+
+def _refuse_unwritable(name: str, path: pathlib.Path) -> None:
+    """Refuses the path of a file that could not be written.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    try:
+        atomic.temporary_of(path).exists()
+        reason = 'it is a folder' if path.is_dir() else None
+    except OSError as error:
+        reason = error.strerror
+    else:
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            reason = f'{above} is no folder that can be written to'
+    if reason:
+        raise errors.InputError(f'--{name}: cannot write {path}: {reason}.')
 
 
 def _refuse_no_text(name: str, value: str) -> None:
@@ -286,12 +312,17 @@ def run(
             app.run(main, flags_parser=parse)
         finally:
             print(end='', flush=True)
-    except BrokenPipeError:
-        if not _nobody_reads():
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            code = _NO_READER
+        elif error.errno == errno.ENOSPC and error.filename is None:
+            print(f'ERROR: standard output: {error.strerror}.', file=sys.stderr)
+            code = 1
+        else:
             raise
         # Python would write what is left at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_NO_READER)
+        sys.exit(code)
 
 
 def _nobody_reads() -> bool:

@@ -63,10 +63,10 @@ def read_object(path: str | pathlib.Path, what: str = 'File') -> dict[str, Any]:
     Raises:
         InputError: if the file cannot be read, or holds something else.
     """
-    value = read_value(path, what)
-    if not isinstance(value, dict):
-        raise errors.InputError(f'{path} holds no JSON object.')
-    return value
+    found = read_value(path, what)
+    if isinstance(found, dict):
+        return found
+    raise errors.InputError(f'{path} holds a {type(found).__name__}, wanted an object.')
 
 
 def stored_object(path: pathlib.Path) -> dict[str, Any] | None:
@@ -178,7 +178,8 @@ class AppendLog:
             for value in values
         ]
         try:
-            data = ''.join(lines).encode()
+            # Half a surrogate pair, which UTF-8 cannot hold, becomes its escape.
+            data = ''.join(lines).encode('utf-8', 'backslashreplace')
             while data:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())

@@ -18,7 +18,7 @@ import shutil
 from typing import Any, TypeVar
 
 import ppjax
-from ppjax.base import atomic, errors, flags, locks, processes
+from ppjax.base import atomic, errors, flags, json_lines, locks, processes, reading
 from ppjax.base import progress as progress_lib
 
 Settings = TypeVar('Settings')
@@ -48,8 +48,8 @@ def recorded(run: str | pathlib.Path, stage: str, flag: str) -> str | None:
     None if the folder is no run, or the flag was not given.
     """
     try:
-        lines = settings_file(run, stage).read_text('utf-8').splitlines()
-    except (OSError, ValueError):
+        lines = reading.read_text(settings_file(run, stage), 'Settings').splitlines()
+    except errors.InputError:
         return None
     start = f'--{flag}='
     return next((x.removeprefix(start) for x in lines if x.startswith(start)), None)
@@ -130,18 +130,12 @@ def _read_marker(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text('utf-8'))
-        if isinstance(found, dict):
-            return found
-        reason = f'it holds a {type(found).__name__}, wanted an object'
-    except OSError as error:
-        reason = str(error.strerror)
-    except (ValueError, RecursionError) as error:
-        reason = str(error)
-    raise errors.InputError(
-        f'{path} is damaged ({reason}); what this run was made from cannot be compared. '
-        'Use another --output_dir, or --overwrite to discard that run.'
-    )
+        return json_lines.read_object(path, 'Record')
+    except errors.InputError as error:
+        raise errors.InputError(
+            f'{path} is damaged ({error}) What this run was made from cannot be '
+            'compared. Use another --output_dir, or --overwrite to discard that run.'
+        ) from None
 
 
 def _add_to_marker(folder: pathlib.Path, makes: Sequence[str]) -> None:
@@ -350,6 +344,8 @@ class RunDirectory:
         overwrite: bool,
         makes: Sequence[str],
     ) -> bool:
+        # Repeating the recorded command must never discard the run.
+        config = flags.to_flagfile(settings, omit=('overwrite',))
         atomic.remove_dead(self.path)
         marker = _read_marker(self.path)
         if marker is None and (left := _left(self.path)):
@@ -384,10 +380,7 @@ class RunDirectory:
         _add_to_marker(self.path, makes)
         if not found:
             atomic.write_json(self._inputs, inputs)
-        # Repeating the recorded command must never discard the run.
-        atomic.write_text(
-            self._config, flags.to_flagfile(settings, omit=('overwrite',))
-        )
+        atomic.write_text(self._config, config)
         return found
 
     def _differing(

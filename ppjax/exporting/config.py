@@ -31,7 +31,7 @@ class ExportConfig:
         None, "Model that the mask is applied to; by default the run's own.", path=True
     )
     keep_indices: str | None = flags.setting(
-        None, 'Also write the kept channels to this file, as JSON.', path=True
+        None, 'Also write the kept channels to this file, as JSON.', writes=True
     )
     export_dtype: str | None = flags.setting(
         None,

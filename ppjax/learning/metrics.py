@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorboardX
 
-from ppjax.base import atomic, errors, json_lines, processes
+from ppjax.base import atomic, errors, json_lines, processes, reading
 from ppjax.base import progress as progress_lib
 
 # What they are, for a run's marker.
@@ -83,10 +83,7 @@ def _keep(path: pathlib.Path, resume_step: int) -> list[dict[str, Any]]:
     """The entries up to a step; what else the file has is dropped from it."""
     if not path.exists():
         return []
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise errors.InputError(f'Cannot read {path}: {error.strerror}.') from error
+    data = reading.read_bytes(path, 'Metrics')
     lines = data.splitlines()
     kept, damaged = [], 0
     # What follows the last line break was being written when the run was killed.

@@ -1,11 +1,10 @@
 """Held-out figures that a run is compared with, kept so that they are measured once."""
 
 from collections.abc import Mapping, Sequence
-import json
 import pathlib
 from typing import Any
 
-from ppjax.base import processes
+from ppjax.base import errors, json_lines, processes
 from ppjax.base import progress as progress_lib
 from ppjax.data import chat
 from ppjax.learning import heldout as heldout_lib
@@ -30,10 +29,10 @@ def _read(
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text('utf-8'))
+        found = json_lines.read_object(path, 'References')
         if set(names) <= set(found) and all(_is_row(x, size) for x in found.values()):
             return found
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except errors.InputError:
         pass
     progress_lib.say(f'{path} is damaged; its figures are measured again.')
     return None

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from ppjax.base import errors
+from ppjax.base import errors, reading
 from ppjax.exporting import model_card
 from ppjax.exporting import source as export_source
 from ppjax.masking import apply, pmask
@@ -90,7 +90,8 @@ def card_before(source: Source, dtype: str, command: str, *, has_template: bool)
     if source.persona_mask is None:
         folder = files.reader.path
         if folder.is_dir() and (folder / 'README.md').is_file():
-            return (folder / 'README.md').read_text('utf-8', errors='replace')
+            data = reading.read_bytes(folder / 'README.md', 'Model card')
+            return data.decode('utf-8', 'replace')
         return model_card.bare(files.name, model_card.inherited_license(files.reader))
     mask = source.persona_mask
     pruned = export_source.Source(

@@ -4,7 +4,7 @@ import datetime
 import pathlib
 import time
 
-from ppjax.base import atomic, json_lines
+from ppjax.base import atomic, errors, json_lines
 from ppjax.base import progress as progress_lib
 
 _DONE = 'done'
@@ -20,12 +20,12 @@ def duration(seconds: float) -> str:
 def _session(cell: pathlib.Path) -> tuple[str, float] | None:
     """When the last session in a run directory began, and its seconds until now."""
     try:
-        status = json_lines.read_object(cell / 'status.json')
+        status = json_lines.read_object(cell / 'status.json', 'Status')
         first, last = (
             datetime.datetime.fromisoformat(status[name])
             for name in ('started', 'updated')
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (errors.InputError, ValueError, KeyError, TypeError):
         return None
     return status['started'], (last - first).total_seconds()
 
@@ -41,12 +41,12 @@ class Clock:
         self._cells: dict[str, dict[str, float]] = {}
         if path.exists():
             try:
-                found = json_lines.read_object(path)
+                found = json_lines.read_object(path, 'Seconds')
                 self._cells = {
                     str(cell): {str(name): float(x) for name, x in sessions.items()}
                     for cell, sessions in found.items()
                 }
-            except (OSError, ValueError, TypeError, AttributeError):
+            except (errors.InputError, ValueError, TypeError, AttributeError):
                 progress_lib.say(f'{path} is damaged; seconds are counted anew.')
 
     def start(self, cell: pathlib.Path) -> None:

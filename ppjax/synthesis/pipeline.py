@@ -26,7 +26,7 @@ from ppjax.base import (
 )
 from ppjax.base import progress as progress_lib
 from ppjax.data import chat, instructions
-from ppjax.models import base_model
+from ppjax.models import base_model, weights
 from ppjax.parallel import sharding
 from ppjax.personas import evaluation_set, prompts
 from ppjax.personas import persona as persona_lib
@@ -225,6 +225,9 @@ def synthesize(
     """
     base = base_model.open_base_model(cfg.base_model)
     layers = sensitivity.parse_layers(cfg.score_layers, base.config.num_layers)
+    mesh = sharding.inference_mesh(cfg.mesh)
+    if mesh is not None:
+        sharding.shardings(weights.abstract(base.config), mesh)
     renderer = chat.ChatRenderer(
         base.tokenizer(), date=cfg.date, vocab_size=base.config.vocab_size
     )
@@ -293,7 +296,7 @@ def synthesize(
             max_length=cfg.max_length,
             batch_tokens=cfg.batch_tokens,
             dtype=cfg.dtype,
-            mesh=sharding.inference_mesh(cfg.mesh),
+            mesh=mesh,
         )
         selected = split(
             scored,

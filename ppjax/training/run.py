@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from ppjax.base import atomic, errors, run_directory
+from ppjax.base import atomic, errors, reading, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.base import versions as versions_lib
 from ppjax.data import order
@@ -133,8 +133,9 @@ class LearningRun:
         """
         theirs = like / _REFERENCES
         if not self._references.exists() and theirs.exists():
-            with contextlib.suppress(OSError, UnicodeDecodeError):  # It is damaged.
-                atomic.write_text(self._references, theirs.read_text('utf-8'))
+            with contextlib.suppress(errors.InputError):  # It is damaged.
+                text = reading.read_text(theirs, 'References')
+                atomic.write_text(self._references, text)
 
     def random_scores(self) -> jax.Array:
         """Random scores [R, U] of this run's seed."""

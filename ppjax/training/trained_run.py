@@ -146,6 +146,6 @@ class TrainedRun:
         if not path.exists():
             return None
         try:
-            return json_lines.read_object(path)
+            return json_lines.read_object(path, 'Result')
         except errors.InputError as error:
             raise errors.InputError(f'{path} is damaged: {error}') from error

@@ -254,6 +254,29 @@ def test_text_that_says_nothing_is_refused(value):
             flags.parse(_Settings, argv)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Writes:
+    result: str | None = flags.setting(None, 'Where to.', writes=True)
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('n' * 240, 'File name too long'),
+        ('', 'it is a folder'),
+        ('file/result.json', 'no folder that can be written to'),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path, name, reason
+):
+    (tmp_path / 'file').touch()
+    flags.parse(_Writes, [f'--result={tmp_path / "new" / "result.json"}'])
+    with pytest.raises(errors.InputError, match=f'--result: cannot write .*{reason}'):
+        flags.parse(_Writes, [f'--result={tmp_path / name}'])
+    assert [x.name for x in tmp_path.iterdir()] == ['file']
+
+
 def test_seeds_of_all_verbs_have_32_bits():
     common = {'output_dir': 'o', 'base_model': 'b'}
     verbs = [

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -303,3 +305,34 @@ def test_a_full_disk_still_says_that_the_run_failed(run, tmp_path, monkeypatch):
         run(work)
     status = json.loads((tmp_path / 'runs' / 'a' / 'status.json').read_text())
     assert (status['state'], status['error']) == ('failed', 'disk full')
+
+
+def test_settings_that_no_flagfile_holds_leave_nothing(run, tmp_path):
+    with pytest.raises(errors.InputError, match='--source must be one line'):
+        run(source='a\nb')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_surrogate_pair_in_a_record_survives(run, tmp_path):
+    run(_make)
+    marker = tmp_path / 'runs' / 'a' / run_directory.MARKER
+    content = json.loads(marker.read_text())
+    marker.write_text(json.dumps(content | {'note': '\ud800', 'makes': []}))
+    assert run()
+    written = json.loads(marker.read_text('utf-8'))
+    assert written['note'] == '\ud800'
+    assert written['makes'] == list(_MAKES)
+
+
+@pytest.mark.parametrize('name', ['inputs.json', run_directory.MARKER, 'config.flags'])
+def test_a_record_that_is_a_pipe_keeps_nobody_waiting(run, tmp_path, name):
+    run(_make)
+    path = tmp_path / 'runs' / 'a' / name
+    path.unlink()
+    os.mkfifo(path)
+    # A reader that waits would be let go by one who writes nothing.
+    writer = threading.Timer(5, lambda: path.write_text(''))
+    writer.start()
+    with pytest.raises(errors.InputError, match='is a pipe and no regular file'):
+        run()
+    writer.cancel()

@@ -62,6 +62,13 @@ def test_a_reader_who_leaves_ends_it_silently(program, flag):
     assert (done.returncode, done.stderr) == (141, b'')
 
 
+def test_output_to_a_full_disk_is_one_line(program):
+    with open('/dev/full', 'wb') as full:
+        done = _run(str(program), stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == b'ERROR: standard output: No space left on device.\n'
+
+
 @pytest.mark.parametrize(
     ('given', 'code', 'start'),
     [

@@ -327,3 +327,13 @@ def test_a_damaged_score_file_is_named(settings, tmp_path):
 def test_bad_settings_are_refused(settings, changes, message):
     with pytest.raises(errors.InputError, match=message):
         settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'message'),
+    [('-1', 'is not AXIS:SIZE'), ('data:99', 'does not make use of the 8 devices')],
+)
+def test_a_mesh_that_cannot_be_leaves_no_folder(settings, tmp_path, mesh, message):
+    with pytest.raises(errors.InputError, match=message):
+        pipeline.synthesize(settings(mesh=mesh))
+    assert not (tmp_path / 'run').exists()

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from ppjax.base import errors, run_directory
+from ppjax.base import errors, json_lines, reading, run_directory
 from ppjax.evaluation import bootstrap
 from ppjax.masking import pmask
 from ppjax.pages import formats
@@ -124,7 +123,7 @@ def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
         return value
 
     def read_json(file: pathlib.Path) -> Any:
-        return json.loads(file.read_text('utf-8'))
+        return json_lines.read_value(file, 'Record')
 
     def read_samples(file: pathlib.Path) -> Any:
         value = read_json(file)
@@ -169,10 +168,10 @@ def _settled(status: dict[str, Any]) -> dict[str, Any]:
 
 def _read_metrics(file: pathlib.Path) -> list[dict[str, Any]]:
     entries = []
-    for line in file.read_text('utf-8', errors='replace').splitlines():
+    for line in reading.read_bytes(file, 'Metrics').splitlines():
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):  # The torn last line of a live run.
+            entry = json_lines.parse(line, str(file))
+        except errors.InputError:  # The torn last line of a live run.
             continue
         if isinstance(entry, dict):
             entries.append(entry)
