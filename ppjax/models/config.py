@@ -52,11 +52,7 @@ _HARMLESS = frozenset(
         'transformers_version',
         'transformers.js_config',
         'use_cache',
-    ]
-)
-# What generates, trains or stores, and never enters the forward pass.
-_OUTSIDE = frozenset(
-    [
+        # What generates, trains or stores, and never enters the forward pass.
         '_commit_hash',
         '_flash_attn_2_enabled',
         'diversity_penalty',
@@ -292,7 +288,7 @@ def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
             f'Model config: sliding_window={short(hf["sliding_window"])} is not '
             'implemented.'
         )
-    known = _HARMLESS | _OUTSIDE | _ONLY.keys() | read | _CHECKED
+    known = _HARMLESS | _ONLY.keys() | read | _CHECKED
     unknown = sorted(
         key for key in hf if key not in known and not key.startswith(_HARMLESS_STARTS)
     )
