@@ -320,77 +320,66 @@ def _costs(cfg: BenchConfig) -> dict[str, Any]:
     )
 
 
-def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:
+def _compared(cfg: BenchConfig, what: str) -> dict[str, Any]:
+    """The figures of one comparison."""
+    if what == 'personas':
+        return many_personas.compare(
+            [name.strip() for name in cfg.names.split(',')],
+            base_model=cfg.base_model,
+            calibration=cfg.calibration,
+            steps=cfg.steps,
+            batch_size=cfg.batch_size,
+            align=cfg.align,
+            output_dir=cfg.output_dir,
+        )
+    if what == 'costs':
+        return _costs(cfg)
+    if what == 'load' and cfg.mesh:
+        hf_config = base_model.read_hf_config(cfg.base_model)
+        return sharded_load.measure(hf_config, dtype=cfg.dtype, mesh=cfg.mesh)
+    base = base_model.open_base_model(cfg.base_model)
+    if what == 'benchmarks':
+        return _benchmarks(cfg, base)
+    if what == 'generate':
+        return _generate(cfg, base)
+    if what == 'infer':
+        return _infer(cfg, base)
+    if what == 'load':
+        return load.compare(base, rounds=cfg.rounds, dtype=cfg.dtype)
+    renderer = chat.ChatRenderer(
+        base.tokenizer(), date=cfg.date, vocab_size=base.config.vocab_size
+    )
+    if what == 'mask_step':
+        return _mask_step(cfg, base, renderer)
+    rows, personas = _queries(cfg), _personas(cfg)
+    if what == 'rewriting':
+        requests = rewriting.requests_for(personas[0], rows, with_reference=True)
+        return rewriting_bench.compare(
+            base, renderer, requests, max_tokens=cfg.max_tokens
+        )
+    return scoring_bench.compare(
+        base,
+        renderer,
+        [persona.system_prompt for persona in personas],
+        [row.query for row in rows],
+        max_length=cfg.max_length,
+    )
+
+
+def main(cfg: BenchConfig, what: str) -> int:
+    """Compares and prints."""
+    compile_cache.enable()
+    found = _compared(cfg, what)
     found |= {'settings': dataclasses.asdict(cfg), 'versions': versions.versions()}
     text = json.dumps(found, indent=2, ensure_ascii=False)
     print(text)
     if cfg.result:
         atomic.write_text(cfg.result, text + '\n')
         progress_lib.say(f'Written to {cfg.result}.')
+    if what == 'costs' and cfg.page:
+        atomic.write_text(cfg.page, costs_page.render(found))
+        progress_lib.say(f'Page: {cfg.page}')
     return 0
-
-
-def main(cfg: BenchConfig, what: str) -> int:
-    """Compares and prints."""
-    compile_cache.enable()
-    found: dict[str, Any]
-    if what == 'personas':
-        names = [name.strip() for name in cfg.names.split(',')]
-        return _write(
-            cfg,
-            many_personas.compare(
-                names,
-                base_model=cfg.base_model,
-                calibration=cfg.calibration,
-                steps=cfg.steps,
-                batch_size=cfg.batch_size,
-                align=cfg.align,
-                output_dir=cfg.output_dir,
-            ),
-        )
-    if what == 'costs':
-        found = _costs(cfg)
-        _write(cfg, found)
-        if cfg.page:
-            atomic.write_text(cfg.page, costs_page.render(found))
-            progress_lib.say(f'Page: {cfg.page}')
-        return 0
-    if what == 'load' and cfg.mesh:
-        hf_config = base_model.read_hf_config(cfg.base_model)
-        return _write(
-            cfg, sharded_load.measure(hf_config, dtype=cfg.dtype, mesh=cfg.mesh)
-        )
-    base = base_model.open_base_model(cfg.base_model)
-    if what == 'benchmarks':
-        return _write(cfg, _benchmarks(cfg, base))
-    if what == 'generate':
-        return _write(cfg, _generate(cfg, base))
-    if what == 'infer':
-        return _write(cfg, _infer(cfg, base))
-    if what == 'load':
-        return _write(cfg, load.compare(base, rounds=cfg.rounds, dtype=cfg.dtype))
-    renderer = chat.ChatRenderer(
-        base.tokenizer(), date=cfg.date, vocab_size=base.config.vocab_size
-    )
-    if what == 'mask_step':
-        return _write(cfg, _mask_step(cfg, base, renderer))
-    rows, personas = _queries(cfg), _personas(cfg)
-    if what == 'scoring':
-        found = scoring_bench.compare(
-            base,
-            renderer,
-            [persona.system_prompt for persona in personas],
-            [row.query for row in rows],
-            max_length=cfg.max_length,
-        )
-    else:
-        found = rewriting_bench.compare(
-            base,
-            renderer,
-            rewriting.requests_for(personas[0], rows, with_reference=True),
-            max_tokens=cfg.max_tokens,
-        )
-    return _write(cfg, found)
 
 
 if __name__ == '__main__':
