@@ -9,6 +9,7 @@ import transformers
 from ppjax.base import errors
 from ppjax.masking import apply
 from ppjax.models import generation
+from ppjax.personas import inputs
 
 
 def decode(tokenizer: transformers.PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -132,7 +133,8 @@ class Conversation:
             InputError: if the question alone is too long, no text, or contains the
                 model's own markup.
         """
-        refuse_no_text('The message', question)
+        if not inputs.is_text(question):
+            raise errors.InputError('The message is not UTF-8 text.')
         user = {'role': 'user', 'content': question}
         prompt = self._fitting_prompt(user)
         detokenizer = Detokenizer(self._loaded.tokenizer)
@@ -191,13 +193,3 @@ class Conversation:
                 f'model has {positions} positions.'
             )
         return prompt
-
-
-def refuse_no_text(what: str, text: str) -> None:
-    """Raises:
-    InputError: if text holds what UTF-8 cannot, as half a surrogate pair.
-    """
-    try:
-        text.encode('utf-8')
-    except UnicodeEncodeError:
-        raise errors.InputError(f'{what} is not UTF-8 text.') from None
