@@ -16,6 +16,15 @@ DATE = '2026-01-01'
 DTYPES = ('float32', 'bfloat16')
 
 
+def dtype_setting() -> Any:
+    """A field for --dtype."""
+    return flags.setting(
+        'float32',
+        'Precision of weights and activations; bfloat16 suits accelerators.',
+        choices=DTYPES,
+    )
+
+
 def require_given(settings: Any, *names: str) -> None:
     """Checks that flags without a default are there.
 
@@ -51,11 +60,7 @@ class CommonSettings:
         'than the model has positions.',
         least=1,
     )
-    dtype: str = flags.setting(
-        'float32',
-        'Precision of weights and activations; bfloat16 suits accelerators.',
-        choices=DTYPES,
-    )
+    dtype: str = dtype_setting()
     mesh: str | None = flags.setting(None, MESH_HELP)
     seed: int = flags.setting(0, 'Fixes orders, samples and random scores.')
     date: str = flags.setting(

@@ -49,11 +49,7 @@ class ChatConfig:
     )
     max_new_tokens: int = flags.setting(256, 'Longest answer, in tokens.', least=1)
     seed: int = flags.setting(0, 'Fixes what is drawn at a --temperature above 0.')
-    dtype: str = flags.setting(
-        'float32',
-        'Precision of weights and activations; bfloat16 suits accelerators.',
-        choices=settings.DTYPES,
-    )
+    dtype: str = settings.dtype_setting()
     date: str | None = flags.setting(
         None,
         'The date that chat templates which print one are told; by default that of '

@@ -159,11 +159,7 @@ class EvaluateConfig:
         'For efficiency: rounds of timing, each of every model; the median counts.',
         least=1,
     )
-    dtype: str = flags.setting(
-        'float32',
-        'Precision of weights and activations; bfloat16 suits accelerators.',
-        choices=settings.DTYPES,
-    )
+    dtype: str = settings.dtype_setting()
     mesh: str | None = flags.setting(None, settings.MESH_HELP)
     seed: int = flags.setting(
         0, 'Fixes the timed prompt, and what a dialogue partner is asked with.'
