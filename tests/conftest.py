@@ -34,6 +34,7 @@ from ppjax.data import chat
 from ppjax.models import attention, base_model, loading
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
@@ -217,13 +218,13 @@ class TinyModel:
         self,
         tokens: np.ndarray,
         positions: np.ndarray | None = None,
-        ffn_mask: np.ndarray | None = None,
+        channels: np.ndarray | None = None,
     ) -> np.ndarray:
         """Our logits [B, T, V] under plain causal attention."""
         if positions is None:
             positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        mask = None if ffn_mask is None else jnp.asarray(ffn_mask, jnp.float32)
-        return np.asarray(_logits(self.decoder, tokens, positions, mask))
+        masks = masks_lib.Masks(channels=channels).as_float32()
+        return np.asarray(_logits(self.decoder, tokens, positions, masks))
 
     def pruned_hf(self, mask: np.ndarray) -> transformers.PreTrainedModel:
         """transformers' model of the channels that a bool mask [L, F] keeps."""
@@ -235,10 +236,10 @@ def _logits(
     model: decoder_lib.Decoder,
     tokens: jax.Array,
     positions: jax.Array,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
 ) -> jax.Array:
     attend = attention.causal(*tokens.shape)
-    return model.unembed(model(tokens, positions, ffn_mask, attend)[0])
+    return model.unembed(model(tokens, positions, masks, attend)[0])
 
 
 def _sliced(

@@ -146,7 +146,7 @@ def no_answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts calls of `generate` instead of generating."""
     calls: list[int] = []
 
-    def generate(model: Any, ffn_mask: Any, rows: Any, **options: Any) -> Any:
+    def generate(model: Any, masks: Any, rows: Any, **options: Any) -> Any:
         calls.append(len(rows))
         return [[9, 10] for _ in rows]
 

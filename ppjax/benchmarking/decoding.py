@@ -16,6 +16,7 @@ from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import torch_model
 from ppjax.evaluation import timing
 from ppjax.models import base_model, generation, loading, sliced
+from ppjax.models import masks as masks_lib
 
 OURS, THEIRS = 'ppjax', 'pytorch'
 
@@ -31,7 +32,7 @@ def _ours(base: base_model.BaseModel, dtype: str) -> Side:
     def run(prompts: np.ndarray, tokens: int) -> tuple[float, float, np.ndarray]:
         began = time.perf_counter()
         answers = generation.stream(
-            model, None, prompts.tolist(), max_new_tokens=tokens, stop_ids=()
+            model, masks_lib.DENSE, prompts.tolist(), max_new_tokens=tokens, stop_ids=()
         )
         drawn = [next(answers)]
         first = time.perf_counter()

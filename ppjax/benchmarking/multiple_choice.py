@@ -11,6 +11,7 @@ from ppjax.benchmarking import lm_eval_tasks, torch_model
 from ppjax.data import row_sources
 from ppjax.evaluation.multiple_choice import benchmark_sources, choice_tasks
 from ppjax.models import base_model, loading
+from ppjax.models import masks as masks_lib
 
 
 def _rows(name: str, spec: str | None) -> list[Any]:
@@ -69,7 +70,7 @@ def compare(
             began = time.perf_counter()
             ours = choice_tasks.evaluate(
                 model,
-                None,
+                masks_lib.DENSE,
                 tokenizer,
                 questions,
                 batch_tokens=batch_tokens,

@@ -166,7 +166,7 @@ class Conversation:
     def _stream(self, prompt: list[int]) -> Iterator[list[int]]:
         for tokens in generation.stream(
             self._loaded.decoder,
-            self._loaded.ffn_mask,
+            self._loaded.masks,
             [prompt],
             max_new_tokens=self._max_new_tokens,
             stop_ids=self._stop_ids,

@@ -187,7 +187,7 @@ def _masked(
         # The dense weights serve both.
         return dataclasses.replace(
             dense.load(),
-            ffn_mask=jnp.asarray(file.mask),
+            masks=file.kind.decoder_masks(jnp.asarray(file.mask)),
             system_prompt=file.system_prompt,
         )
 

@@ -61,7 +61,7 @@ class HelperModels:
         local = self._local(cfg.partner_model, 'partner')
         return speakers.LocalSpeaker(
             local.decoder,
-            None,
+            local.masks,
             local.renderer(cfg.template_date),
             local.stop_ids(),
             weights=f'{local.base.fingerprint()} {cfg.dtype}',

@@ -21,6 +21,7 @@ from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import apply
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import execution, sharding
 
 # Answer tokens whose logits, of two models, exist at a time.
@@ -48,14 +49,14 @@ class ModelLikelihood:
 @functools.partial(jax.jit, static_argnames=('prefix', 'chunk'))
 def _states(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     rows: loss_lib.Rows,
     *,
     prefix: int,
     chunk: int,
 ) -> jax.Array:
     return loss_lib.answer_states(
-        model, ffn_mask, rows, prefix=prefix, chunk=chunk, remat='none'
+        model, masks, rows, prefix=prefix, chunk=chunk, remat='none'
     )
 
 
@@ -129,10 +130,10 @@ def measure(
         placed = rows if mesh is None else sharding.shard_rows(rows, mesh)
         real = np.asarray(rows.weights) > 0
         owners = batch[np.asarray(rows.owners)[real]]
-        before = run(dense.decoder, dense.ffn_mask, placed)
+        before = run(dense.decoder, dense.masks, placed)
         flat = (-1, before.shape[-1])
         for own, model in zip(sums, models, strict=True):
-            after = run(model.decoder, model.ffn_mask, placed)
+            after = run(model.decoder, model.masks, placed)
             found = call(
                 _compare,
                 dense.decoder,

@@ -164,7 +164,7 @@ class Evaluation:
                 loaded = model.load()
                 scores = choice_tasks.evaluate(
                     loaded.decoder,
-                    loaded.ffn_mask,
+                    loaded.masks,
                     loaded.tokenizer,
                     questions,
                     batch_tokens=cfg.batch_tokens,

@@ -15,6 +15,7 @@ from ppjax.evaluation.page import report, run_results, terminal
 from ppjax.masking import apply
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import base_model, generation
+from ppjax.models import masks as masks_lib
 from ppjax.training import config as train_config
 from ppjax.training import trained_run
 
@@ -151,7 +152,7 @@ def _answer(
         base_model=trained.base_model, mask_path=str(mask), dtype=trained.dtype
     )
     dense_decoder = loaded.decoder
-    if loaded.ffn_mask is None:  # Whole blocks are gone from it.
+    if loaded.decoder.cfg != loaded.base.config:  # Whole blocks are gone from it.
         dense_decoder = apply.load_masked(
             base_model=trained.base_model, dtype=trained.dtype
         ).decoder
@@ -168,14 +169,14 @@ def _answer(
     dense, pruned = (
         generation.generate(
             decoder,
-            ffn_mask,
+            masks,
             [prompts[i] for i in chosen],
             max_new_tokens=cfg.max_new_tokens,
             stop_ids=loaded.stop_ids(),
         )
-        for decoder, ffn_mask in (
-            (dense_decoder, None),
-            (loaded.decoder, loaded.ffn_mask),
+        for decoder, masks in (
+            (dense_decoder, masks_lib.DENSE),
+            (loaded.decoder, loaded.masks),
         )
     )
 

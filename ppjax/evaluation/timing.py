@@ -51,7 +51,7 @@ def _seconds(
     """(to the first token, for the others)."""
     began = time.perf_counter()
     answer = generation.stream(
-        model.decoder, model.ffn_mask, [prompt], max_new_tokens=tokens, stop_ids=()
+        model.decoder, model.masks, [prompt], max_new_tokens=tokens, stop_ids=()
     )
     next(answer)
     first = time.perf_counter()

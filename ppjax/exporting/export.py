@@ -172,15 +172,8 @@ def _verify(
     """What `results/export.json` says of it; differences beyond tolerance raise."""
     prompts, length = tokens.shape
     progress.say(f'Verifying on {prompts} prompts of {length} tokens ...')
-    ffn_mask, block_mask = source.kind.decoder_masks(source.mask)
-    result = verify_lib.verify(
-        source.base,
-        ffn_mask,
-        folder,
-        dtype=dtype,
-        tokens=tokens,
-        block_mask=block_mask,
-    )
+    masks = source.kind.decoder_masks(source.mask)
+    result = verify_lib.verify(source.base, masks, folder, dtype=dtype, tokens=tokens)
     result.require(cfg.verify_tolerance)
     return {
         'tolerance': cfg.verify_tolerance,

@@ -24,6 +24,7 @@ from ppjax.base import errors
 from ppjax.exporting import hf_export
 from ppjax.models import attention, base_model, loading, open_checkpoint
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +72,21 @@ class Verification:
 
 def verify(
     base: base_model.BaseModel,
-    mask: np.ndarray | None,
+    masks: masks_lib.Masks,
     directory: str | pathlib.Path,
     *,
     dtype: str,
     tokens: np.ndarray,
-    block_mask: np.ndarray | None = None,
 ) -> Verification:
     """Compares logits in float32 arithmetic.
 
     Args:
         base: the dense model.
-        mask: bool [L, F], or None for all channels.
+        masks: what of it is masked.
         directory: what was exported of them.
         dtype: what its weights were rounded to; a key of `hf_export.DTYPES`.
         tokens: [B, T] token ids, padded on the right if they are padded. Padding
             is compared like everything else: it sees the same tokens everywhere.
-        block_mask: bool [L], or None for all blocks.
 
     Raises:
         InputError: if the directory cannot be reloaded.
@@ -105,9 +104,9 @@ def verify(
 
     dense = None
     if has_torch() and own.is_dir():
-        unmasked = masked_logits(base, None, tokens, dtype='float32')
+        unmasked = masked_logits(base, masks_lib.DENSE, tokens, dtype='float32')
         dense = difference(own, 'transformers', unmasked)
-    want = masked_logits(base, mask, tokens, dtype=dtype, block_mask=block_mask)
+    want = masked_logits(base, masks, tokens, dtype=dtype)
     return Verification(
         ppjax=difference(directory, 'ppjax', want),
         transformers=difference(directory, 'transformers', want)
@@ -124,11 +123,10 @@ def has_torch() -> bool:
 
 def masked_logits(
     base: base_model.BaseModel,
-    mask: np.ndarray | None,
+    masks: masks_lib.Masks,
     tokens: np.ndarray,
     *,
     dtype: str,
-    block_mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """Logits [B, T, V] of the masked dense model.
 
@@ -137,11 +135,7 @@ def masked_logits(
     rounded = loading.load_decoder(
         base.reader, base.config, dtype=hf_export.DTYPES[dtype][0]
     )
-    masks = [
-        None if given is None else jnp.asarray(given, jnp.float32)
-        for given in (mask, block_mask)
-    ]
-    return _logits(rounded, tokens, *masks)
+    return _logits(rounded, tokens, masks.as_float32())
 
 
 def reloaded_logits(
@@ -190,37 +184,27 @@ def reloaded_logits(
 
 
 def _logits(
-    decoder: decoder_lib.Decoder,
-    tokens: np.ndarray,
-    ffn_mask: jax.Array | None = None,
-    block_mask: jax.Array | None = None,
+    decoder: decoder_lib.Decoder, tokens: np.ndarray, masks: masks_lib.Masks
 ) -> np.ndarray:
     @jax.jit
     def forward(
-        decoder: decoder_lib.Decoder,
-        tokens: jax.Array,
-        ffn_mask: jax.Array | None,
-        block_mask: jax.Array | None,
+        decoder: decoder_lib.Decoder, tokens: jax.Array, masks: masks_lib.Masks
     ) -> jax.Array:
         batch, length = tokens.shape
         positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
         attend = attention.causal(batch, length)
-        hidden, _, _ = decoder(
-            tokens, positions, ffn_mask, attend, block_mask=block_mask
-        )
+        hidden, _, _ = decoder(tokens, positions, masks, attend)
         return decoder.unembed(hidden)
 
     decoder = jax.tree.map(lambda weight: weight.astype(jnp.float32), decoder)
-    return np.asarray(
-        forward(decoder, jnp.asarray(tokens, jnp.int32), ffn_mask, block_mask)
-    )
+    return np.asarray(forward(decoder, jnp.asarray(tokens, jnp.int32), masks))
 
 
 def _by_ppjax(directory: str, tokens: np.ndarray) -> np.ndarray:
     reader = open_checkpoint.open_checkpoint(directory)
     cfg = loading.config_of(reader)
     decoder = loading.load_decoder(reader, cfg, dtype=jnp.float32)
-    return _logits(decoder, tokens)
+    return _logits(decoder, tokens, masks_lib.DENSE)
 
 
 def _by_transformers(directory: str, tokens: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from ppjax.data import chat, packing
 from ppjax.learning import measure as measure_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 
 
@@ -111,21 +112,11 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def measure(
-        self,
-        model: decoder_lib.Decoder,
-        mask: jax.Array | np.ndarray | None,
-        block_mask: jax.Array | np.ndarray | None = None,
-    ) -> Likelihood:
-        """Measures the model under a mask [L, F], or one of blocks [L], or neither."""
-        masks = [
-            None if given is None else jax.numpy.asarray(given, np.float32)
-            for given in (mask, block_mask)
-        ]
+    def measure(self, model: decoder_lib.Decoder, masks: masks_lib.Masks) -> Likelihood:
+        """Measures the model under masks."""
+        masks = masks.as_float32()
         nll = np.zeros(len(self.tokens))
-        results = [
-            self._measure(model, masks[0], batch, masks[1]) for batch in self._batches
-        ]
+        results = [self._measure(model, masks, batch) for batch in self._batches]
         for order, batch, values in zip(
             self._order, self._batches, results, strict=True
         ):

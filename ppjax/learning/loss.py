@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 OBJECTIVES = ('ce', 'kl', 'ce+kl')
 
@@ -83,13 +84,12 @@ def token_losses(
 
 def answer_states(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     rows: Rows,
     *,
     prefix: int,
     chunk: int,
     remat: str,
-    block_mask: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states that predict the answer tokens of packed rows.
 
@@ -102,36 +102,33 @@ def answer_states(
     hidden, _, _ = model(
         rows.tokens,
         rows.positions,
-        ffn_mask,
+        masks,
         attend,
         remat=remat,
-        block_mask=block_mask,
     )
     return jnp.take_along_axis(hidden, rows.sources[:, :, None], axis=1)
 
 
 def answer_losses(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     rows: Rows,
     *,
     prefix: int,
     chunk: int,
     remat: str,
     objective: str,
-    block_mask: jax.Array | None = None,
 ) -> jax.Array:
     """The loss at every answer token of packed rows.
 
     Args:
         model: the frozen decoder.
-        ffn_mask: [L, F], or None for all channels.
+        masks: what of it is masked.
         rows: one micro-batch; B rows of M answer tokens.
         prefix: P, static.
         chunk: C, static.
         remat: see `Decoder.__call__`.
         objective: see `token_losses`. With `kl`, the dense model runs too.
-        block_mask: [L], or None for all blocks.
 
     Returns:
         [B, M] float32, in nats; where `rows.weights` is 0, meaningless.
@@ -140,25 +137,22 @@ def answer_losses(
     chex.assert_shape(rows.segments, (batch, length - prefix))
     chex.assert_equal_shape([rows.sources, rows.targets, rows.weights, rows.owners])
 
-    def states(
-        channels: jax.Array | None, blocks: jax.Array | None, remat: str
-    ) -> jax.Array:
+    def states(masks: masks_lib.Masks, remat: str) -> jax.Array:
         found = answer_states(
             model,
-            channels,
+            masks,
             rows,
             prefix=prefix,
             chunk=chunk,
             remat=remat,
-            block_mask=blocks,
         )
         return found.reshape(-1, found.shape[-1])
 
     flat = token_losses(
         model,
-        states(ffn_mask, block_mask, remat),
+        states(masks, remat),
         rows.targets.reshape(-1),
-        states(None, None, 'none') if 'kl' in objective else None,
+        states(masks_lib.DENSE, 'none') if 'kl' in objective else None,
         objective=objective,
     )
     return flat.reshape(rows.targets.shape)
@@ -166,22 +160,20 @@ def answer_losses(
 
 def answer_nll(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     rows: Rows,
     *,
     prefix: int,
     chunk: int,
     remat: str,
-    block_mask: jax.Array | None = None,
 ) -> jax.Array:
     """-log p of every answer token of packed rows; see `answer_losses`."""
     return answer_losses(
         model,
-        ffn_mask,
+        masks,
         rows,
         prefix=prefix,
         chunk=chunk,
         remat=remat,
         objective='ce',
-        block_mask=block_mask,
     )

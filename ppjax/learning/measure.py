@@ -15,6 +15,7 @@ from ppjax.learning import loss as loss_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.models import weights as weights_lib
 from ppjax.parallel import execution
 
@@ -23,7 +24,7 @@ from ppjax.parallel import execution
 def make_measure(
     prefix: int, chunk: int, mesh: jax.sharding.Mesh | None = None
 ) -> Callable[..., jax.Array]:
-    """Builds measure(model, ffn_mask, batch, block_mask=None) -> -log p [B, M], in nats.
+    """Builds measure(model, masks, batch) -> -log p [B, M], in nats.
 
     For batches of one micro-batch; where `weights` is 0 the value is meaningless.
 
@@ -35,20 +36,18 @@ def make_measure(
 
     def measure(
         model: decoder_lib.Decoder,
-        ffn_mask: jax.Array | None,
+        masks: masks_lib.Masks,
         batch: packing.PackedBatch,
-        block_mask: jax.Array | None = None,
     ) -> jax.Array:
         model = weights_lib.with_tables_gathered(model)
         rows = loss_lib.Rows(*(x[0] for x in batch))
         return loss_lib.answer_nll(
             model,
-            ffn_mask,
+            masks,
             rows,
             prefix=prefix,
             chunk=chunk,
             remat='none',
-            block_mask=block_mask,
         )
 
     return execution.jit_over(mesh, measure, batch=2)
@@ -91,7 +90,7 @@ def make_tap_sums(
         _, _, found = model(
             rows.tokens,
             rows.positions,
-            None,
+            masks_lib.DENSE,
             attention.Packed(prefix, chunk, rows.segments),
             tap=make_tap(weights),
         )
@@ -120,15 +119,13 @@ def make_gradient_squares(
         rows = loss_lib.Rows(*(x[0] for x in batch))
 
         def loss(mask: jax.Array) -> jax.Array:
-            ffn_mask, block_mask = granularity.decoder_masks(mask)
             nll = loss_lib.answer_nll(
                 model,
-                ffn_mask,
+                granularity.decoder_masks(mask),
                 rows,
                 prefix=prefix,
                 chunk=chunk,
                 remat=remat,
-                block_mask=block_mask,
             )
             return jnp.sum(nll * rows.weights) / jnp.sum(rows.weights)
 

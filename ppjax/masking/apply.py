@@ -16,6 +16,7 @@ from ppjax.masking import pmask
 from ppjax.models import base_model as base_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import loading
+from ppjax.models import masks as masks_lib
 
 # Beside an exported model's weights: {"system_prompt": ...}.
 PERSONA_FILE = 'persona.json'
@@ -28,14 +29,14 @@ class LoadedModel:
     Attributes:
         base: what it was read from.
         decoder: its weights; where a mask drops blocks, without these.
-        ffn_mask: bool [L, F], or None where no mask of channels is applied.
+        masks: bool, those that are applied as it runs.
         tokenizer: that comes with the weights.
         system_prompt: of the mask file or the exported model; '' if there is none.
     """
 
     base: base_lib.BaseModel
     decoder: decoder_lib.Decoder
-    ffn_mask: jax.Array | None
+    masks: masks_lib.Masks
     tokenizer: transformers.PreTrainedTokenizerBase
     system_prompt: str
 
@@ -80,7 +81,7 @@ def load_masked(
             'wanted either model or base_model and mask_path, got '
             f'model={model!r}, base_model={base_model!r}, mask_path={mask_path!r}.'
         )
-    ffn_mask = None
+    masks = masks_lib.DENSE
     read: base_lib.BaseModel | None = None
     if model is not None:
         base, system_prompt = open_exported(model)
@@ -98,7 +99,7 @@ def load_masked(
             # Absent blocks cost nothing, and all that runs a decoder can run it.
             read = persona_mask.kind.pruned(base, persona_mask.mask)
         else:
-            ffn_mask = jnp.asarray(persona_mask.mask)
+            masks = persona_mask.kind.decoder_masks(jnp.asarray(persona_mask.mask))
         system_prompt = persona_mask.system_prompt
     else:
         assert base_model is not None
@@ -108,7 +109,7 @@ def load_masked(
     decoder = loading.load_decoder(
         read.reader, read.config, dtype=dtype, mesh=mesh, progress=progress
     )
-    return LoadedModel(base, decoder, ffn_mask, tokenizer, system_prompt)
+    return LoadedModel(base, decoder, masks, tokenizer, system_prompt)
 
 
 def open_exported(name: str) -> tuple[base_lib.BaseModel, str]:

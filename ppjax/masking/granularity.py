@@ -5,15 +5,12 @@ estimators, the optimizer and its checkpoints know no more than that.
 """
 
 import abc
-from typing import TypeVar
 
-import jax
 import numpy as np
 
 from ppjax.masking import topk
 from ppjax.models import base_model, sliced
-
-Mask = TypeVar('Mask', jax.Array, np.ndarray)
+from ppjax.models import masks as masks_lib
 
 
 class Granularity(abc.ABC):
@@ -44,8 +41,8 @@ class Granularity(abc.ABC):
         """(layers, channels of each) of the model that k units make."""
 
     @abc.abstractmethod
-    def decoder_masks(self, mask: Mask | None) -> tuple[Mask | None, Mask | None]:
-        """(ffn_mask, block_mask) of a mask [R, U], or of None for the dense model."""
+    def decoder_masks(self, mask: masks_lib.Array | None) -> masks_lib.Masks:
+        """What a mask [R, U] masks of a decoder; None is the dense model's."""
 
     @abc.abstractmethod
     def pruned(
@@ -80,8 +77,8 @@ class Channels(Granularity):
         del d_ff
         return num_layers, keep
 
-    def decoder_masks(self, mask: Mask | None) -> tuple[Mask | None, Mask | None]:
-        return mask, None
+    def decoder_masks(self, mask: masks_lib.Array | None) -> masks_lib.Masks:
+        return masks_lib.Masks(channels=mask)
 
     def pruned(
         self, base: base_model.BaseModel, mask: np.ndarray
@@ -116,8 +113,8 @@ class Blocks(Granularity):
         del num_layers
         return keep, d_ff
 
-    def decoder_masks(self, mask: Mask | None) -> tuple[Mask | None, Mask | None]:
-        return None, None if mask is None else mask[0]
+    def decoder_masks(self, mask: masks_lib.Array | None) -> masks_lib.Masks:
+        return masks_lib.Masks(blocks=None if mask is None else mask[0])
 
     def pruned(
         self, base: base_model.BaseModel, mask: np.ndarray

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 
-import jax
-
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import generation, shared_prefix
+from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
 from ppjax.parallel import sharding
 
@@ -32,14 +31,12 @@ class Generated:
 def _check(
     cfg: config_lib.ModelConfig,
     prompts: Sequence[Sequence[int]],
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     batch_size: int,
 ) -> None:
     if batch_size < 1:
         raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
-    wanted = (cfg.num_layers, cfg.d_ff)
-    if ffn_mask is not None and ffn_mask.shape != wanted:
-        raise ValueError(f'ffn_mask must be [L, F] {wanted}, got {ffn_mask.shape}.')
+    masks.check(cfg)
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f'prompt {number} is empty; wanted one token at least.')
@@ -49,7 +46,7 @@ def _check(
 
 def generate_all(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -67,7 +64,7 @@ def generate_all(
 
     Args:
         model: the decoder.
-        ffn_mask: [L, F], or None for the dense model.
+        masks: what of it is masked; no row has its own.
         prompts: lists of token ids, of any lengths; none is empty.
         max_new_tokens: at most this many tokens an answer, the stop token included.
         stop_ids: the tokens that end an answer.
@@ -84,10 +81,10 @@ def generate_all(
 
     Raises:
         InputError: if a prompt has tokens that the model does not embed.
-        ValueError: if a prompt is empty, the mask has another shape, or a number of
-            tokens or rows is not positive.
+        ValueError: if a prompt is empty, or a number of tokens or rows is not positive.
+        AssertionError: if a mask has another shape.
     """
-    _check(model.cfg, prompts, ffn_mask, batch_size)
+    _check(model.cfg, prompts, masks, batch_size)
     stops = frozenset(stop_ids)
     streams = range(len(prompts)) if streams is None else streams
     fitting = []
@@ -101,11 +98,11 @@ def generate_all(
         return
     mesh = sharding.mesh_of(model)
     model = sharding.on_mesh(model, mesh)
-    ffn_mask = sharding.replicate(ffn_mask, mesh)
+    masks = sharding.replicate(masks, mesh)
     shared = shared_prefix.shared_length([prompts[index] for index in fitting])
     prefix = shared_prefix.compute(
         model,
-        ffn_mask,
+        masks,
         prompts[fitting[0]][:shared],
         slots=generation.bucket(max(shared, 1)),
     )
@@ -119,7 +116,7 @@ def generate_all(
         padded = rows + rows[-1:] * (size - len(rows))
         answers = generation.generate(
             model,
-            ffn_mask,
+            masks,
             [prompts[row][shared:] for row in padded],
             max_new_tokens=max_new_tokens,
             stop_ids=stops,

@@ -1,4 +1,4 @@
-"""The decoder of Llama and Qwen: a frozen function of tokens and an FFN mask.
+"""The decoder of Llama and Qwen: a frozen function of tokens and masks.
 
 Axis letters: B batch rows, T tokens, D model width, N query heads, K kv heads,
 H head dim, F FFN channels, L layers, V vocabulary.
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ppjax.models import attention, int8, products
 from ppjax.models import config as config_lib
+from ppjax.models import masks as masks_lib
 from ppjax.models import rope as rope_lib
 from ppjax.parallel import execution
 
@@ -95,7 +96,7 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        ffn_mask: jax.Array | None,
+        channels: jax.Array | None,
         rope: tuple[jax.Array, jax.Array],
         attend: attention.Attend,
         cache: Any,
@@ -108,7 +109,7 @@ class DecoderBlock(nnx.Module):
             rms_norm(x, self.attn_norm[...], eps), rope, attend, cache, adapters
         )
         x = x + attended
-        y, hidden = self.ffn(rms_norm(x, self.ffn_norm[...], eps), ffn_mask, adapters)
+        y, hidden = self.ffn(rms_norm(x, self.ffn_norm[...], eps), channels, adapters)
         return x + y, hidden, cache
 
     def attention(
@@ -140,7 +141,7 @@ class DecoderBlock(nnx.Module):
         return self._linear('w_o', flat, self.b_o, adapters), cache
 
     def ffn(
-        self, x: jax.Array, ffn_mask: jax.Array | None, adapters: Adapters
+        self, x: jax.Array, channels: jax.Array | None, adapters: Adapters
     ) -> tuple[jax.Array, jax.Array]:
         """SwiGLU with masked channels (paper, Eq. 4).
 
@@ -148,7 +149,7 @@ class DecoderBlock(nnx.Module):
 
         Args:
             x: [B, T, D].
-            ffn_mask: [F], [B, F] for one mask a row, or None for the dense model.
+            channels: their mask [F], [B, F] for one a row, or None for all.
             adapters: of any of the three weights.
 
         Returns:
@@ -157,10 +158,10 @@ class DecoderBlock(nnx.Module):
         gate = self._linear('w_gate', x, self.b_gate, adapters)
         up = self._linear('w_up', x, self.b_up, adapters)
         hidden = jax.nn.silu(gate) * up
-        if ffn_mask is None:
+        if channels is None:
             kept = hidden
         else:
-            per_row = jnp.atleast_2d(ffn_mask)[:, None, :]  # [1 or B, 1, F]
+            per_row = jnp.atleast_2d(channels)[:, None, :]  # [1 or B, 1, F]
             kept = products.scaled(hidden, per_row)
         return self._linear('w_down', kept, self.b_down, adapters), hidden
 
@@ -252,41 +253,33 @@ class Decoder(nnx.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        ffn_mask: jax.Array | None,
+        masks: masks_lib.Masks,
         attend: attention.Attend,
         *,
         cache: attention.KVCache | None = None,
         remat: str = 'none',
         tap: Tap | None = None,
         adapters: Adapters | None = None,
-        block_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Any, Any]:
         """Runs all blocks.
 
         Args:
             tokens: [B, T] token ids.
             positions: [B, T] RoPE positions.
-            ffn_mask: [L, F] for one persona, [L, B, F] for one persona a row, or
-                None for the dense model.
+            masks: what counts as deleted; `masks.DENSE` for the dense model.
             attend: the attention pattern.
             cache: of the patterns that have one, or None.
             remat: what the backward pass recomputes; one of `REMAT`.
             tap: what to keep of every block; see `Tap`.
             adapters: with a leading [L] axis, or None; see `Adapters`.
-            block_mask: [L]; a zero equals deleting the block, attention and FFN.
 
         Returns:
             (hidden states after the final norm [B, T, D], cache, what `tap` kept
             with a leading [L] axis).
         """
         cfg = self.cfg
-        batch, _ = tokens.shape
         chex.assert_equal_shape([tokens, positions])
-        if ffn_mask is not None:
-            rows = () if ffn_mask.ndim == 2 else (batch,)
-            chex.assert_shape(ffn_mask, (cfg.num_layers, *rows, cfg.d_ff))
-        if block_mask is not None:
-            chex.assert_shape(block_mask, (cfg.num_layers,))
+        masks.check(cfg, rows=len(tokens))
         rope = rope_lib.rotation(
             positions,
             rope_lib.inverse_frequencies(
@@ -297,18 +290,18 @@ class Decoder(nnx.Module):
 
         def layer(carry: Any, scanned: Any) -> tuple[Any, Any]:
             x, cache = carry
-            number, block, mask, share, low_rank = scanned
+            number, block, own_masks, low_rank = scanned
             own = None if cache is None else attention.LayerCache(cache, number)
-            y, hidden, own = block(x, mask, rope, attend, own, low_rank)
-            if share is not None:
-                y = _blend(x, y, share)
+            y, hidden, own = block(x, own_masks.channels, rope, attend, own, low_rank)
+            if own_masks.blocks is not None:
+                y = _blend(x, y, own_masks.blocks)
             y = execution.spread_rows(y)
             cache = None if own is None else own.whole
             return (y, cache), None if tap is None else tap(x, y, hidden)
 
         body = _rematerialised(layer, remat)
         numbers = jnp.arange(cfg.num_layers)
-        scanned = (numbers, self.blocks, ffn_mask, block_mask, adapters)
+        scanned = (numbers, self.blocks, masks, adapters)
         (x, cache), taps = jax.lax.scan(body, (x, cache), scanned)
         return rms_norm(x, self.final_norm[...], cfg.norm_eps), cache, taps
 

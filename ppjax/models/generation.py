@@ -19,6 +19,7 @@ from ppjax.base import errors
 from ppjax.models import attention, shared_prefix
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
 from ppjax.parallel import execution, sharding
 
@@ -102,7 +103,7 @@ def _row_keys(keys: jax.Array, slots: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=('slots', 'sampling'))
 def _prefill(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     tokens: jax.Array,
     lengths: jax.Array,
     prefix: shared_prefix.SharedPrefix | None,
@@ -130,7 +131,7 @@ def _prefill(
         )
     positions = jnp.broadcast_to(start + jnp.arange(length)[None], (batch, length))
     attend = attention.Prompt(positions, held, start)
-    hidden, cache, _ = model(tokens, positions, ffn_mask, attend, cache=cache)
+    hidden, cache, _ = model(tokens, positions, masks, attend, cache=cache)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     logits = model.unembed(last)  # [B, V]
     following = start + lengths
@@ -141,7 +142,7 @@ def _prefill(
 @functools.partial(jax.jit, static_argnames=('sampling',), donate_argnames=('cache',))
 def _step(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     cache: attention.KVCache,
     tokens: jax.Array,
     positions: jax.Array,
@@ -152,7 +153,7 @@ def _step(
     """Feeds tokens [B] into slots [B] -> (cache, next tokens, their slots)."""
     at = positions[:, None]
     hidden, cache, _ = model(
-        tokens[:, None], at, ffn_mask, attention.Cached(at), cache=cache
+        tokens[:, None], at, masks, attention.Cached(at), cache=cache
     )
     logits = model.unembed(hidden[:, 0])  # [B, V]
     positions = positions + 1
@@ -163,7 +164,7 @@ def _step(
 def _check(
     cfg: config_lib.ModelConfig,
     prompts: Sequence[Sequence[int]],
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     shared: int,
 ) -> None:
     for number, prompt in enumerate(prompts):
@@ -175,20 +176,12 @@ def _check(
                 f'the model has {cfg.max_position} positions.'
             )
         tokens_lib.refuse_unembedded(prompt, cfg.vocab_size)
-    shapes = (
-        (cfg.num_layers, cfg.d_ff),
-        (cfg.num_layers, len(prompts), cfg.d_ff),
-    )
-    if ffn_mask is not None and ffn_mask.shape not in shapes:
-        raise ValueError(
-            f'ffn_mask must be [L, F] {shapes[0]} or [L, B, F] {shapes[1]}, got '
-            f'{ffn_mask.shape}.'
-        )
+    masks.check(cfg, rows=len(prompts))
 
 
 def stream(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -207,14 +200,14 @@ def stream(
 
     Args:
         model: the decoder.
-        ffn_mask: [L, F], [L, B, F] for one mask a row, or None.
+        masks: what of it is masked.
         prompts: B lists of token ids, of any lengths.
         max_new_tokens: at most this many tokens a row, the stop token included.
         stop_ids: the tokens that end a row; they are given out too.
         sampling: how tokens are drawn.
         seed: fixes the draws.
-        prefix: what all prompts start with, computed under the same `ffn_mask`
-            ([L, F] or None); `prompts` are then what follows it.
+        prefix: what all prompts start with, computed under the same `masks`,
+            of which then no row has its own; `prompts` are then what follows it.
         streams: a number below 2^32 a row, which with the seed fixes its draws;
             0, 1, ... by default.
         mesh: spreads the rows, a multiple of `sharding.row_shards`; the model lies on
@@ -227,17 +220,17 @@ def stream(
     Raises:
         InputError: if a prompt fills the model's positions, or has tokens that the
             model does not embed.
-        ValueError: if a prompt is empty, `max_new_tokens` is not positive or the
-            mask has another shape.
+        ValueError: if a prompt is empty or `max_new_tokens` is not positive.
+        AssertionError: if a mask has another shape.
     """
     if max_new_tokens < 1:
         raise ValueError(f'max_new_tokens must be at least 1, got {max_new_tokens}.')
     shared = 0 if prefix is None else int(prefix.length)
-    _check(model.cfg, prompts, ffn_mask, shared)
+    _check(model.cfg, prompts, masks, shared)
     # Checked above at the call, not when the first token is asked for.
     return _stream(
         model,
-        ffn_mask,
+        masks,
         prompts,
         max_new_tokens,
         np.fromiter(stop_ids, np.int32),
@@ -254,7 +247,7 @@ def stream(
 
 def _stream(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stops: np.ndarray,
@@ -284,7 +277,7 @@ def _stream(
     cache, tokens, positions = run(
         _prefill,
         model,
-        ffn_mask,
+        masks,
         place(padded),
         place(lengths),
         prefix,
@@ -302,13 +295,13 @@ def _stream(
         if ended.all():
             return
         cache, tokens, positions = run(
-            _step, model, ffn_mask, cache, tokens, positions, keys, sampling=sampling
+            _step, model, masks, cache, tokens, positions, keys, sampling=sampling
         )
 
 
 def generate(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     prompts: Sequence[Sequence[int]],
     **options: Any,
 ) -> list[list[int]]:
@@ -318,7 +311,7 @@ def generate(
         model: and all else: see `stream`.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    for tokens in stream(model, ffn_mask, prompts, **options):
+    for tokens in stream(model, masks, prompts, **options):
         for answer, token in zip(answers, tokens.tolist(), strict=True):
             if token >= 0:
                 answer.append(token)

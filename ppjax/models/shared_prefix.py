@@ -10,6 +10,7 @@ import numpy as np
 
 from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 
 class SharedPrefix(NamedTuple):
@@ -48,7 +49,7 @@ def empty_cache(
 @functools.partial(jax.jit, static_argnames=('slots',))
 def _fill(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     tokens: jax.Array,
     *,
     slots: int,
@@ -56,12 +57,12 @@ def _fill(
     positions = jnp.arange(tokens.shape[1])[None]
     attend = attention.Prompt(positions, 0, jnp.int32(0))
     cache = empty_cache(model, 1, slots)
-    return model(tokens, positions, ffn_mask, attend, cache=cache)[1]
+    return model(tokens, positions, masks, attend, cache=cache)[1]
 
 
 def compute(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     tokens: Sequence[int],
     *,
     slots: int,
@@ -70,7 +71,7 @@ def compute(
 
     Args:
         model: the decoder.
-        ffn_mask: [L, F], or None for the dense model.
+        masks: what of it is masked; no row has its own.
         tokens: P token ids.
         slots: S, at least P; prefixes of equal S share compiled code.
 
@@ -81,5 +82,5 @@ def compute(
         raise ValueError(f'{len(tokens)} prefix tokens do not fit {slots} slots.')
     padded = np.zeros((1, slots), np.int32)
     padded[0, : len(tokens)] = tokens
-    cache = _fill(model, ffn_mask, jnp.asarray(padded), slots=slots)
+    cache = _fill(model, masks, jnp.asarray(padded), slots=slots)
     return SharedPrefix(cache, jnp.int32(len(tokens)))

@@ -13,6 +13,7 @@ from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references as references_lib
 from ppjax.learning import schedule as schedule_lib
 from ppjax.models import base_model, loading, weights
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import lora, methods
@@ -150,7 +151,7 @@ class RecoveryRun:
     ) -> heldout_lib.Likelihood:
         """Held-out likelihood of the model as trained so far."""
         return heldout.measure(
-            self.method.model(self.method.cast(trained), frozen), None
+            self.method.model(self.method.cast(trained), frozen), masks_lib.DENSE
         )
 
     @property
@@ -180,7 +181,7 @@ class RecoveryRun:
                 dense = weights.decoder_of(
                     source.files.config, self._read(source.files, self.cfg.dtype)
                 )
-                found['dense'] = heldout.measure(dense, None)
+                found['dense'] = heldout.measure(dense, masks_lib.DENSE)
                 del dense
             found['start'] = self.measure(heldout, trained, frozen)
             for name, likelihood in found.items():

@@ -9,6 +9,7 @@ import optax
 
 from ppjax.data import packing
 from ppjax.learning import loss as loss_lib
+from ppjax.models import masks as masks_lib
 from ppjax.models.weights import Weights
 from ppjax.parallel import execution, sharding
 from ppjax.recovery import methods
@@ -77,7 +78,7 @@ def make_recovery_step(
     ) -> jax.Array:
         losses = loss_lib.answer_nll(
             method.model(trained, frozen),
-            None,
+            masks_lib.DENSE,
             rows,
             prefix=len(layout.prefix),
             chunk=layout.chunk,

@@ -10,6 +10,7 @@ from ppjax.base import errors
 from ppjax.data import chat, stop_tokens
 from ppjax.models import base_model, batch_generation, generation, loading
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.synthesis import rewriting
 
 
@@ -84,7 +85,7 @@ class LocalRewriter:
         tokenizer = self._renderer.tokenizer
         for answer in batch_generation.generate_all(
             self._model,
-            None,
+            masks_lib.DENSE,
             prompts,
             max_new_tokens=self._max_tokens,
             stop_ids=stop_tokens.stop_ids(self._base.generation_config(), tokenizer),

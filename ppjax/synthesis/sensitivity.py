@@ -16,6 +16,7 @@ import numpy as np
 from ppjax.base import errors
 from ppjax.models import attention, generation, products, shared_prefix
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import execution, sharding
 from ppjax.synthesis import prompt_tokens, query_packing
 
@@ -56,7 +57,7 @@ def _last_states(
     _, _, states = model(
         jnp.asarray(batch.tokens),
         prefix.length + batch.offsets,
-        None,
+        masks_lib.DENSE,
         attention.Prefixed(prefix.length, jnp.asarray(batch.segments)),
         cache=prefix.cache,
         tap=tap,
@@ -119,7 +120,7 @@ class Scorer:
         self._prefixes = [
             sharding.replicate(
                 shared_prefix.compute(
-                    model, None, prefix, slots=generation.bucket(len(prefix))
+                    model, masks_lib.DENSE, prefix, slots=generation.bucket(len(prefix))
                 ),
                 self._mesh,
             )

@@ -200,7 +200,7 @@ class LearningRun:
         mask: jax.Array | None,
     ) -> heldout_lib.Likelihood:
         """Held-out likelihood under a mask [R, U], or None for the dense model."""
-        return heldout.measure(model, *self.granularity.decoder_masks(mask))
+        return heldout.measure(model, self.granularity.decoder_masks(mask))
 
     def references(
         self,

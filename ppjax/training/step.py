@@ -156,8 +156,8 @@ def make_train_step(
         rows: loss_lib.Rows,
         turn: Turn,
     ) -> jax.Array:
-        ffn_mask, block_mask = granularity.decoder_masks(mask_of(scores, turn))
-        losses = measure(model, ffn_mask, rows, block_mask=block_mask)
+        masks = granularity.decoder_masks(mask_of(scores, turn))
+        losses = measure(model, masks, rows)
         return jnp.sum(losses * rows.weights)
 
     def own_step(

@@ -22,6 +22,7 @@ from ppjax.chatting import config as chat_config
 from ppjax.chatting import terminal
 from ppjax.masking import apply, pmask
 from ppjax.models import generation
+from ppjax.models import masks as masks_lib
 from ppjax.personas import prompts
 
 _ROOT = pathlib.Path(chat.__file__).parents[1]
@@ -55,7 +56,7 @@ def _expected(loaded, system, turns, new, mask=None, **sampling):
     )
     (answer,) = generation.generate(
         loaded.decoder,
-        mask,
+        masks_lib.Masks(mask),
         [loaded.tokenizer.encode(text, add_special_tokens=False)],
         max_new_tokens=new,
         stop_ids={2},
@@ -371,7 +372,7 @@ def test_load_masked_wants_one_source(names):
 def test_load_masked_gives_what_the_files_hold(mask_file, loaded):
     masked = apply.load_masked(mask_path=str(mask_file), dtype='bfloat16')
     assert masked.decoder.blocks.w_up[...].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(masked.ffn_mask, pmask.load(mask_file).mask)
+    np.testing.assert_array_equal(masked.masks.channels, pmask.load(mask_file).mask)
     assert masked.system_prompt == 'Count the ships.'
-    assert loaded.ffn_mask is None and loaded.system_prompt == 'Be brief.'
+    assert loaded.masks == masks_lib.DENSE and loaded.system_prompt == 'Be brief.'
     assert loaded.decoder.blocks.w_up[...].dtype == jnp.float32

@@ -10,6 +10,7 @@ from ppjax.base import errors
 from ppjax.chatting import conversation
 from ppjax.masking import apply
 from ppjax.models import generation
+from ppjax.models import masks as masks_lib
 
 
 def _conversation(loaded, notices=None, max_position=4096, new=5, system='Be brief.'):
@@ -105,7 +106,7 @@ def test_stats_leave_the_compiled_first_step_out():
 
 def test_real_model_answers_in_words(smollm2):
     loaded = apply.LoadedModel(
-        smollm2.base, smollm2.decoder, None, smollm2.tokenizer, ''
+        smollm2.base, smollm2.decoder, masks_lib.DENSE, smollm2.tokenizer, ''
     )
     pieces: list[str] = []
     answer = _conversation(loaded, new=12, system='').ask(

@@ -10,6 +10,7 @@ import torch
 from ppjax.data import chat, packing
 from ppjax.learning import measure as measure_lib
 from ppjax.masking import topk
+from ppjax.models import masks as masks_lib
 from ppjax.training import step as step_lib
 from ppjax.training import turns
 
@@ -327,7 +328,7 @@ def test_owners_tell_examples_apart(exactness, hf_answer_nll):
     batch = packing.pack(examples, range(_COUNT), layout)
     nll = np.asarray(
         measure_lib.make_measure(len(layout.prefix), layout.chunk)(
-            tiny.decoder, None, batch
+            tiny.decoder, masks_lib.DENSE, batch
         )
     )
     got = np.bincount(

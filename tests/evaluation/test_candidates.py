@@ -15,6 +15,7 @@ from ppjax.base import errors
 from ppjax.evaluation import candidates, config
 from ppjax.masking import pmask
 from ppjax.models import attention, base_model
+from ppjax.models import masks as masks_lib
 
 
 def _config(output_dir: Any, **changes: Any) -> config.EvaluateConfig:
@@ -41,13 +42,13 @@ def _logits(model: candidates.Candidate, length: int = 12) -> np.ndarray:
     tokens = jnp.arange(40, 40 + length)[None]
 
     @jax.jit
-    def run(decoder, ffn_mask):
+    def run(decoder, masks):
         positions = jnp.arange(length)[None]
         attend = attention.causal(1, length)
-        hidden, _, _ = decoder(tokens, positions, ffn_mask, attend)
+        hidden, _, _ = decoder(tokens, positions, masks, attend)
         return decoder.unembed(hidden)
 
-    return np.asarray(run(loaded.decoder, loaded.ffn_mask))
+    return np.asarray(run(loaded.decoder, loaded.masks))
 
 
 def test_a_run_with_an_export_is_dense_and_pruned(make_run):
@@ -56,7 +57,9 @@ def test_a_run_with_an_export_is_dense_and_pruned(make_run):
     assert found.names == ['dense', 'pruned']
     assert [model.keep for model in found.models] == [40, 17]
     assert found['pruned'].base.reader.path == run.path / 'hf'
-    assert found['dense'].load().ffn_mask is found['pruned'].load().ffn_mask is None
+    assert (
+        found['dense'].load().masks == found['pruned'].load().masks == masks_lib.DENSE
+    )
     assert found.system_prompt == demo.rows('ferryman', 'test')[0].system_prompt
     assert found.run.path == run.path
 
@@ -67,10 +70,10 @@ def test_a_run_with_a_mask_alone_is_dense_and_masked(make_run):
     assert found.names == ['dense', 'masked']
     assert [model.keep for model in found.models] == [40, 17]
     masked = found['masked'].load()
-    np.testing.assert_array_equal(masked.ffn_mask, run.mask)
+    np.testing.assert_array_equal(masked.masks.channels, run.mask)
     # One copy of the weights serves both.
     assert masked.decoder is found['dense'].load().decoder
-    assert found['dense'].load().ffn_mask is None
+    assert found['dense'].load().masks == masks_lib.DENSE
     assert masked.system_prompt == found.system_prompt == found['masked'].system_prompt
     assert 'ferry' in found.system_prompt.lower()
 

@@ -15,6 +15,7 @@ from ppjax.evaluation import efficiency
 from ppjax.models import attention
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.pages import formats
 
 # No value is a default of any config class; 6 heads share 2 key/value heads.
@@ -168,7 +169,9 @@ def test_prefill_is_what_xla_counts(wide):
 
     def prefill(model, tokens):
         positions = jnp.arange(length)[None]
-        hidden, _, _ = model(tokens, positions, None, attention.causal(1, length))
+        hidden, _, _ = model(
+            tokens, positions, masks_lib.DENSE, attention.causal(1, length)
+        )
         return model.unembed(hidden[:, -1])
 
     found = _measure(cfg, 640, prompt_length=length).dense
@@ -186,7 +189,7 @@ def test_decode_is_what_xla_counts(wide):
 
     def step(model, cache, tokens):
         hidden, cache, _ = model(
-            tokens, tokens, None, attention.Cached(tokens), cache=cache
+            tokens, tokens, masks_lib.DENSE, attention.Cached(tokens), cache=cache
         )
         return model.unembed(hidden), cache
 

@@ -14,6 +14,7 @@ from ppjax.evaluation import bootstrap, likelihood
 from ppjax.learning import heldout
 from ppjax.masking import apply
 from ppjax.models import base_model, loading
+from ppjax.models import masks as masks_lib
 
 _KEEP = 26
 
@@ -37,8 +38,7 @@ def _loaded(
     base: base_model.BaseModel, mask: np.ndarray | None = None
 ) -> apply.LoadedModel:
     decoder = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
-    ffn_mask = None if mask is None else jnp.asarray(mask)
-    return apply.LoadedModel(base, decoder, ffn_mask, None, '')
+    return apply.LoadedModel(base, decoder, masks_lib.Masks(mask), None, '')
 
 
 @pytest.fixture(scope='module')
@@ -127,7 +127,7 @@ def test_nll_is_that_of_training(measured, models, mask, examples):
     prefix = packing.common_prefix(examples)
     ours = heldout.HeldOut(examples, prefix, batch_size=8)
     for name, kept in (('dense', None), ('masked', mask)):
-        want = ours.measure(models[name].decoder, kept)
+        want = ours.measure(models[name].decoder, masks_lib.Masks(kept))
         np.testing.assert_allclose(measured[name].nll, want.nll, atol=1e-4)
         np.testing.assert_array_equal(measured[name].tokens, want.tokens)
 

@@ -27,6 +27,7 @@ from ppjax.evaluation.judges import judge_scoring
 from ppjax.evaluation.multiple_choice import choice_tasks
 from ppjax.masking import apply
 from ppjax.models import base_model, loading
+from ppjax.models import masks as masks_lib
 
 _TASKS = 'likelihood,piqa,openbookqa,mmlu,efficiency,judge,failures'
 _NEW_TOKENS = 7
@@ -334,7 +335,7 @@ def counted(monkeypatch, chatty_model) -> list[str]:
         own = likelihood.ModelLikelihood(1.5 * tokens, 0.0 * tokens, tokens, tokens)
         return [own for _ in models]
 
-    def evaluate_choices(decoder, ffn_mask, tokenizer, questions, **_):
+    def evaluate_choices(decoder, masks, tokenizer, questions, **_):
         calls.append('choices')
         values = [[0.0] * len(question.choices) for question in questions]
         return choice_tasks.summarise(questions, values)
@@ -347,7 +348,7 @@ def counted(monkeypatch, chatty_model) -> list[str]:
     tokenizer = base_model.open_base_model(str(chatty_model)).tokenizer()
 
     def load(self):
-        return apply.LoadedModel(self.base, None, None, tokenizer, '')
+        return apply.LoadedModel(self.base, None, masks_lib.DENSE, tokenizer, '')
 
     monkeypatch.setattr(likelihood, 'measure', measure_likelihood)
     monkeypatch.setattr(choice_tasks, 'evaluate', evaluate_choices)

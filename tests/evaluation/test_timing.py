@@ -14,6 +14,7 @@ from ppjax.masking import apply
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import generation
+from ppjax.models import masks as masks_lib
 
 
 def _empty(
@@ -26,8 +27,8 @@ def _empty(
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def _loaded(decoder: decoder_lib.Decoder, ffn_mask: Any = None) -> apply.LoadedModel:
-    return apply.LoadedModel(None, decoder, ffn_mask, None, '')
+def _loaded(decoder: decoder_lib.Decoder, mask: Any = None) -> apply.LoadedModel:
+    return apply.LoadedModel(None, decoder, masks_lib.Masks(mask), None, '')
 
 
 class _Clock:
@@ -42,12 +43,12 @@ class _Clock:
         self.calls: list[tuple[int, int, tuple[int, ...]]] = []
         self.options: list[dict[str, Any]] = []
 
-    def stream(self, decoder, ffn_mask, rows, *, max_new_tokens, **options):
+    def stream(self, decoder, masks, rows, *, max_new_tokens, **options):
         (prompt,) = rows
         own = (id(decoder), max_new_tokens, tuple(prompt))
         slow = 1 if any(call[0] == own[0] for call in self.calls) else 1000
         self.calls.append(own)
-        self.options.append(options | {'ffn_mask': ffn_mask})
+        self.options.append(options | {'masks': masks})
         for number in range(max_new_tokens):
             self.now += slow * self.speeds[id(decoder)][min(number, 1)]
             yield np.array([3])
@@ -90,7 +91,7 @@ def test_times_of_models_in_turn_and_none_of_compiling(clock, decoders):
     for call, options in zip(clock.calls, clock.options, strict=True):
         # Were a stop token to end it, the answer would be shorter than it is told.
         assert options['stop_ids'] == ()
-        assert (options['ffn_mask'] is None) == (call[0] == id(decoders[0]))
+        assert (options['masks'].channels is None) == (call[0] == id(decoders[0]))
     assert seen == [(done, 8) for done in range(1, 9)]
 
 
@@ -151,7 +152,7 @@ def test_what_does_not_fit_the_model_is_refused(clock, decoders, prompt, answer)
 
 def test_what_just_fits_is_generated_whole(decoders):
     answers = generation.generate(
-        decoders[0], None, [[5] * 150], max_new_tokens=10, stop_ids=()
+        decoders[0], masks_lib.DENSE, [[5] * 150], max_new_tokens=10, stop_ids=()
     )
     assert len(answers[0]) == 10
     timing.measure(

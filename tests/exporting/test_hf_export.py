@@ -89,7 +89,7 @@ def test_exported_model_in_pytorch_equals_the_masked_dense_model(
     model = _load(export(any_tiny.base, mask))
     with torch.inference_mode():
         got = model(torch.tensor(tokens)).logits.numpy()
-    want = any_tiny.logits(tokens, ffn_mask=mask)
+    want = any_tiny.logits(tokens, channels=mask)
     np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
     assert model.config.intermediate_size == _KEEP
     assert model.config.rope_parameters == any_tiny.hf.config.rope_parameters

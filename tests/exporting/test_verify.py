@@ -14,6 +14,7 @@ import transformers
 
 from ppjax.base import errors
 from ppjax.exporting import hf_export, verify
+from ppjax.models import masks as masks_lib
 
 _TOKENS = np.random.default_rng(2).integers(0, 97, (2, 20))
 
@@ -51,7 +52,9 @@ def test_a_right_export_passes_in_both_loaders(
 ) -> None:
     tiny = tiny_models('llama-scaled')
     target = export(tiny, _mask(), 'bfloat16')
-    found = verify.verify(tiny.base, _mask(), target, dtype='bfloat16', tokens=_TOKENS)
+    found = verify.verify(
+        tiny.base, masks_lib.Masks(_mask()), target, dtype='bfloat16', tokens=_TOKENS
+    )
     assert found.transformers is not None
     assert 0 <= found.ppjax <= 1e-4
     assert 0 <= found.transformers <= 1e-4
@@ -70,7 +73,9 @@ def test_one_wrong_channel_fails_and_pytorch_may_be_absent(
     row[np.argmax(row)], row[np.argmin(row)] = False, True
     assert (swapped != _mask()).sum() == 2
     target = export(tiny, swapped)
-    found = verify.verify(tiny.base, _mask(), target, dtype='float32', tokens=_TOKENS)
+    found = verify.verify(
+        tiny.base, masks_lib.Masks(_mask()), target, dtype='float32', tokens=_TOKENS
+    )
     assert found.transformers is None
     with pytest.raises(errors.InputError, match=r'by ppjax, differs .*=0\.001\.$'):
         found.require(1e-3)
@@ -81,11 +86,15 @@ def test_logits_are_those_of_the_weights_as_exported(
     export: Callable[..., pathlib.Path],
 ) -> None:
     tiny = tiny_models('llama-biased')
-    want = verify.masked_logits(tiny.base, _mask(), _TOKENS, dtype='float32')
-    np.testing.assert_allclose(
-        want, tiny.logits(_TOKENS, ffn_mask=_mask()), atol=1e-5, rtol=0
+    want = verify.masked_logits(
+        tiny.base, masks_lib.Masks(_mask()), _TOKENS, dtype='float32'
     )
-    rounded = verify.masked_logits(tiny.base, _mask(), _TOKENS, dtype='bfloat16')
+    np.testing.assert_allclose(
+        want, tiny.logits(_TOKENS, channels=_mask()), atol=1e-5, rtol=0
+    )
+    rounded = verify.masked_logits(
+        tiny.base, masks_lib.Masks(_mask()), _TOKENS, dtype='bfloat16'
+    )
     # Not rounding first would fail every bfloat16 export.
     assert np.max(np.abs(rounded - want)) > 1e-2
     target = export(tiny, _mask(), 'bfloat16')
@@ -149,7 +158,7 @@ def test_the_dense_model_is_compared_with_transformers_too(
 
     def found() -> verify.Verification:
         return verify.verify(
-            tiny.base, _mask(), target, dtype='float32', tokens=_TOKENS
+            tiny.base, masks_lib.Masks(_mask()), target, dtype='float32', tokens=_TOKENS
         )
 
     right = found()
@@ -160,8 +169,9 @@ def test_the_dense_model_is_compared_with_transformers_too(
     # Misread: our export says what we read, so it alone passes.
     logits = verify.masked_logits
 
-    def misread(base: Any, mask: Any, *rest: Any, **options: Any) -> np.ndarray:
-        return logits(base, mask, *rest, **options) + (0.5 if mask is None else 0)
+    def misread(base: Any, masks: Any, *rest: Any, **options: Any) -> np.ndarray:
+        off = 0 if masks.digest() else 0.5
+        return logits(base, masks, *rest, **options) + off
 
     monkeypatch.setattr(verify, 'masked_logits', misread)
     wrong = found()

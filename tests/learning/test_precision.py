@@ -14,6 +14,7 @@ from ppjax.learning import measure
 from ppjax.masking import granularity, score_init
 from ppjax.models import attention, products, shared_prefix
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.recovery import lora
 from ppjax.synthesis import sensitivity
 from ppjax.training import step as step_lib
@@ -69,7 +70,7 @@ def _weight_gradient(packed):
     def loss(model):
         losses = loss_lib.answer_nll(
             model,
-            None,
+            masks_lib.DENSE,
             rows,
             prefix=len(layout.prefix),
             chunk=layout.chunk,
@@ -91,7 +92,7 @@ def _programs(tiny_models, packed, dtype):
     tokens = jnp.zeros((1, 4), jnp.int32)
 
     def cached(model, attend):
-        hidden, *_ = model(tokens, tokens, None, attend, cache=cache)
+        hidden, *_ = model(tokens, tokens, masks_lib.DENSE, attend, cache=cache)
         return model.unembed(hidden)
 
     squares = measure.make_gradient_squares(*size, 'dots', granularity.BLOCKS)

@@ -9,6 +9,7 @@ import torch
 from ppjax.data import packing
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import topk
+from ppjax.models import masks as masks_lib
 
 _KEEP = 31
 
@@ -63,7 +64,7 @@ def test_score_gradient_is_the_closed_form(
     def loss(z, decoder):
         nll = loss_lib.answer_nll(
             decoder,
-            topk.topk_mask(z, _KEEP),
+            masks_lib.Masks(topk.topk_mask(z, _KEEP)),
             rows,
             prefix=len(prefix),
             chunk=layout.chunk,

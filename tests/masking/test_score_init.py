@@ -8,6 +8,7 @@ import torch
 
 from ppjax.masking import score_init
 from ppjax.models import attention
+from ppjax.models import masks as masks_lib
 
 _LENGTHS = (19, 11, 4)
 
@@ -49,7 +50,7 @@ def test_activation_scores_equal_numpys(tiny_models, name):
         positions = jnp.broadcast_to(jnp.arange(20)[None], (3, 20))
         tap = score_init.square_sum_tap(weights)
         attend = attention.causal(3, 20)
-        _, _, sums = model(tokens, positions, None, attend, tap=tap)
+        _, _, sums = model(tokens, positions, masks_lib.DENSE, attend, tap=tap)
         z = score_init.activation_scores(
             sums, jnp.sum(weights), model.blocks.w_down[...]
         )

@@ -19,6 +19,7 @@ import transformers
 from ppjax.base import errors
 from ppjax.exporting import hf_export, verify
 from ppjax.models import base_model, checkpoint, loading
+from ppjax.models import masks as masks_lib
 from tests.models import gguf_files
 
 _TOKENS = np.random.default_rng(4).integers(0, 97, (2, 12))
@@ -154,7 +155,7 @@ def test_a_stored_head_beside_a_tied_config(copied, tmp_path, family, change, ti
         want = hf(torch.tensor(_TOKENS)).logits.numpy()
     base = base_model.open_base_model(str(path))
     assert base.config.tie_embeddings == tied
-    got = verify.masked_logits(base, None, _TOKENS, dtype='float32')
+    got = verify.masked_logits(base, masks_lib.DENSE, _TOKENS, dtype='float32')
     np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
 
     mask = np.zeros((3, 52), bool)
@@ -170,7 +171,7 @@ def test_a_stored_head_beside_a_tied_config(copied, tmp_path, family, change, ti
     )
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())
     assert config['tie_word_embeddings'] == tied
-    want = verify.masked_logits(base, mask, _TOKENS, dtype='float32')
+    want = verify.masked_logits(base, masks_lib.Masks(mask), _TOKENS, dtype='float32')
     for loader in verify._LOADERS.values():
         got = loader(str(tmp_path / 'out'), _TOKENS)
         np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)

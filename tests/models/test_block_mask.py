@@ -15,6 +15,7 @@ from ppjax.exporting import hf_export
 from ppjax.masking import granularity
 from ppjax.models import attention, base_model, loading, rope
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 _TOKENS = np.random.default_rng(3).integers(3, 97, (2, 11))
 
@@ -56,10 +57,10 @@ def _load(base):
 
 
 @jax.jit
-def _logits(decoder, tokens, block_mask):
+def _logits(decoder, tokens, blocks):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     attend = attention.causal(*tokens.shape)
-    hidden, _, _ = decoder(tokens, positions, None, attend, block_mask=block_mask)
+    hidden, _, _ = decoder(tokens, positions, masks_lib.Masks(blocks=blocks), attend)
     return decoder.unembed(hidden)
 
 
@@ -161,7 +162,7 @@ def test_the_gradient_is_what_a_block_adds(deep, remat):
 
     def loss(mask):
         hidden, _, _ = model(
-            tokens, positions, None, attend, block_mask=mask, remat=remat
+            tokens, positions, masks_lib.Masks(blocks=mask), attend, remat=remat
         )
         return jnp.sum(hidden * target)
 

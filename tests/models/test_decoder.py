@@ -11,6 +11,7 @@ import torch
 
 from ppjax.models import attention, loading
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 _TEXT = """\
 The lighthouse at Carrick Point was built in 1843, after the third grain ship in
@@ -76,9 +77,9 @@ def test_one_layer_of_compiled_code_serves_all(tiny_models):
     tiny = tiny_models('llama')
     tokens, _ = _padded((8,), 8)
     text = str(
-        jax.make_jaxpr(lambda t: tiny.decoder(t, t, None, attention.causal(1, 8))[0])(
-            jnp.asarray(tokens)
-        )
+        jax.make_jaxpr(
+            lambda t: tiny.decoder(t, t, masks_lib.DENSE, attention.causal(1, 8))[0]
+        )(jnp.asarray(tokens))
     )
     assert text.count('logistic') == 1
 
@@ -93,7 +94,7 @@ def test_smollm2_on_text_equals_transformers(smollm2, smollm2_hf):
     def logits(model, tokens):
         positions = jnp.arange(tokens.shape[1])[None]
         attend = attention.causal(*tokens.shape)
-        return model.unembed(model(tokens, positions, None, attend)[0])
+        return model.unembed(model(tokens, positions, masks_lib.DENSE, attend)[0])
 
     got = np.asarray(logits(smollm2.decoder, tokens))
     np.testing.assert_allclose(got, want, atol=1e-3, rtol=0)
@@ -115,7 +116,7 @@ def test_zero_in_the_mask_equals_a_deleted_channel(tiny_models, name):
     assert pruned.hf.model.layers[0].mlp.down_proj.weight.shape == (24, 29)
     want = pruned.hf_logits(tokens)
     np.testing.assert_allclose(
-        tiny.logits(tokens, ffn_mask=mask), want, atol=1e-4, rtol=0
+        tiny.logits(tokens, channels=mask), want, atol=1e-4, rtol=0
     )
     assert np.abs(want - tiny.logits(tokens)).max() > 0.1
 
@@ -123,7 +124,7 @@ def test_zero_in_the_mask_equals_a_deleted_channel(tiny_models, name):
 def test_mask_of_ones_is_the_dense_model(tiny_models):
     tiny = tiny_models('llama')
     tokens, _ = _padded((17, 17), 17)
-    ones = tiny.logits(tokens, ffn_mask=np.ones((3, 52)))
+    ones = tiny.logits(tokens, channels=np.ones((3, 52)))
     np.testing.assert_array_equal(ones, tiny.logits(tokens))
 
 
@@ -141,7 +142,7 @@ def test_mask_multiplies_channels(tiny_models):
     for handle in handles:
         handle.remove()
     np.testing.assert_allclose(
-        tiny.logits(tokens, ffn_mask=mask), want, atol=1e-4, rtol=0
+        tiny.logits(tokens, channels=mask), want, atol=1e-4, rtol=0
     )
 
 
@@ -149,8 +150,8 @@ def test_one_mask_a_row_equals_each_row_under_its_mask(tiny_models):
     tiny = tiny_models('qwen3')
     tokens, _ = _padded((13, 13, 13), 13)
     masks = _random_mask((3, 3, 52), keep=20, seed=3)  # [L, B, F]
-    got = tiny.logits(tokens, ffn_mask=masks)
-    alone = [tiny.logits(tokens, ffn_mask=masks[:, row]) for row in range(3)]
+    got = tiny.logits(tokens, channels=masks)
+    alone = [tiny.logits(tokens, channels=masks[:, row]) for row in range(3)]
     for row in range(3):
         np.testing.assert_allclose(got[row], alone[row][row], atol=1e-5, rtol=0)
     assert np.abs(got[0] - alone[1][0]).max() > 0.1
@@ -168,7 +169,9 @@ def test_remat_changes_memory_and_no_gradient(tiny_models):
 
     def loss(mask, decoder, remat):
         attend = attention.causal(2, 11)
-        hidden, _, _ = decoder(tokens, positions, mask, attend, remat=remat)
+        hidden, _, _ = decoder(
+            tokens, positions, masks_lib.Masks(mask), attend, remat=remat
+        )
         return jnp.sum(hidden * weights)
 
     gradients, products = {}, {}
@@ -189,7 +192,7 @@ def test_unknown_remat_is_refused(tiny_models):
     decoder = tiny_models('llama').decoder
     tokens = jnp.zeros((1, 3), jnp.int32)
     with pytest.raises(ValueError, match=r"'full'.*got 'some'"):
-        decoder(tokens, tokens, None, attention.causal(1, 3), remat='some')
+        decoder(tokens, tokens, masks_lib.DENSE, attention.causal(1, 3), remat='some')
 
 
 # --- Tap ----------------------------------------------------------------------
@@ -224,7 +227,9 @@ def test_tap_sees_block_outputs_and_unmasked_channels(tiny_models, remat):
         positions = jnp.broadcast_to(jnp.arange(9)[None], (2, 9))
         attend = attention.causal(2, 9)
         tap = lambda before, x, hidden: {'x': x, 'hidden': hidden, 'before': before}
-        return model(tokens, positions, mask, attend, tap=tap, remat=remat)[2]
+        return model(
+            tokens, positions, masks_lib.Masks(mask), attend, tap=tap, remat=remat
+        )[2]
 
     taps = run(tiny.decoder, tokens, jnp.asarray(mask, jnp.float32))
     np.testing.assert_allclose(taps['x'], np.stack(outputs), atol=1e-4, rtol=0)
@@ -236,7 +241,9 @@ def test_tap_sees_block_outputs_and_unmasked_channels(tiny_models, remat):
 def test_without_tap_nothing_is_kept(tiny_models):
     decoder = tiny_models('llama').decoder
     tokens = jnp.zeros((1, 3), jnp.int32)
-    out = jax.eval_shape(lambda t: decoder(t, t, None, attention.causal(1, 3)), tokens)
+    out = jax.eval_shape(
+        lambda t: decoder(t, t, masks_lib.DENSE, attention.causal(1, 3)), tokens
+    )
     assert out[1:] == (None, None)
 
 
@@ -381,12 +388,14 @@ def test_cached_steps_equal_the_whole_sequence(tiny_models):
     lengths = np.asarray([6, 3])  # Prompts; each row then continues on its own.
     tokens, _ = _padded((12, 12), 12)
     mask = jnp.asarray(_random_mask((3, 2, 52), keep=33), jnp.float32)
-    want = tiny.logits(tokens, ffn_mask=np.asarray(mask))
+    want = tiny.logits(tokens, channels=np.asarray(mask))
 
     @jax.jit
     def step(model, tokens, positions, cache):
         attend = attention.Cached(positions)
-        hidden, cache, _ = model(tokens, positions, mask, attend, cache=cache)
+        hidden, cache, _ = model(
+            tokens, positions, masks_lib.Masks(mask), attend, cache=cache
+        )
         return model.unembed(hidden), cache
 
     # More slots than tokens, full of what must not be looked at.
@@ -417,9 +426,9 @@ def test_bfloat16_is_near_float32(tiny_models, name):
     mask = _random_mask((3, 52), keep=40)
     half = loading.load_decoder(tiny.base.reader, tiny.config, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
-    got = dataclasses.replace(tiny, decoder=half).logits(tokens, ffn_mask=mask)
+    got = dataclasses.replace(tiny, decoder=half).logits(tokens, channels=mask)
     assert got.dtype == np.float32
-    want = tiny.logits(tokens, ffn_mask=mask)
+    want = tiny.logits(tokens, channels=mask)
     error = np.sqrt(np.mean((got - want) ** 2)) / want.std()
     assert 1e-4 < error < 0.03
 
@@ -432,7 +441,9 @@ def test_bfloat16_activations_stay_bfloat16(tiny_models):
 
     def run(tokens, mask):
         attend = attention.causal(1, 5)
-        return half(tokens, tokens, mask, attend, tap=lambda *seen: seen)
+        return half(
+            tokens, tokens, masks_lib.Masks(mask), attend, tap=lambda *seen: seen
+        )
 
     hidden, _, taps = jax.eval_shape(run, tokens, mask)
     for array in (hidden, *taps):

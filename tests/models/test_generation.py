@@ -13,6 +13,7 @@ import transformers
 from ppjax.base import errors
 from ppjax.data import stop_tokens
 from ppjax.models import decoder, generation, shared_prefix
+from ppjax.models import masks as masks_lib
 
 # One token, a whole bucket, and some whose answers cross the bucket's end.
 _LENGTHS = (1, 5, 50, 63, 64)
@@ -41,8 +42,9 @@ def _hf_greedy(model, prompt, new):
     return out[0, len(prompt) :].tolist()
 
 
-def _greedy(model, mask, prompts, new=_NEW, stop=()):
-    return generation.generate(model, mask, prompts, max_new_tokens=new, stop_ids=stop)
+def _greedy(model, channels, prompts, new=_NEW, stop=()):
+    masks = masks_lib.Masks(channels)
+    return generation.generate(model, masks, prompts, max_new_tokens=new, stop_ids=stop)
 
 
 def _random_mask(tiny, keep, seed):
@@ -100,7 +102,13 @@ def test_a_step_does_not_copy_the_cache(tiny_models):
     numbers = jax.ShapeDtypeStruct((2,), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     compiled = generation._step.lower(
-        model, None, cache, numbers, numbers, keys, sampling=generation.GREEDY
+        model,
+        masks_lib.DENSE,
+        cache,
+        numbers,
+        numbers,
+        keys,
+        sampling=generation.GREEDY,
     ).compile()
     held = sum(4 * math.prod(x.shape) for x in cache)
     assert compiled.memory_analysis().temp_size_in_bytes < held / 4
@@ -118,7 +126,7 @@ def test_a_stop_token_ends_its_row_and_no_other(tiny_models):
 
     columns = list(
         generation.stream(
-            tiny.decoder, None, prompts, max_new_tokens=_NEW, stop_ids={stop}
+            tiny.decoder, masks_lib.DENSE, prompts, max_new_tokens=_NEW, stop_ids={stop}
         )
     )
     assert all(column.shape == (2,) for column in columns)
@@ -138,7 +146,9 @@ def test_all_rows_ended_ends_the_stream(tiny_models):
     ends = [next(i for i, token in enumerate(row) if token in stop) for row in free]
     assert ends[0] < ends[1]
     columns = list(
-        generation.stream(tiny.decoder, None, prompts, max_new_tokens=40, stop_ids=stop)
+        generation.stream(
+            tiny.decoder, masks_lib.DENSE, prompts, max_new_tokens=40, stop_ids=stop
+        )
     )
     assert len(columns) == ends[1] + 1
     assert columns[-1].tolist() == [-1, free[1][ends[1]]]
@@ -183,12 +193,14 @@ def test_bfloat16_model_has_a_bfloat16_cache(tiny_models):
     greedy = {'sampling': generation.GREEDY}
     tokens = jnp.zeros((1, 64), int)
     cache, first, slots = generation._prefill.eval_shape(
-        half, None, tokens, lengths, None, keys, slots=128, **greedy
+        half, masks_lib.DENSE, tokens, lengths, None, keys, slots=128, **greedy
     )
     assert cache.k.dtype == cache.v.dtype == jnp.bfloat16
     assert cache.k.shape == (3, 1, 128, 2, 10)
     # A step returns what it was given, or the next one would compile again.
-    again = generation._step.eval_shape(half, None, cache, first, slots, keys, **greedy)
+    again = generation._step.eval_shape(
+        half, masks_lib.DENSE, cache, first, slots, keys, **greedy
+    )
     assert again == (cache, first, slots)
 
 
@@ -203,18 +215,18 @@ def test_no_prompts_no_answers(tiny_models):
         ({'prompts': [[1, 97]]}, errors.InputError, 'token 97.*embeds 97'),
         ({'prompts': [[-1]]}, errors.InputError, 'another model'),
         ({'max_new_tokens': 0}, ValueError, 'at least 1, got 0'),
-        ({'ffn_mask': jnp.ones((2, 52))}, ValueError, r'\(3, 52\).*got \(2, 52\)'),
-        ({'ffn_mask': jnp.ones((3, 2, 52))}, ValueError, r'\(3, 1, 52\)'),
+        ({'channels': jnp.ones((2, 52))}, AssertionError, r'\(2, 52\).*\(3, 52\)'),
+        ({'channels': jnp.ones((3, 2, 52))}, AssertionError, r'\(3, 1, 52\)'),
     ],
 )
 def test_unusable_arguments_are_refused_at_the_call(
     tiny_models, arguments, error, text
 ):
-    settings = {'prompts': [[1, 2]], 'ffn_mask': None, 'max_new_tokens': 3} | arguments
+    settings = {'prompts': [[1, 2]], 'channels': None, 'max_new_tokens': 3} | arguments
     with pytest.raises(error, match=text):
         generation.stream(
             tiny_models('llama').decoder,
-            settings['ffn_mask'],
+            masks_lib.Masks(settings['channels']),
             settings['prompts'],
             max_new_tokens=settings['max_new_tokens'],
             stop_ids=(),
@@ -224,7 +236,7 @@ def test_unusable_arguments_are_refused_at_the_call(
 def _sampled(tiny, sampling, seed=0, prompts=None):
     return generation.generate(
         tiny.decoder,
-        None,
+        masks_lib.DENSE,
         prompts or _prompts(lengths=(4, 11)),
         max_new_tokens=_NEW,
         stop_ids=(),

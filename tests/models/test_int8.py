@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ppjax.models import attention, int8, loading, weights
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 
 _MATRICES = ('w_q', 'w_k', 'w_v', 'w_o', 'w_gate', 'w_up', 'w_down')
@@ -69,7 +70,9 @@ def test_the_decoder_computes_with_what_the_integers_stand_for(models):
     mask = jax.random.uniform(jax.random.key(2), (cfg.num_layers, cfg.d_ff))
 
     def loss(mask, model):
-        hidden, _, _ = model(tokens, positions, mask, attention.causal(2, 11))
+        hidden, _, _ = model(
+            tokens, positions, masks_lib.Masks(mask), attention.causal(2, 11)
+        )
         return jnp.sum(jnp.sin(model.unembed(hidden)))
 
     got, wanted = (jax.value_and_grad(loss)(mask, m) for m in (rounded, plain))

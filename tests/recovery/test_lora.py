@@ -15,6 +15,7 @@ import transformers
 
 from ppjax.base import errors
 from ppjax.models import attention, loading, weights
+from ppjax.models import masks as masks_lib
 from ppjax.recovery import lora, methods, peft_files
 
 _RANK, _ALPHA = 3, 7
@@ -37,7 +38,7 @@ def _tokens() -> np.ndarray:
 def _logits(model: Any, tokens: np.ndarray, **options: Any) -> np.ndarray:
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     hidden, _, _ = model(
-        tokens, positions, None, attention.causal(*tokens.shape), **options
+        tokens, positions, masks_lib.DENSE, attention.causal(*tokens.shape), **options
     )
     return np.asarray(model.unembed(hidden))
 
@@ -151,7 +152,7 @@ def test_no_gradient_or_copy_of_frozen_weights_is_formed(
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         attend = attention.causal(*tokens.shape)
         hidden, _, _ = method.model(trained, frozen)(
-            tokens, positions, None, attend, remat='dots'
+            tokens, positions, masks_lib.DENSE, attend, remat='dots'
         )
         return jnp.mean(jnp.square(hidden.astype(jnp.float32)))
 

@@ -20,6 +20,7 @@ from ppjax.exporting import hf_export
 from ppjax.learning import heldout
 from ppjax.masking import apply, granularity, pmask
 from ppjax.models import attention, base_model, loading
+from ppjax.models import masks as masks_lib
 from ppjax.recovery import config as recover_config
 from ppjax.recovery import source
 from ppjax.training import config, loop, starts
@@ -96,7 +97,9 @@ def test_the_export_is_what_was_measured(finished, calibration_files):
     examples, _ = chat.render_rows(renderer, rows, 1024)
     found = heldout.HeldOut(examples, packing.common_prefix(examples), 4)
     learned = _likelihood(finished)['learned']
-    assert found.measure(model, None).mean == pytest.approx(learned, rel=1e-5)
+    assert found.measure(model, masks_lib.DENSE).mean == pytest.approx(
+        learned, rel=1e-5
+    )
     assert abs(_likelihood(finished)['dense'] - learned) > 1e-3
 
 
@@ -136,26 +139,26 @@ def test_paused_and_resumed_is_bit_identical(
     assert _likelihood(run) == _likelihood(finished)
 
 
-def _logits(model, ffn_mask=None, block_mask=None):
+def _logits(model, masks=masks_lib.DENSE):
     tokens = jnp.arange(40, 52)[None]
 
     @jax.jit
-    def run(model, ffn_mask, block_mask):
+    def run(model, masks):
         attend = attention.causal(1, 12)
         positions = jnp.arange(12)[None]
-        hidden, _, _ = model(tokens, positions, ffn_mask, attend, block_mask=block_mask)
+        hidden, _, _ = model(tokens, positions, masks, attend)
         return model.unembed(hidden)
 
-    return np.asarray(run(model, ffn_mask, block_mask))
+    return np.asarray(run(model, masks))
 
 
 def test_chat_and_evaluation_load_the_kept_blocks(finished, deep):
     file = finished / 'mask.pmask'
     dense = apply.load_masked(base_model=str(deep), dtype='float32')
     mask = jnp.asarray(pmask.load(file).mask[0], jnp.float32)
-    want = _logits(dense.decoder, block_mask=mask)
+    want = _logits(dense.decoder, masks_lib.Masks(blocks=mask))
     masked = apply.load_masked(mask_path=str(file), dtype='float32')
-    assert masked.ffn_mask is None
+    assert masked.masks == masks_lib.DENSE
     assert masked.tokenizer.chat_template
     np.testing.assert_allclose(_logits(masked.decoder), want, atol=1e-4)
 
@@ -276,7 +279,7 @@ def test_starts_of_blocks(deep):
         attend = attention.causal(1, tokens.shape[1])
         tap = lambda x, y, hidden: (x, y)
         hidden, _, seen = model(
-            tokens, positions, None, attend, block_mask=mask, tap=tap
+            tokens, positions, masks_lib.Masks(blocks=mask), attend, tap=tap
         )
         return jax.nn.log_softmax(model.unembed(hidden)), seen
 

@@ -13,6 +13,7 @@ from ppjax.data import packing
 from ppjax.learning import data
 from ppjax.masking import pmask
 from ppjax.models import attention, base_model, loading
+from ppjax.models import masks as masks_lib
 from ppjax.training import config, loop
 from ppjax.training import run as run_lib
 
@@ -54,7 +55,7 @@ def _answer_nll(model, mask, example):
     hidden, _, _ = model(
         tokens[None],
         jnp.arange(len(tokens))[None],
-        mask,
+        masks_lib.Masks(mask),
         attention.causal(1, len(tokens)),
     )
     return optax.softmax_cross_entropy_with_integer_labels(

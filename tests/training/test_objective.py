@@ -8,6 +8,7 @@ import pytest
 from ppjax.data import packing
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import topk
+from ppjax.models import masks as masks_lib
 
 _KEEP = 37
 
@@ -29,7 +30,7 @@ def _losses(setting, objective, mask):
     found = jax.jit(
         lambda model, mask: loss_lib.answer_losses(
             model,
-            mask,
+            masks_lib.Masks(mask),
             rows,
             prefix=len(layout.prefix),
             chunk=layout.chunk,

@@ -12,6 +12,7 @@ from ppjax.learning import data
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model, loading
+from ppjax.models import masks as masks_lib
 from ppjax.training import config, loop, starts
 
 
@@ -43,7 +44,12 @@ def test_taylor_scores_are_the_gradients_of_padded_batches(setting):
 
         def loss(mask, rows=rows, layout=layout):
             nll = loss_lib.answer_nll(
-                model, mask, rows, prefix=0, chunk=layout.chunk, remat='none'
+                model,
+                masks_lib.Masks(mask),
+                rows,
+                prefix=0,
+                chunk=layout.chunk,
+                remat='none',
             )
             return jnp.sum(nll * rows.weights) / jnp.sum(rows.weights)
 

@@ -12,17 +12,14 @@ import collections
 from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any
-
-import jax
-import numpy as np
 
 from ppjax.base import errors, json_lines
 from ppjax.data import calibration, chat
 from ppjax.models import batch_generation
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.personas import evaluation_set, inputs, prompts
 
 # The limit of the paper's evaluation.
@@ -155,7 +152,7 @@ def first_of_each(questions: Sequence[Question], count: int | None) -> list[Ques
 
 def answer_all(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     renderer: chat.ChatRenderer,
     stop_ids: Iterable[int],
     questions: Sequence[Question],
@@ -173,7 +170,7 @@ def answer_all(
 
     Args:
         model: the decoder.
-        ffn_mask: [L, F], or None for the model as it is.
+        masks: what of it is masked.
         renderer: its chat template.
         stop_ids: the tokens that end an answer.
         questions: in any order.
@@ -191,7 +188,7 @@ def answer_all(
             written. What was logged stays.
     """
     stops = sorted(set(stop_ids))
-    settings = [identity, _mask_hash(ffn_mask), stops, max_new_tokens]
+    settings = [identity, masks.digest(), stops, max_new_tokens]
     keys: list[str] = []
     failures: dict[str, str] = {}
     asked: dict[str, tuple[Question, list[int]]] = {}
@@ -219,7 +216,7 @@ def answer_all(
         todo = [key for key in asked if key not in done]
         for answer in batch_generation.generate_all(
             model,
-            ffn_mask,
+            masks,
             [asked[key][1] for key in todo],
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
@@ -246,14 +243,6 @@ def answer_all(
         else Answer(question, *done[key])
         for question, key in zip(questions, keys, strict=True)
     ]
-
-
-def _mask_hash(ffn_mask: jax.Array | None) -> str:
-    """A mask's content: two masks of one base model must never share an answer."""
-    if ffn_mask is None:
-        return ''
-    mask = np.asarray(ffn_mask, np.float32)
-    return hashlib.sha256(f'{mask.shape}'.encode() + mask.tobytes()).hexdigest()
 
 
 def _entry(

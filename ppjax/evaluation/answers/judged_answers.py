@@ -50,7 +50,7 @@ def answer(
     loaded = model.load()
     return answers.answer_all(
         loaded.decoder,
-        loaded.ffn_mask,
+        loaded.masks,
         loaded.renderer(cfg.template_date),
         loaded.stop_ids(),
         asked,

@@ -118,7 +118,7 @@ def _speaker(
     loaded = model.load()
     return speakers.LocalSpeaker(
         loaded.decoder,
-        loaded.ffn_mask,
+        loaded.masks,
         loaded.renderer(cfg.template_date),
         loaded.stop_ids(),
         weights=f'{model.identity} {cfg.dtype}',

@@ -3,13 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 from typing import Any, Protocol
-
-import jax
-import numpy as np
 
 from ppjax.base import errors, json_lines
 from ppjax.chat_api import client as client_lib
@@ -17,6 +13,7 @@ from ppjax.chat_api import replies
 from ppjax.data import chat, markup
 from ppjax.models import batch_generation, generation
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 # {"role", "content"}
 Message = Mapping[str, str]
@@ -94,7 +91,7 @@ class LocalSpeaker:
     def __init__(
         self,
         decoder: decoder_lib.Decoder,
-        ffn_mask: jax.Array | None,
+        masks: masks_lib.Masks,
         renderer: chat.ChatRenderer,
         stop_ids: Iterable[int],
         *,
@@ -105,7 +102,7 @@ class LocalSpeaker:
     ):
         """Args:
         decoder: its weights.
-        ffn_mask: [L, F], or None for the dense model.
+        masks: what of it is masked.
         renderer: its chat template.
         stop_ids: the tokens that end an answer.
         weights: identifies the weights and their precision; the mask does itself.
@@ -113,15 +110,14 @@ class LocalSpeaker:
         batch_size: answers written at a time.
         seed: part of what identifies it.
         """
-        self._decoder, self._ffn_mask = decoder, ffn_mask
+        self._decoder, self._masks = decoder, masks
         self._renderer = renderer
         self._stops = sorted(set(stop_ids))
         self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
         self._seed = seed
-        mask = b'' if ffn_mask is None else np.asarray(ffn_mask, np.float32).tobytes()
         settings = [
             weights,
-            hashlib.sha256(mask).hexdigest(),
+            masks.digest(),
             # How the template writes, its date included.
             renderer.prompt([{'role': 'user', 'content': 'Hello.'}]),
             self._stops,
@@ -166,7 +162,7 @@ class LocalSpeaker:
         ]
         for found in batch_generation.generate_all(
             self._decoder,
-            self._ffn_mask,
+            self._masks,
             prompts,
             max_new_tokens=self._max_new_tokens,
             stop_ids=self._stops,

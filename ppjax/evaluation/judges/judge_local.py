@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
-import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from ppjax.data import chat, stop_tokens
 from ppjax.evaluation.judges import judge_scoring, token_trie
 from ppjax.models import attention, base_model, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import execution, sharding
 
 REPLIES = (*map(str, range(judge_scoring.NUM_SCORES)), judge_scoring.REFUSAL)
@@ -40,7 +40,7 @@ class LocalJudge:
         base: base_model.BaseModel,
         renderer: chat.ChatRenderer,
         decoder: decoder_lib.Decoder,
-        ffn_mask: np.ndarray | jax.Array | None = None,
+        masks: masks_lib.Masks = masks_lib.DENSE,
         *,
         batch_size: int = 8,
     ):
@@ -48,21 +48,20 @@ class LocalJudge:
             base: the judge.
             renderer: its chat template.
             decoder: its weights.
-            ffn_mask: [L, F], or None for the dense model.
+            masks: what of it is masked.
             batch_size: prompts judged at a time.
 
         Raises:
             InputError: if the model's tokenizer cannot tell the replies apart, or
                 nothing ends its answers.
-            ValueError: if the mask has another shape, or the batch size is below 1.
+            ValueError: if the batch size is below 1.
+            AssertionError: if a mask has another shape.
         """
-        wanted = (base.config.num_layers, base.config.d_ff)
-        if ffn_mask is not None and ffn_mask.shape != wanted:
-            raise ValueError(f'ffn_mask must be {wanted}, got {ffn_mask.shape}.')
+        masks.check(base.config)
         if batch_size < 1:
             raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
         self._base, self._renderer = base, renderer
-        self._decoder, self._ffn_mask = decoder, ffn_mask
+        self._decoder, self._masks = decoder, masks
         self._batch_size = batch_size
         stops = stop_tokens.stop_ids(base.generation_config(), renderer.tokenizer)
         if not stops:
@@ -86,10 +85,8 @@ class LocalJudge:
     @functools.cached_property
     def identity(self) -> str:
         """By the weights, the mask, and how prompt and replies become tokens."""
-        mask = 'dense'
-        if self._ffn_mask is not None:
-            bits = np.ascontiguousarray(self._ffn_mask, np.float32).tobytes()
-            mask = f'mask {hashlib.sha256(bits).hexdigest()}'
+        digest = self._masks.digest()
+        mask = f'mask {digest}' if digest else 'dense'
         seen = [
             _prompt(self._renderer, 'Which number?'),
             self._trie.tokens.tolist(),
@@ -138,14 +135,12 @@ class LocalJudge:
             return
         mesh = sharding.mesh_of(self._decoder)
         model = sharding.on_mesh(self._decoder, mesh)
-        ffn_mask = self._ffn_mask
-        if ffn_mask is not None:
-            ffn_mask = sharding.replicate(jnp.asarray(ffn_mask), mesh)
+        masks = sharding.replicate(self._masks, mesh)
         # Short of the last token of every prompt, which is the root of the tree.
         shared = shared_prefix.shared_length(prompts)
         prefix = shared_prefix.compute(
             model,
-            ffn_mask,
+            masks,
             prompts[0][:shared],
             slots=generation.bucket(max(shared, 1)),
         )
@@ -162,7 +157,7 @@ class LocalJudge:
                 mesh,
                 _log_probs,
                 model,
-                ffn_mask,
+                masks,
                 prefix,
                 sharding.shard_rows(tokens, mesh),
                 sharding.shard_rows(lengths, mesh),
@@ -218,7 +213,7 @@ class LocalJudge:
 @jax.jit
 def _log_probs(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     prefix: shared_prefix.SharedPrefix,
     tokens: jax.Array,
     lengths: jax.Array,
@@ -230,7 +225,7 @@ def _log_probs(
 
     Args:
         model: the decoder.
-        ffn_mask: [L, F], or None.
+        masks: what of it is masked.
         prefix: what all prompts start with.
         tokens: [B, R + N], the prompts' own tokens padded to R, but for the last, which
             is the tree's root; then the tree.
@@ -262,7 +257,7 @@ def _log_probs(
     tree = jnp.concatenate([real, tree], axis=-1)
     attend = attention.Branched(prefix.length, jnp.concatenate([text, tree], axis=1))
     hidden, _, _ = model(
-        tokens, prefix.length + positions, ffn_mask, attend, cache=prefix.cache
+        tokens, prefix.length + positions, masks, attend, cache=prefix.cache
     )
 
     # [B, C, D] -> [B, C, U], and the likeliest tokens [B, C].

@@ -19,6 +19,7 @@ from ppjax.evaluation.multiple_choice import choice_tokens
 from ppjax.learning import loss as loss_lib
 from ppjax.models import attention, generation, shared_prefix
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.parallel import execution, sharding
 
 # Numbers of targets in a row are rounded up to multiples of it: fewer shapes.
@@ -113,7 +114,7 @@ def _targets(choices: Sequence[choice_tokens.Choice], row: list[_Tree]) -> int:
 @jax.jit
 def _log_probabilities(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     prefix: shared_prefix.SharedPrefix,
     batch: _Batch,
 ) -> jax.Array:
@@ -126,7 +127,7 @@ def _log_probabilities(
     hidden, _, _ = model(
         jnp.asarray(batch.tokens),
         prefix.length + batch.offsets,
-        ffn_mask,
+        masks,
         attention.Branched(prefix.length, sees),
         cache=prefix.cache,
     )
@@ -146,7 +147,7 @@ def _no_prefix(model: decoder_lib.Decoder, *, slots: int) -> shared_prefix.Share
 
 def log_likelihoods(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     choices: Sequence[choice_tokens.Choice],
     *,
     batch_tokens: int,
@@ -158,7 +159,7 @@ def log_likelihoods(
 
     Args:
         model: the decoder; rows are spread over all devices.
-        ffn_mask: [L, F], or None.
+        masks: what of it is masked.
         choices: contexts and continuations.
         batch_tokens: about how many tokens are run at a time.
 
@@ -175,12 +176,12 @@ def log_likelihoods(
     )
     slots = generation.bucket(max(shared, 1))
     prefix = (
-        shared_prefix.compute(model, ffn_mask, choices[0].context[:shared], slots=slots)
+        shared_prefix.compute(model, masks, choices[0].context[:shared], slots=slots)
         if shared
         else _no_prefix(model, slots=slots)
     )
     model = sharding.on_mesh(model, mesh)
-    ffn_mask, prefix = sharding.replicate((ffn_mask, prefix), mesh)
+    masks, prefix = sharding.replicate((masks, prefix), mesh)
     most: dict[int, int] = {}  # By capacity, so that calls of one have one shape.
     for call in calls:
         needed = max(_targets(choices, [trees[i] for i in row]) for row in call.rows)
@@ -189,7 +190,7 @@ def log_likelihoods(
     for call in calls:
         batch = _batch(choices, trees, call, most[call.capacity])
         rows = sharding.shard_rows(batch, mesh)
-        found = execution.call(mesh, _log_probabilities, model, ffn_mask, prefix, rows)
+        found = execution.call(mesh, _log_probabilities, model, masks, prefix, rows)
         values = np.asarray(found, np.float64)
         real = batch.owners >= 0
         owners, where = np.unique(batch.owners[real], return_inverse=True)

@@ -5,13 +5,13 @@ import dataclasses
 import itertools
 from typing import Any
 
-import jax
 import numpy as np
 import transformers
 
 from ppjax.base import errors
 from ppjax.evaluation.multiple_choice import benchmarks, choice_scoring, choice_tokens
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
 
 
@@ -38,7 +38,7 @@ class Scores:
 
 def evaluate(
     model: decoder_lib.Decoder,
-    ffn_mask: jax.Array | None,
+    masks: masks_lib.Masks,
     tokenizer: transformers.PreTrainedTokenizerBase,
     questions: Sequence[benchmarks.Question],
     *,
@@ -49,7 +49,7 @@ def evaluate(
 
     Args:
         model: the decoder.
-        ffn_mask: [L, F], or None.
+        masks: what of it is masked.
         tokenizer: the model's.
         questions: of one task.
         batch_tokens: about how many tokens are run at a time.
@@ -82,7 +82,7 @@ def evaluate(
         flat = [choice for number in own for choice in encoded[number]]
         values = np.zeros(len(flat))
         for numbers, part in choice_scoring.log_likelihoods(
-            model, ffn_mask, flat, batch_tokens=batch_tokens
+            model, masks, flat, batch_tokens=batch_tokens
         ):
             if not np.isfinite(part).all():
                 raise errors.InputError(

@@ -12,6 +12,7 @@ from ppjax.base import errors
 from ppjax.data import calibration, chat
 from ppjax.evaluation.answers import answers
 from ppjax.models import base_model, batch_generation, loading
+from ppjax.models import masks as masks_lib
 from ppjax.personas import evaluation_set, prompts
 from ppjax.personas import persona as persona_lib
 
@@ -71,7 +72,7 @@ def _answer(chatty, stops, questions, log_path, mask=None, **changes):
     options = {'identity': 'chatty', 'max_new_tokens': 6, 'batch_size': 8} | changes
     return answers.answer_all(
         chatty.decoder,
-        mask,
+        masks_lib.Masks(mask),
         chatty.renderer,
         stops,
         questions,
@@ -93,9 +94,9 @@ def asked(monkeypatch):
     counts = []
     real = batch_generation.generate_all
 
-    def counted(model, ffn_mask, prompts, **options):
+    def counted(model, masks, prompts, **options):
         counts.append(len(prompts))
-        return real(model, ffn_mask, prompts, **options)
+        return real(model, masks, prompts, **options)
 
     monkeypatch.setattr(batch_generation, 'generate_all', counted)
     return counts

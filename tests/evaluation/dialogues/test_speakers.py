@@ -14,6 +14,7 @@ import transformers
 from ppjax.data import chat, stop_tokens
 from ppjax.evaluation.dialogues import dialogues, speakers
 from ppjax.models import base_model, generation, loading
+from ppjax.models import masks as masks_lib
 from tests.evaluation.dialogues import speaking_server
 
 _PERSONA = 'Ida bakes RYE bread and fears geese.'
@@ -65,7 +66,9 @@ class _Local:
         settings = {'weights': 'tiny', 'max_new_tokens': 8} | options
         stops = settings.pop('stops', self.stops)
         renderer = settings.pop('renderer', self.renderer)
-        return speakers.LocalSpeaker(self.decoder, mask, renderer, stops, **settings)
+        return speakers.LocalSpeaker(
+            self.decoder, masks_lib.Masks(mask), renderer, stops, **settings
+        )
 
     def theirs(self, messages, new: int = 8) -> str:
         prompt = self.renderer.prompt(messages)

@@ -18,6 +18,7 @@ from ppjax.chat_api import client as client_lib
 from ppjax.data import chat
 from ppjax.evaluation.judges import judge_openai, judge_scoring
 from ppjax.models import attention, base_model
+from ppjax.models import masks as masks_lib
 
 _Body = dict[str, Any]
 _CHECK = 'Write the number 85 and nothing else.'
@@ -460,7 +461,7 @@ def test_llama_cpps_candidates_are_our_models(llama_cpp, smollm2):
     def distribution(decoder, tokens):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         attend = attention.causal(*tokens.shape)
-        hidden = decoder(tokens, positions, None, attend)[0]
+        hidden = decoder(tokens, positions, masks_lib.DENSE, attend)[0]
         return jax.nn.softmax(decoder.unembed(hidden[:, -1:])[0, 0])
 
     exact = np.asarray(distribution(smollm2.decoder, tokens))

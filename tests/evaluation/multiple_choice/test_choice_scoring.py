@@ -6,6 +6,7 @@ import pytest
 
 from ppjax.evaluation.multiple_choice import choice_scoring, choice_tokens
 from ppjax.masking import topk
+from ppjax.models import masks as masks_lib
 
 _VOCAB = 97
 
@@ -47,7 +48,7 @@ def _brute(tiny, choices, mask=None):
 def _ours(tiny, choices, mask=None, batch_tokens=256):
     found = np.full(len(choices), np.nan)
     for numbers, values in choice_scoring.log_likelihoods(
-        tiny.decoder, mask, choices, batch_tokens=batch_tokens
+        tiny.decoder, masks_lib.Masks(mask), choices, batch_tokens=batch_tokens
     ):
         assert np.isnan(found[numbers]).all()
         found[numbers] = values

@@ -16,6 +16,7 @@ from ppjax.evaluation.multiple_choice import (
     choice_tokens,
 )
 from ppjax.models import base_model, loading
+from ppjax.models import masks as masks_lib
 
 pytest.importorskip('lm_eval', reason='the reference is lm-evaluation-harness')
 
@@ -81,7 +82,7 @@ def _compare(base, hf, decoder, task, rows, dev, shots, tmp_path):
     seen = []
     got = choice_tasks.evaluate(
         decoder,
-        None,
+        masks_lib.DENSE,
         tokenizer,
         questions,
         batch_tokens=512,
