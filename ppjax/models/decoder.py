@@ -13,9 +13,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from ppjax.models import attention, int8, products
+from ppjax.models import attention, products
 from ppjax.models import config as config_lib
 from ppjax.models import masks as masks_lib
+from ppjax.models import matrix as matrix_lib
 from ppjax.models import rope as rope_lib
 from ppjax.parallel import execution
 
@@ -54,18 +55,16 @@ class DecoderBlock(nnx.Module):
         key: Any,
         int8_matrices: bool = False,
     ):
-        """Random weights; with `int8_matrices` each matrix has a scale beside it."""
+        """Random weights; see `Decoder`."""
         keys = iter(jax.random.split(key, 16))
         d, f, h = cfg.d_model, cfg.d_ff, cfg.head_dim
         n, kv = cfg.num_heads, cfg.num_kv_heads
 
-        def weight(*shape: int) -> tuple[nnx.Param, nnx.Param | None]:
-            scale = shape[0] ** -0.5
-            noise = jax.random.normal(next(keys), shape, jnp.float32) * scale
-            if not int8_matrices:
-                return nnx.Param(noise.astype(dtype)), None
-            values, scales = int8.quantise(noise)
-            return nnx.Param(values), nnx.Param(scales)
+        def matrix(*shape: int) -> matrix_lib.Matrix:
+            noise = jax.random.normal(next(keys), shape, jnp.float32)
+            return matrix_lib.Matrix(
+                noise * shape[0] ** -0.5, dtype=dtype, int8=int8_matrices
+            )
 
         def bias(used: bool, *shape: int) -> nnx.Param | None:
             return nnx.Param(jnp.zeros(shape, dtype)) if used else None
@@ -75,10 +74,10 @@ class DecoderBlock(nnx.Module):
 
         self.cfg = cfg
         self.attn_norm = nnx.Param(jnp.ones((d,), dtype))
-        self.w_q, self.w_q_scale = weight(d, n * h)
-        self.w_k, self.w_k_scale = weight(d, kv * h)
-        self.w_v, self.w_v_scale = weight(d, kv * h)
-        self.w_o, self.w_o_scale = weight(n * h, d)
+        self.w_q = matrix(d, n * h)
+        self.w_k = matrix(d, kv * h)
+        self.w_v = matrix(d, kv * h)
+        self.w_o = matrix(n * h, d)
         self.b_q = bias(cfg.qkv_bias, n * h)
         self.b_k = bias(cfg.qkv_bias, kv * h)
         self.b_v = bias(cfg.qkv_bias, kv * h)
@@ -86,9 +85,9 @@ class DecoderBlock(nnx.Module):
         self.q_norm = scale(cfg.qk_norm, h)
         self.k_norm = scale(cfg.qk_norm, h)
         self.ffn_norm = nnx.Param(jnp.ones((d,), dtype))
-        self.w_gate, self.w_gate_scale = weight(d, f)
-        self.w_up, self.w_up_scale = weight(d, f)
-        self.w_down, self.w_down_scale = weight(f, d)
+        self.w_gate = matrix(d, f)
+        self.w_up = matrix(d, f)
+        self.w_down = matrix(f, d)
         self.b_gate = bias(cfg.mlp_bias, f)
         self.b_up = bias(cfg.mlp_bias, f)
         self.b_down = bias(cfg.mlp_bias, d)
@@ -165,23 +164,10 @@ class DecoderBlock(nnx.Module):
             kept = products.scaled(hidden, per_row)
         return self._linear('w_down', kept, self.b_down, adapters), hidden
 
-    def matrix(self, name: str) -> jax.Array:
-        """A weight [..., in, out] as it is computed with; float32 if it is int8."""
-        values = getattr(self, name)[...]
-        scale = getattr(self, f'{name}_scale')
-        return values if scale is None else int8.dequantise(values, scale[...])
-
     def _linear(
         self, name: str, x: jax.Array, b: nnx.Param | None, adapters: Adapters
     ) -> jax.Array:
-        w, scale = getattr(self, name)[...], getattr(self, f'{name}_scale')
-        if scale is None:
-            y = products.product('btd,df->btf', x, w)
-        else:
-            # Scaled after the product, so that int8 is what devices send each other.
-            y = products.product('btd,df->btf', x, w.astype(x.dtype), jnp.float32)
-            y = (y * scale[...][None, None, :]).astype(x.dtype)
-        y = checkpoint_name(y, _PRODUCT)
+        y = checkpoint_name(getattr(self, name).product(x), _PRODUCT)
         if name in adapters:
             down, up = adapters[name]
             narrow = products.product('btd,dr->btr', x.astype(down.dtype), down)
@@ -231,7 +217,7 @@ class Decoder(nnx.Module):
             cfg: the constants.
             dtype: of weights and activations.
             key: of the draw.
-            int8_matrices: whether the blocks' matrices are int8 (`models.int8`).
+            int8_matrices: whether the blocks' matrices are int8 (`models.matrix`).
         """
         embed_key, head_key, block_key = jax.random.split(key, 3)
 

@@ -6,18 +6,19 @@ import functools
 import hashlib
 import json
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.models import checkpoint, int8
+from ppjax.models import checkpoint
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import matrix as matrix_lib
+from ppjax.models import weights as weights_lib
 from ppjax.parallel import sharding
 
 
@@ -71,23 +72,18 @@ _DERIVED = ('rotary_emb.inv_freq',)
 
 def tensor_shapes(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the decoder needs, with its shape in the file."""
-    abstract = jax.eval_shape(
-        lambda: decoder_lib.Decoder(cfg, dtype=jnp.float32, key=jax.random.key(0))
-    )
+    abstract = weights_lib.abstract(cfg)
     shapes: dict[str, tuple[int, ...]] = {}
-    for table, owner, per_layer in (
-        (TOP_WEIGHTS, abstract, False),
-        (BLOCK_WEIGHTS, abstract.blocks, True),
+    for table, owner, layers in (
+        (TOP_WEIGHTS, abstract, None),
+        (BLOCK_WEIGHTS, abstract['blocks'], cfg.num_layers),
     ):
-        for attribute, weight in table.items():
-            param = getattr(owner, attribute)
-            if param is None:
+        for name, weight in table.items():
+            if name not in owner:
                 continue
-            shape = (
-                param.get_value().shape[1:] if per_layer else param.get_value().shape
-            )
+            shape = owner[name].shape[0 if layers is None else 1 :]
             shape = shape[::-1] if weight.transpose else shape
-            for layer in range(cfg.num_layers if per_layer else 1):
+            for layer in range(layers or 1):
                 shapes[weight.hf_name.format(layer)] = shape
     return shapes
 
@@ -218,24 +214,17 @@ def load_decoder(
             weight cannot be split over the mesh.
     """
     check_tensors(reader, cfg)
-    model = jax.eval_shape(
-        lambda: decoder_lib.Decoder(
-            cfg, dtype=dtype, key=jax.random.key(0), int8_matrices=int8_matrices
-        )
-    )
+    found = weights_lib.abstract(cfg, dtype, int8_matrices)
     total = len(tensor_shapes(cfg))
     done = 0
 
-    def load(owner: Any, prefix: str, attribute: str, weight: Weight) -> None:
+    def load(
+        owner: weights_lib.Weights, prefix: str, name: str, weight: Weight
+    ) -> None:
         nonlocal done
-        like = getattr(owner, attribute).get_value()
-        scale = getattr(owner, f'{attribute}_scale', None)
-        path = prefix + attribute
-        parts = _Parts(like.shape, like.dtype, path, mesh)
-        scales = None
-        if scale is not None:
-            shape = scale.get_value().shape
-            scales = _Parts(shape, jnp.float32, f'{path}_scale', mesh)
+        parts = _Parts(owner[name], prefix + name, mesh)
+        scale = found.get('scales', {}).get(name)
+        scales = None if scale is None else _Parts(scale, f'scales/{name}', mesh)
         for layer in range(cfg.num_layers if prefix else 1):
             done += 1
             progress(done, total)
@@ -246,18 +235,18 @@ def load_decoder(
                 reader,
                 weight.hf_name.format(layer),
             )
-        setattr(owner, attribute, nnx.Param(parts.assembled()))
+        owner[name] = parts.assembled()
         if scales is not None:
-            setattr(owner, f'{attribute}_scale', nnx.Param(scales.assembled()))
+            found['scales'][name] = scales.assembled()
 
     for table, owner, prefix in (
-        (TOP_WEIGHTS, model, ''),
-        (BLOCK_WEIGHTS, model.blocks, 'blocks/'),
+        (TOP_WEIGHTS, found, ''),
+        (BLOCK_WEIGHTS, found['blocks'], 'blocks/'),
     ):
-        for attribute, weight in table.items():
-            if getattr(owner, attribute) is not None:
-                load(owner, prefix, attribute, weight)
-    return model
+        for name, weight in table.items():
+            if name in owner:
+                load(owner, prefix, name, weight)
+    return weights_lib.decoder_of(cfg, found)
 
 
 class _Block(NamedTuple):
@@ -277,12 +266,11 @@ class _Parts:
 
     def __init__(
         self,
-        shape: tuple[int, ...],
-        dtype: jax.typing.DTypeLike,
+        like: jax.ShapeDtypeStruct,
         path: str,
         mesh: jax.sharding.Mesh | None,
     ):
-        self._shape = shape
+        shape = self._shape = like.shape
         self._sharding: jax.sharding.NamedSharding | None = None
         whole = tuple((0, size) for size in shape)
         self._of_device: dict[jax.Device, tuple[tuple[int, int], ...]] = {}
@@ -297,7 +285,7 @@ class _Parts:
                 )
         # Devices that hold the same part share it.
         self._values = {
-            bounds: _aligned_empty([stop - start for start, stop in bounds], dtype)
+            bounds: _aligned_empty([stop - start for start, stop in bounds], like.dtype)
             for bounds in set(self._of_device.values()) or {whole}
         }
 
@@ -370,7 +358,7 @@ def _read_into(
             continue
         piece = reader.read(name, slice(start, stop))
         if scales is not None:
-            piece, of_rows = int8.quantise_rows(piece)
+            piece, of_rows = matrix_lib.quantise_rows(piece)
             for block in scales:
                 _copy_rows(of_rows, start, block)
         for block in blocks:

@@ -15,31 +15,41 @@ from ppjax.parallel import execution
 
 Model = TypeVar('Model', bound=Any)
 
-# {'embedding': [V, D], 'blocks': {'w_q': [L, D, N*H], ...}, ...}
+# {'embedding': [V, D], 'blocks': {'w_q': [L, D, N*H], ...}, ...}; where the blocks'
+# matrices are int8, their scales too: {'scales': {'w_q': [L, N*H], ...}, ...}.
 Weights = dict[str, Any]
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
     # The last key is Param's own `.value`.
-    return [key.name for key in path[:-1]]
+    match [key.name for key in path[:-1]]:
+        case ['blocks', matrix, 'scale']:
+            return ['scales', matrix]
+        case [*names, 'values']:
+            return names
+        case names:
+            return names
 
 
 def _abstract(
-    cfg: config_lib.ModelConfig, int8_matrices: bool = False
+    cfg: config_lib.ModelConfig,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    int8_matrices: bool = False,
 ) -> decoder_lib.Decoder:
     return jax.eval_shape(
         lambda: decoder_lib.Decoder(
-            cfg,
-            dtype=jnp.float32,
-            key=jax.random.key(0),
-            int8_matrices=int8_matrices,
+            cfg, dtype=dtype, key=jax.random.key(0), int8_matrices=int8_matrices
         )
     )
 
 
-def abstract(cfg: config_lib.ModelConfig) -> Weights:
-    """The shapes of all parameters, as float32."""
-    return weights_of(_abstract(cfg))
+def abstract(
+    cfg: config_lib.ModelConfig,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    int8_matrices: bool = False,
+) -> Weights:
+    """The shapes of all parameters; see `Decoder`."""
+    return weights_of(_abstract(cfg, dtype, int8_matrices))
 
 
 def weights_of(decoder: decoder_lib.Decoder) -> Weights:
@@ -67,8 +77,8 @@ def decoder_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.Dec
             found = found[name]
         return found
 
-    int8_matrices = 'w_q_scale' in weights['blocks']
-    return jax.tree_util.tree_map_with_path(value, _abstract(cfg, int8_matrices))
+    like = _abstract(cfg, int8_matrices='scales' in weights)
+    return jax.tree_util.tree_map_with_path(value, like)
 
 
 def with_tables_gathered(model: Model) -> Model:

@@ -13,7 +13,6 @@ import numpy as np
 from ppjax.data import packing
 from ppjax.masking import topk
 from ppjax.models import config as config_lib
-from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights as weights_lib
 from ppjax.parallel import sharding
 from ppjax.planning import collectives, step_shape
@@ -175,15 +174,7 @@ def _arguments(
 
         return jax.tree.map(place, tree)
 
-    model = jax.eval_shape(
-        lambda: decoder_lib.Decoder(
-            cfg,
-            dtype=jnp.dtype(wanted.dtype),
-            key=jax.random.key(0),
-            int8_matrices=wanted.int8_base,
-        )
-    )
-    weights = weights_lib.weights_of(model)
+    weights = weights_lib.abstract(cfg, jnp.dtype(wanted.dtype), wanted.int8_base)
     weights = jax.tree.map(placed, weights, sharding.shardings(weights, mesh))
     state = jax.eval_shape(
         lambda: step_lib.init_state(

@@ -14,6 +14,7 @@ from ppjax.learning import measure as measure_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import score_init
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import matrix as matrix_lib
 
 # Statistics of channels and blocks settle long before this many examples.
 _EXAMPLES = 128
@@ -25,10 +26,9 @@ _AT_A_TIME = 8
 
 @jax.jit
 def _activation_scores(
-    square_sums: jax.Array, num_tokens: jax.Array, blocks: decoder_lib.DecoderBlock
+    square_sums: jax.Array, num_tokens: jax.Array, w_down: matrix_lib.Matrix
 ) -> jax.Array:
-    w_down = blocks.matrix('w_down')
-    return score_init.activation_scores(square_sums, num_tokens, w_down)
+    return score_init.activation_scores(square_sums, num_tokens, w_down.dense())
 
 
 class Starts:
@@ -112,7 +112,8 @@ class Starts:
             return score_init.influence_scores(found, tokens)
         # Compiled: no device need hold more than its part of the weights. From NumPy:
         # what lies on one process's device alone does not go with a mesh of several.
-        scores = _activation_scores(np.asarray(found), np.asarray(tokens), model.blocks)
+        w_down = model.blocks.w_down
+        scores = _activation_scores(np.asarray(found), np.asarray(tokens), w_down)
         return jnp.asarray(processes.fetch(scores))
 
     def taylor(self, model: decoder_lib.Decoder, remat: str) -> jax.Array:

@@ -371,8 +371,8 @@ def test_load_masked_wants_one_source(names):
 
 def test_load_masked_gives_what_the_files_hold(mask_file, loaded):
     masked = apply.load_masked(mask_path=str(mask_file), dtype='bfloat16')
-    assert masked.decoder.blocks.w_up[...].dtype == jnp.bfloat16
+    assert masked.decoder.blocks.w_up.values[...].dtype == jnp.bfloat16
     np.testing.assert_array_equal(masked.masks.channels, pmask.load(mask_file).mask)
     assert masked.system_prompt == 'Count the ships.'
     assert loaded.masks == masks_lib.DENSE and loaded.system_prompt == 'Be brief.'
-    assert loaded.decoder.blocks.w_up[...].dtype == jnp.float32
+    assert loaded.decoder.blocks.w_up.values[...].dtype == jnp.float32

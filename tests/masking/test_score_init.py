@@ -52,7 +52,7 @@ def test_activation_scores_equal_numpys(tiny_models, name):
         attend = attention.causal(3, 20)
         _, _, sums = model(tokens, positions, masks_lib.DENSE, attend, tap=tap)
         z = score_init.activation_scores(
-            sums, jnp.sum(weights), model.blocks.w_down[...]
+            sums, jnp.sum(weights), model.blocks.w_down.values[...]
         )
         return sums, z
 

@@ -69,6 +69,7 @@ def test_a_sliced_decoder_is_the_masked_one(
     model = sliced.sliced_model(tiny.base, mask)
     small = loading.load_decoder(model.reader, model.config, dtype=jnp.float32)
     np.testing.assert_array_equal(
-        small.blocks.w_gate[...][0], tiny.decoder.blocks.w_gate[...][0][:, mask[0]]
+        small.blocks.w_gate.values[...][0],
+        tiny.decoder.blocks.w_gate.values[...][0][:, mask[0]],
     )
-    assert small.blocks.w_down[...].shape == (3, 20, 24)
+    assert small.blocks.w_down.values[...].shape == (3, 20, 24)

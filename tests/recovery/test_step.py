@@ -110,7 +110,7 @@ def test_masters_and_moments_are_float32_whatever_is_computed_in(
         assert leaf.dtype in (jnp.float32, jnp.int32)
     assert rounded.metrics[0].loss == pytest.approx(exact.metrics[0].loss, rel=0.02)
     assert rounded.metrics[0].loss != exact.metrics[0].loss
-    before = np.asarray(tiny.decoder.blocks.w_up[...])
+    before = np.asarray(tiny.decoder.blocks.w_up.values[...])
     steps = [run.state.trained['blocks']['w_up'] - before for run in (rounded, exact)]
     alike = np.corrcoef(steps[0].ravel(), steps[1].ravel())[0, 1]
     assert alike > 0.8

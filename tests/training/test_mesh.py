@@ -75,7 +75,7 @@ def _learn(cfg, examples, mesh) -> _Learned:
         np.array(losses),
         gradient,
         np.asarray(state.scores[0]),
-        decoder.blocks.w_up[...].sharding,
+        decoder.blocks.w_up.values[...].sharding,
     )
 
 

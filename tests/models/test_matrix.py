@@ -1,12 +1,15 @@
 """Matrices as int8: rounding, loading, and what the decoder makes of them."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppjax.models import attention, int8, loading, weights
+from ppjax.models import attention, loading, weights
 from ppjax.models import masks as masks_lib
+from ppjax.models import matrix as matrix_lib
 from ppjax.parallel import sharding
 
 _MATRICES = ('w_q', 'w_k', 'w_v', 'w_o', 'w_gate', 'w_up', 'w_down')
@@ -24,22 +27,23 @@ def models(request, tiny_models):
 
 def test_a_column_is_off_by_half_a_scale_at_most():
     w = jax.random.normal(jax.random.key(0), (2, 30, 7))
-    q, scale = int8.quantise(w)
+    q, scale = matrix_lib.quantise(w)
     assert (q.dtype, q.shape, scale.shape) == (jnp.int8, (2, 30, 7), (2, 7))
     np.testing.assert_array_equal(np.abs(q).max(axis=1), 127)
-    error = np.abs(int8.dequantise(q, scale) - w)
+    whole = matrix_lib.Matrix(w, dtype=jnp.float32, int8=True).dense()
+    error = np.abs(whole - w)
     assert (error <= scale[:, None] * 0.5001).all()
 
 
 def test_a_column_of_zeros_stays_zero():
-    q, scale = int8.quantise(jnp.zeros((4, 2)))
-    np.testing.assert_array_equal(int8.dequantise(q, scale), 0)
+    zeros = matrix_lib.Matrix(jnp.zeros((4, 2)), dtype=jnp.float32, int8=True)
+    np.testing.assert_array_equal(zeros.dense(), 0)
 
 
 def test_rows_of_files_are_rounded_alike():
     w = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
-    rows, of_rows = int8.quantise_rows(w)
-    columns, of_columns = int8.quantise(jnp.asarray(w.T))
+    rows, of_rows = matrix_lib.quantise_rows(w)
+    columns, of_columns = matrix_lib.quantise(jnp.asarray(w.T))
     np.testing.assert_array_equal(rows.T, columns)
     np.testing.assert_allclose(of_rows, of_columns, rtol=1e-6)
 
@@ -47,8 +51,9 @@ def test_rows_of_files_are_rounded_alike():
 def test_only_the_blocks_matrices_are_rounded(models):
     tiny, rounded = models
     for name in _MATRICES:
-        assert getattr(rounded.blocks, name)[...].dtype == jnp.int8
-        got, exact = rounded.blocks.matrix(name), tiny.decoder.blocks.matrix(name)
+        matrix = getattr(rounded.blocks, name)
+        assert matrix.values[...].dtype == jnp.int8
+        got, exact = matrix.dense(), getattr(tiny.decoder.blocks, name).dense()
         largest = np.abs(exact).max(axis=-2, keepdims=True)
         assert (np.abs(got - exact) <= largest / 127 * 0.5001).all()
     np.testing.assert_array_equal(rounded.embedding[...], tiny.decoder.embedding[...])
@@ -57,11 +62,21 @@ def test_only_the_blocks_matrices_are_rounded(models):
     )
 
 
+def test_weights_and_back_keeps_the_scales(models):
+    tiny, rounded = models
+    found = weights.weights_of(rounded)
+    assert set(found['scales']) == set(_MATRICES)
+    assert set(found['blocks']) == set(weights.weights_of(tiny.decoder)['blocks'])
+    again = weights.decoder_of(tiny.base.config, found)
+    assert jax.tree.structure(again) == jax.tree.structure(rounded)
+    assert all(map(operator.is_, jax.tree.leaves(again), jax.tree.leaves(rounded)))
+
+
 def test_the_decoder_computes_with_what_the_integers_stand_for(models):
     tiny, rounded = models
     plain = weights.weights_of(tiny.decoder)
     plain['blocks'] = plain['blocks'] | {
-        name: rounded.blocks.matrix(name) for name in _MATRICES
+        name: getattr(rounded.blocks, name).dense() for name in _MATRICES
     }
     plain = weights.decoder_of(tiny.base.config, plain)
     cfg = tiny.base.config
