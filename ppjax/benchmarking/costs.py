@@ -26,7 +26,6 @@ from ppjax.data import packing
 from ppjax.evaluation import efficiency, timing
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import topk
-from ppjax.models import attention
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import rope as rope_lib
@@ -93,19 +92,17 @@ class _Step:
     ):
         cfg = model.cfg
         self.examples = shape.examples(cfg.vocab_size)
-        self.layout = shape.layout(self.examples)
+        self.packed = shape.packed(self.examples)
         everyone = np.arange(shape.batch)
-        self.packed = packing.pack(self.examples, everyone, self.layout)
+        self.batch = packing.pack(self.examples, everyone, self.packed)
         learning = step_lib.Learning(
             keep=topk.keep_size(cfg.d_ff, sparsity, 1), remat=remat
         )
         scores = jax.random.normal(jax.random.key(1), (1, cfg.num_layers, cfg.d_ff))
         turn = turns.make_turn([0], [0], [1], [lambda _: 1e-2], slots=1)
-        batch = jax.tree.map(lambda x: x[None], self.packed)
+        batch = jax.tree.map(lambda x: x[None], self.batch)
         self._args = (step_lib.init_state(scores, learning), model, batch, turn)
-        step = step_lib.make_train_step(
-            learning, prefix=shape.persona, chunk=self.layout.chunk
-        )
+        step = step_lib.make_train_step(learning, self.packed)
         self._compiled = jax.jit(step).lower(*self._args).compile()
         self.useful_flops = useful_flops.mask_step(
             cfg,
@@ -132,12 +129,10 @@ def _parts(model: decoder_lib.Decoder, step: _Step) -> dict[str, Callable[[], No
     Of the activations, and of the mask: what the step differentiates.
     """
     cfg = model.cfg
-    rows = loss_lib.Rows(*(x[0] for x in step.packed))
+    rows = step.batch.first()
     dtype = model.embedding[...].dtype
     block = jax.tree.map(lambda x: x[0], model.blocks)
-    attend = attention.Packed(
-        len(step.layout.prefix), step.layout.chunk, jnp.asarray(rows.segments)
-    )
+    attend = step.packed.attend(jnp.asarray(rows.segments))
     frequencies = rope_lib.inverse_frequencies(
         cfg.head_dim, cfg.rope_theta, cfg.rope_scaling
     )

@@ -51,29 +51,28 @@ def _our_step(
     sparsity: float,
     dtype: str,
     remat: str,
-) -> tuple[np.ndarray, int, packing.Layout, Callable[[int], float]]:
+) -> tuple[np.ndarray, int, packing.PackedShape, Callable[[int], float]]:
     """What both sides start from, and a function that takes one of our steps.
 
     Returns:
-        (scores [L, F], k, layout, step number -> loss).
+        (scores [L, F], k, shape, step number -> loss).
     """
     cfg = base.config
     model = loading.load_decoder(base.reader, cfg, dtype=jnp.dtype(dtype))
-    prefix = packing.common_prefix(examples)
-    [start] = starts_lib.Starts.of_personas([examples], [prefix], seed=0)
+    [start] = starts_lib.Starts.of_personas([examples], seed=0)
     scores = start.activation(model) * _SCORE_SCALE
     keep = topk.keep_size(cfg.d_ff, sparsity, 64 if cfg.d_ff % 64 == 0 else 1)
-    layout = packing.plan_layout(examples, batches, prefix=prefix)
-    learning = step_lib.Learning(keep=keep, weight_decay=_WEIGHT_DECAY, remat=remat)
-    train_step = step_lib.make_train_step(
-        learning, prefix=len(layout.prefix), chunk=layout.chunk
+    shape = packing.plan_shape(
+        examples, batches, prefix=packing.common_prefix(examples)
     )
+    learning = step_lib.Learning(keep=keep, weight_decay=_WEIGHT_DECAY, remat=remat)
+    train_step = step_lib.make_train_step(learning, shape)
     state = step_lib.init_state(scores[None], learning)
 
     def take(number: int) -> float:
         nonlocal state
         # Packing is part of a step, as padding is of the other side's.
-        packed = packing.pack(examples, batches[number], layout)
+        packed = packing.pack(examples, batches[number], shape)
         batch = jax.tree.map(lambda x: x[None], packed)
         turn = turns.make_turn(
             [0], [number], [len(batches)], [lambda _: _LEARNING_RATE], slots=1
@@ -85,7 +84,7 @@ def _our_step(
     before = state
     take(0)
     state = before
-    return np.asarray(scores), keep, layout, take
+    return np.asarray(scores), keep, shape, take
 
 
 def _learners(
@@ -155,7 +154,7 @@ def compare(
         matrix product's peak that our useful FLOPs reach.
     """
     own, by_length = _batches(examples, steps, batch_size)
-    scores, keep, layout, take = _our_step(
+    scores, keep, shape, take = _our_step(
         base, examples, own, sparsity=sparsity, dtype=dtype, remat=remat
     )
     orders = {PADDED: own, SORTED: by_length}
@@ -177,12 +176,11 @@ def compare(
             losses[name].append(run(number))
             seconds[name].append(time.perf_counter() - began)
     peak = matrix_peak.flops_per_s(jnp.dtype(dtype), size=_PEAK_SIZE)
-    prefix = len(layout.prefix)
     useful = sum(
         useful_flops.mask_step(
             base.config,
-            prefix=prefix,
-            own=[len(examples[item].tokens) - prefix for item in batch],
+            prefix=shape.prefix,
+            own=[len(examples[item].tokens) - shape.prefix for item in batch],
             answers=sum(examples[item].num_answer_tokens for item in batch),
         )
         for batch in own
@@ -201,9 +199,9 @@ def compare(
     found: dict[str, Any] = {name: rates(name) for name in sides} | failed
     fastest = min(learners, key=lambda name: sum(seconds[name]))
     return found | {
-        'prefix_tokens': prefix,
+        'prefix_tokens': shape.prefix,
         'tokens_per_step': {
-            OURS: layout.tokens_per_row * layout.rows,
+            OURS: shape.tokens_per_row * shape.rows,
             **{
                 name: float(
                     np.mean(

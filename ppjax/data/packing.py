@@ -8,11 +8,13 @@ equal those of the padded batch, at a fraction of its tokens.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 
 from ppjax.data import chat
+from ppjax.models import attention, shared_prefix
 
 # Chunk lengths are multiples of this: fewer shapes, and sizes that kernels like.
 _CHUNK_STEP = 32
@@ -30,7 +32,7 @@ class PackedBatch(NamedTuple):
     """Examples of one optimizer step, or of one measurement, as arrays.
 
     Axes: A micro-batches run one after another, B rows, T = P + G*C tokens, M
-    answer tokens a row.
+    answer tokens a row. A micro-batch alone is the same without [A].
 
     Attributes:
         tokens: int32 [A, B, T].
@@ -42,21 +44,25 @@ class PackedBatch(NamedTuple):
         owners: int32 [A, B, M], which of the step's examples it belongs to.
     """
 
-    tokens: np.ndarray
-    positions: np.ndarray
-    segments: np.ndarray
-    sources: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    owners: np.ndarray
+    tokens: Any
+    positions: Any
+    segments: Any
+    sources: Any
+    targets: Any
+    weights: Any
+    owners: Any
+
+    def first(self) -> 'PackedBatch':
+        """Its first micro-batch."""
+        return PackedBatch(*(x[0] for x in self))
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """The one shape that all batches of a run have.
+class PackedShape:
+    """The one shape that all batches of a run have; static where they are compiled for.
 
     Attributes:
-        prefix: token ids that every example starts with, [P].
+        prefix: P, first tokens of every example that a row holds once.
         chunk: C.
         chunks: G, chunks a row.
         answers: M, answer tokens a row.
@@ -64,7 +70,7 @@ class Layout:
         micro_batches: A.
     """
 
-    prefix: tuple[int, ...]
+    prefix: int
     chunk: int
     chunks: int
     answers: int
@@ -74,23 +80,33 @@ class Layout:
     @property
     def tokens_per_row(self) -> int:
         """T."""
-        return len(self.prefix) + self.chunk * self.chunks
+        return self.prefix + self.chunk * self.chunks
+
+    def attend(self, segments: Any) -> attention.Packed:
+        """The attention pattern of rows with these segments [B, T - P]."""
+        return attention.Packed(self.prefix, self.chunk, segments)
+
+    def check(self, rows: PackedBatch) -> None:
+        """Refuses a micro-batch of another shape.
+
+        Raises:
+            AssertionError: naming the shape got and the one wanted.
+        """
+        length = self.tokens_per_row
+        chex.assert_shape(rows[:2], (self.rows, length))
+        chex.assert_shape(rows.segments, (self.rows, length - self.prefix))
+        chex.assert_shape(rows[3:], (self.rows, self.answers))
 
 
-def common_prefix(examples: Sequence[chat.Example]) -> tuple[int, ...]:
-    """The longest token prefix that all examples share.
+def common_prefix(examples: Sequence[chat.Example]) -> int:
+    """How many first tokens all examples share.
 
-    It stops short of the token that predicts any example's first answer token, so
-    that all predictions are made outside the prefix.
+    Short of the token that predicts any example's first answer token, so that all
+    predictions are made outside the prefix.
     """
-    first = examples[0].tokens
-    length = min(example.answer_start - 1 for example in examples)
-    for example in examples:
-        length = min(length, len(example.tokens))
-        differs = np.nonzero(example.tokens[:length] != first[:length])[0]
-        if len(differs):
-            length = int(differs[0])
-    return tuple(int(token) for token in first[: max(length, 0)])
+    return shared_prefix.shared_length(
+        [example.tokens[: example.answer_start] for example in examples]
+    )
 
 
 def assign_chunks(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -133,31 +149,30 @@ def _share_out(
     return rows
 
 
-def plan_layout(
+def plan_shape(
     examples: Sequence[chat.Example],
     batches: Sequence[np.ndarray],
     *,
-    prefix: tuple[int, ...],
+    prefix: int,
     rows: int = 1,
     micro_batches: int = 1,
-) -> Layout:
+) -> PackedShape:
     """Chooses the shape that all batches fit in at the least cost.
 
     Args:
         examples: all examples.
         batches: the indices of each batch that will be packed.
-        prefix: from `common_prefix`; () packs without sharing.
+        prefix: at most `common_prefix`; 0 packs without sharing.
         rows: B, rows a micro-batch (data parallel shards).
         micro_batches: A, over which gradients are accumulated.
     """
-    shared = len(prefix)
-    lengths = [len(example.tokens) - shared for example in examples]
+    lengths = [len(example.tokens) - prefix for example in examples]
     answers = [example.num_answer_tokens for example in examples]
     longest = max(lengths[item] for batch in batches for item in batch)
     shortest_chunk = -(-longest // _CHUNK_STEP) * _CHUNK_STEP
     bins = rows * micro_batches
 
-    def layout(chunk: int, batches: Sequence[np.ndarray]) -> Layout:
+    def shape(chunk: int, batches: Sequence[np.ndarray]) -> PackedShape:
         packed = [
             assign_chunks([lengths[item] for item in batch], chunk) for batch in batches
         ]
@@ -167,95 +182,84 @@ def plan_layout(
             sizes = [answers[item] for item in batch]
             for row in _share_out(groups, sizes, bins, chunks):
                 most = max(most, sum(sizes[item] for group in row for item in group))
-        return Layout(prefix, chunk, chunks, most, rows, micro_batches)
+        return PackedShape(prefix, chunk, chunks, most, rows, micro_batches)
 
-    def cost(candidate: Layout) -> float:
-        keys = shared + candidate.chunk
+    def cost(candidate: PackedShape) -> float:
+        keys = prefix + candidate.chunk
         own = candidate.chunk * candidate.chunks * (1 + _KEY_COST * keys)
-        return own + shared * (1 + _KEY_COST * shared)
+        return own + prefix * (1 + _KEY_COST * prefix)
 
     # Longer chunks fill better but attend to more; beyond a few times the longest
     # example nothing is left to gain.
     sizes = range(shortest_chunk, 4 * shortest_chunk + 1, _CHUNK_STEP)
     sample = batches[:: -(-len(batches) // _PLANNED_BATCHES)]
-    best = min((layout(size, sample) for size in sizes), key=cost)
-    return layout(best.chunk, batches)
+    best = min((shape(size, sample) for size in sizes), key=cost)
+    return shape(best.chunk, batches)
 
 
-def plan_layouts(
+def plan_common_shape(
     sets: Sequence[tuple[Sequence[chat.Example], Sequence[np.ndarray]]],
-    prefixes: Sequence[tuple[int, ...]],
-    *,
-    rows: int = 1,
-    micro_batches: int = 1,
-) -> list[Layout]:
-    """Layouts of one shape for several personas' batches.
+    **options: int,
+) -> PackedShape:
+    """One shape for several personas' batches.
 
-    The prefixes are cut to the length of the shortest: what is cut off another
-    persona's belongs to each of its examples, which changes no value.
+    Its prefix is at most the shortest of theirs: what is cut off another persona's
+    belongs to each of its examples, which changes no value.
 
     Args:
-        sets: (examples, batches) of each persona, as for `plan_layout`.
-        prefixes: of each persona.
-        rows: see `plan_layout`.
-        micro_batches: see `plan_layout`.
+        sets: (examples, batches) of each persona, as for `plan_shape`.
+        **options: of `plan_shape`.
     """
-    shared = min(len(prefix) for prefix in prefixes)
     together: list[chat.Example] = []
     batches: list[np.ndarray] = []
     for examples, own in sets:
         batches.extend(np.asarray(batch) + len(together) for batch in own)
         together.extend(examples)
-    layout = plan_layout(
-        together,
-        batches,
-        prefix=prefixes[0][:shared],
-        rows=rows,
-        micro_batches=micro_batches,
-    )
-    return [dataclasses.replace(layout, prefix=prefix[:shared]) for prefix in prefixes]
+    return plan_shape(together, batches, **options)
 
 
 def pack(
-    examples: Sequence[chat.Example], batch: Sequence[int] | np.ndarray, layout: Layout
+    examples: Sequence[chat.Example],
+    batch: Sequence[int] | np.ndarray,
+    shape: PackedShape,
 ) -> PackedBatch:
     """Packs the examples of one batch into the run's shape.
 
     Args:
         examples: all examples.
         batch: indices of this batch's examples; `owners` counts along it.
-        layout: from `plan_layout`.
+        shape: from `plan_shape`.
 
     Raises:
-        ValueError: if the batch does not fit the layout.
+        ValueError: if the batch does not fit the shape.
     """
-    shared = len(layout.prefix)
+    shared = shape.prefix
     lengths = [len(examples[item].tokens) - shared for item in batch]
     answers = [examples[item].num_answer_tokens for item in batch]
-    if max(lengths) > layout.chunk:
-        raise ValueError(f'{max(lengths)} tokens exceed the chunk {layout.chunk}.')
-    groups = assign_chunks(lengths, layout.chunk)
-    bins = layout.rows * layout.micro_batches
-    if len(groups) > bins * layout.chunks:
+    if max(lengths) > shape.chunk:
+        raise ValueError(f'{max(lengths)} tokens exceed the chunk {shape.chunk}.')
+    groups = assign_chunks(lengths, shape.chunk)
+    bins = shape.rows * shape.micro_batches
+    if len(groups) > bins * shape.chunks:
         raise ValueError(
-            f'{len(groups)} chunks are needed, the layout has {bins * layout.chunks}.'
+            f'{len(groups)} chunks are needed, the shape has {bins * shape.chunks}.'
         )
 
-    tokens = np.zeros((bins, layout.tokens_per_row), np.int32)
-    tokens[:, :shared] = layout.prefix
+    tokens = np.zeros((bins, shape.tokens_per_row), np.int32)
+    tokens[:, :shared] = examples[batch[0]].tokens[:shared]
     positions = np.zeros_like(tokens)
     positions[:, :shared] = np.arange(shared)
-    segments = np.zeros((bins, layout.chunk * layout.chunks), np.int32)
-    sources = np.zeros((bins, layout.answers), np.int32)
+    segments = np.zeros((bins, shape.chunk * shape.chunks), np.int32)
+    sources = np.zeros((bins, shape.answers), np.int32)
     targets = np.zeros_like(sources)
     owners = np.zeros_like(sources)
     weights = np.zeros(sources.shape, np.float32)
 
-    for row, row_groups in enumerate(_share_out(groups, answers, bins, layout.chunks)):
+    for row, row_groups in enumerate(_share_out(groups, answers, bins, shape.chunks)):
         answered = 0
         segment = 0
         for slot, group in enumerate(row_groups):
-            start = shared + slot * layout.chunk
+            start = shared + slot * shape.chunk
             for item in group:
                 segment += 1
                 example = examples[batch[item]]
@@ -273,7 +277,7 @@ def pack(
                 answered = taken.stop
 
     def split(x: np.ndarray) -> np.ndarray:
-        return x.reshape((layout.micro_batches, layout.rows, *x.shape[1:]))
+        return x.reshape((shape.micro_batches, shape.rows, *x.shape[1:]))
 
     return PackedBatch(
         *map(split, (tokens, positions, segments, sources, targets, weights, owners))

@@ -46,18 +46,14 @@ class ModelLikelihood:
     tokens: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=('prefix', 'chunk'))
+@functools.partial(jax.jit, static_argnames='shape')
 def _states(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
-    rows: loss_lib.Rows,
-    *,
-    prefix: int,
-    chunk: int,
+    rows: packing.PackedBatch,
+    shape: packing.PackedShape,
 ) -> jax.Array:
-    return loss_lib.answer_states(
-        model, masks, rows, prefix=prefix, chunk=chunk, remat='none'
-    )
+    return loss_lib.answer_states(model, masks, rows, shape, remat='none')
 
 
 @jax.jit
@@ -110,23 +106,21 @@ def measure(
     Raises:
         InputError: if a model gives what is no number.
     """
-    prefix = packing.common_prefix(examples)
     order = heldout_lib.even_batches(examples, batch_size)
     mesh = sharding.lies_on(dense.decoder)
-    layout = packing.plan_layout(
+    shape = packing.plan_shape(
         examples,
         order,
-        prefix=prefix,
+        prefix=packing.common_prefix(examples),
         rows=1 if mesh is None else sharding.row_shards(mesh),
     )
 
     call = functools.partial(execution.call, mesh)
-    run = functools.partial(call, _states, prefix=len(prefix), chunk=layout.chunk)
+    run = functools.partial(call, _states, shape=shape)
     sums = np.zeros((len(models), 3, len(examples)))
     for done, batch in enumerate(order):
         progress(done, len(order))
-        packed = packing.pack(examples, batch, layout)
-        rows = loss_lib.Rows(*(x[0] for x in packed))
+        rows = packing.pack(examples, batch, shape).first()
         placed = rows if mesh is None else sharding.shard_rows(rows, mesh)
         real = np.asarray(rows.weights) > 0
         owners = batch[np.asarray(rows.owners)[real]]

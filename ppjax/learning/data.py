@@ -16,11 +16,11 @@ class PromptGroup:
 
     Attributes:
         examples: int [n], their places in `Data.train`.
-        prefix: token ids that all of them start with.
+        prefix: first tokens that all of them share.
     """
 
     examples: np.ndarray
-    prefix: tuple[int, ...]
+    prefix: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +30,14 @@ class Data:
     Attributes:
         train: calibration examples.
         heldout: disjoint examples, or none.
-        prefix: token ids that all training examples start with.
-        heldout_prefix: those that all held-out ones start with.
+        prefix: first tokens that all training examples share.
         system_prompt: the persona prompt of the calibration rows.
         hashes: name -> sha256 of what was read.
     """
 
     train: list[chat.Example]
     heldout: list[chat.Example]
-    prefix: tuple[int, ...]
-    heldout_prefix: tuple[int, ...]
+    prefix: int
     system_prompt: str
     hashes: dict[str, str]
 
@@ -115,7 +113,7 @@ def prepare_data(
     max_length: int,
     date: str,
 ) -> Data:
-    """Renders rows and finds their common prefixes.
+    """Renders rows and finds their common prefix.
 
     Raises:
         InputError: if a row cannot be rendered, none is left after the length
@@ -147,7 +145,6 @@ def prepare_data(
         train=train,
         heldout=held,
         prefix=packing.common_prefix(train),
-        heldout_prefix=packing.common_prefix(held) if held else (),
         system_prompt=train_rows[0].system_prompt,
         hashes={
             'base model': base.fingerprint(),

@@ -40,24 +40,24 @@ def even_batches(examples: Sequence[chat.Example], batch_size: int) -> list[np.n
 
 def packed_batches(
     sets: Sequence[Sequence[chat.Example]],
-    prefixes: Sequence[tuple[int, ...]],
+    prefix: int,
     batch_size: int,
     mesh: jax.sharding.Mesh | None = None,
-) -> tuple[list[list[np.ndarray]], list[packing.Layout]]:
-    """Batches of several personas' examples, and layouts of one shape for them.
+) -> tuple[list[list[np.ndarray]], packing.PackedShape]:
+    """Batches of several personas' examples, and one shape for them.
 
-    On a mesh the layouts have a row, or several, for each of its parts.
+    On a mesh it has a row, or several, for each of the mesh's parts.
 
     Returns:
-        (each persona's batches from `even_batches`, each persona's layout).
+        (each persona's batches from `even_batches`, their shape).
     """
     batches = [even_batches(examples, batch_size) for examples in sets]
-    layouts = packing.plan_layouts(
+    shape = packing.plan_common_shape(
         list(zip(sets, batches, strict=True)),
-        prefixes,
+        prefix=prefix,
         rows=1 if mesh is None else sharding.row_shards(mesh),
     )
-    return batches, layouts
+    return batches, shape
 
 
 class HeldOut:
@@ -66,48 +66,36 @@ class HeldOut:
     def __init__(
         self,
         examples: Sequence[chat.Example],
-        prefix: tuple[int, ...],
-        batch_size: int,
-        mesh: jax.sharding.Mesh | None = None,
+        order: list[np.ndarray],
+        shape: packing.PackedShape,
+        mesh: jax.sharding.Mesh | None,
     ):
-        """Args:
-        examples: to measure on.
-        prefix: token ids that all of them start with.
-        batch_size: examples at a time.
-        mesh: the devices of the models to come; None for one.
-        """
-        [order], [layout] = packed_batches([examples], [prefix], batch_size, mesh)
-        self._setup(examples, order, layout, mesh)
+        """See `of_personas`; `order` is the examples of each batch."""
+        self._order = order
+        self._batches = [packing.pack(examples, batch, shape) for batch in order]
+        self._measure = measure_lib.make_measure(shape, mesh)
+        self.tokens = np.array([example.num_answer_tokens for example in examples])
 
     @classmethod
     def of_personas(
         cls,
         sets: Sequence[Sequence[chat.Example]],
-        prefixes: Sequence[tuple[int, ...]],
         batch_size: int,
         mesh: jax.sharding.Mesh | None = None,
     ) -> list['HeldOut']:
-        """The same for several personas, in one shape: measuring compiles once."""
-        found = []
-        for examples, order, layout in zip(
-            sets, *packed_batches(sets, prefixes, batch_size, mesh), strict=True
-        ):
-            heldout = cls.__new__(cls)
-            heldout._setup(examples, order, layout, mesh)
-            found.append(heldout)
-        return found
+        """Those of several personas, in one shape: measuring compiles once.
 
-    def _setup(
-        self,
-        examples: Sequence[chat.Example],
-        order: list[np.ndarray],
-        layout: packing.Layout,
-        mesh: jax.sharding.Mesh | None,
-    ) -> None:
-        self._order = order
-        self._batches = [packing.pack(examples, batch, layout) for batch in order]
-        self._measure = measure_lib.make_measure(len(layout.prefix), layout.chunk, mesh)
-        self.tokens = np.array([example.num_answer_tokens for example in examples])
+        Args:
+            sets: each persona's examples.
+            batch_size: examples at a time.
+            mesh: the devices of the models to come; None for one.
+        """
+        prefix = min(map(packing.common_prefix, sets))
+        batches, shape = packed_batches(sets, prefix, batch_size, mesh)
+        return [
+            cls(examples, order, shape, mesh)
+            for examples, order in zip(sets, batches, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.tokens)

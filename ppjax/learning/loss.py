@@ -1,12 +1,9 @@
 """Losses of answer tokens (paper, Eq. 6), without [B, T, V] logits."""
 
-from typing import NamedTuple
-
-import chex
 import jax
 import jax.numpy as jnp
 
-from ppjax.models import attention
+from ppjax.data import packing
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 
@@ -14,18 +11,6 @@ OBJECTIVES = ('ce', 'kl', 'ce+kl')
 
 # Answer tokens whose logits exist at a time. 256 x 49,152 x 4 bytes = 50 MB.
 _UNEMBED_CHUNK = 256
-
-
-class Rows(NamedTuple):
-    """One micro-batch of `data.packing.PackedBatch`; the same without [A]."""
-
-    tokens: jax.Array
-    positions: jax.Array
-    segments: jax.Array
-    sources: jax.Array
-    targets: jax.Array
-    weights: jax.Array
-    owners: jax.Array
 
 
 def token_losses(
@@ -85,10 +70,9 @@ def token_losses(
 def answer_states(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
-    rows: Rows,
+    rows: packing.PackedBatch,
+    shape: packing.PackedShape,
     *,
-    prefix: int,
-    chunk: int,
     remat: str,
 ) -> jax.Array:
     """Hidden states that predict the answer tokens of packed rows.
@@ -98,12 +82,12 @@ def answer_states(
     Returns:
         [B, M, D] after the final norm.
     """
-    attend = attention.Packed(prefix, chunk, rows.segments)
+    shape.check(rows)
     hidden, _, _ = model(
         rows.tokens,
         rows.positions,
         masks,
-        attend,
+        shape.attend(rows.segments),
         remat=remat,
     )
     return jnp.take_along_axis(hidden, rows.sources[:, :, None], axis=1)
@@ -112,10 +96,9 @@ def answer_states(
 def answer_losses(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
-    rows: Rows,
+    rows: packing.PackedBatch,
+    shape: packing.PackedShape,
     *,
-    prefix: int,
-    chunk: int,
     remat: str,
     objective: str,
 ) -> jax.Array:
@@ -125,27 +108,16 @@ def answer_losses(
         model: the frozen decoder.
         masks: what of it is masked.
         rows: one micro-batch; B rows of M answer tokens.
-        prefix: P, static.
-        chunk: C, static.
+        shape: of the batch, static.
         remat: see `Decoder.__call__`.
         objective: see `token_losses`. With `kl`, the dense model runs too.
 
     Returns:
         [B, M] float32, in nats; where `rows.weights` is 0, meaningless.
     """
-    batch, length = rows.tokens.shape
-    chex.assert_shape(rows.segments, (batch, length - prefix))
-    chex.assert_equal_shape([rows.sources, rows.targets, rows.weights, rows.owners])
 
     def states(masks: masks_lib.Masks, remat: str) -> jax.Array:
-        found = answer_states(
-            model,
-            masks,
-            rows,
-            prefix=prefix,
-            chunk=chunk,
-            remat=remat,
-        )
+        found = answer_states(model, masks, rows, shape, remat=remat)
         return found.reshape(-1, found.shape[-1])
 
     flat = token_losses(
@@ -156,24 +128,3 @@ def answer_losses(
         objective=objective,
     )
     return flat.reshape(rows.targets.shape)
-
-
-def answer_nll(
-    model: decoder_lib.Decoder,
-    masks: masks_lib.Masks,
-    rows: Rows,
-    *,
-    prefix: int,
-    chunk: int,
-    remat: str,
-) -> jax.Array:
-    """-log p of every answer token of packed rows; see `answer_losses`."""
-    return answer_losses(
-        model,
-        masks,
-        rows,
-        prefix=prefix,
-        chunk=chunk,
-        remat=remat,
-        objective='ce',
-    )

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from ppjax.data import packing
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import granularity as granularity_lib
-from ppjax.models import attention
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 from ppjax.models import weights as weights_lib
@@ -22,15 +21,14 @@ from ppjax.parallel import execution
 
 @functools.cache
 def make_measure(
-    prefix: int, chunk: int, mesh: jax.sharding.Mesh | None = None
+    shape: packing.PackedShape, mesh: jax.sharding.Mesh | None = None
 ) -> Callable[..., jax.Array]:
     """Builds measure(model, masks, batch) -> -log p [B, M], in nats.
 
     For batches of one micro-batch; where `weights` is 0 the value is meaningless.
 
     Args:
-        prefix: P of the batches' layout.
-        chunk: C of the batches' layout.
+        shape: of the batches.
         mesh: the devices.
     """
 
@@ -40,14 +38,8 @@ def make_measure(
         batch: packing.PackedBatch,
     ) -> jax.Array:
         model = weights_lib.with_tables_gathered(model)
-        rows = loss_lib.Rows(*(x[0] for x in batch))
-        return loss_lib.answer_nll(
-            model,
-            masks,
-            rows,
-            prefix=prefix,
-            chunk=chunk,
-            remat='none',
+        return loss_lib.answer_losses(
+            model, masks, batch.first(), shape, remat='none', objective='ce'
         )
 
     return execution.jit_over(mesh, measure, batch=2)
@@ -55,20 +47,18 @@ def make_measure(
 
 @functools.cache
 def make_tap_sums(
-    prefix: int,
-    chunk: int,
+    shape: packing.PackedShape,
     make_tap: Callable[[jax.Array], decoder_lib.Tap],
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Builds sums(model, batch, common, share) -> (what the tap sums [L, ...], tokens).
 
     Sums over the tokens of the examples. The first `common` tokens, which all of the
-    persona's examples start with, count once a batch: whole where the layout's prefix
+    persona's examples start with, count once a batch: whole where the shape's prefix
     holds them, and `share` for each example elsewhere.
 
     Args:
-        prefix: P of the batches' layout.
-        chunk: C of the batches' layout.
+        shape: of the batches.
         make_tap: how much each token counts [B, T] -> a tap that sums over tokens.
         mesh: the devices.
     """
@@ -80,18 +70,18 @@ def make_tap_sums(
         share: float,
     ) -> tuple[jax.Array, jax.Array]:
         model = weights_lib.with_tables_gathered(model)
-        rows = loss_lib.Rows(*(x[0] for x in batch))
+        rows = batch.first()
         # Every row holds the prefix; together they count it once.
         size = rows.tokens.shape[0]
-        shared = jnp.full((size, prefix), 1 / size, jnp.float32)
-        own = jnp.where(rows.positions[:, prefix:] < common, share, 1.0)
+        shared = jnp.full((size, shape.prefix), 1 / size, jnp.float32)
+        own = jnp.where(rows.positions[:, shape.prefix :] < common, share, 1.0)
         own = jnp.where(rows.segments > 0, own, 0.0)
         weights = jnp.concatenate([shared, own], axis=1)
         _, _, found = model(
             rows.tokens,
             rows.positions,
             masks_lib.DENSE,
-            attention.Packed(prefix, chunk, rows.segments),
+            shape.attend(rows.segments),
             tap=make_tap(weights),
         )
         return found, jnp.sum(weights)
@@ -101,8 +91,7 @@ def make_tap_sums(
 
 @functools.cache
 def make_gradient_squares(
-    prefix: int,
-    chunk: int,
+    shape: packing.PackedShape,
     remat: str,
     granularity: granularity_lib.Granularity,
     mesh: jax.sharding.Mesh | None = None,
@@ -116,16 +105,12 @@ def make_gradient_squares(
         model: decoder_lib.Decoder, batch: packing.PackedBatch
     ) -> tuple[jax.Array, jax.Array]:
         model = weights_lib.with_tables_gathered(model)
-        rows = loss_lib.Rows(*(x[0] for x in batch))
+        rows = batch.first()
 
         def loss(mask: jax.Array) -> jax.Array:
-            nll = loss_lib.answer_nll(
-                model,
-                granularity.decoder_masks(mask),
-                rows,
-                prefix=prefix,
-                chunk=chunk,
-                remat=remat,
+            masks = granularity.decoder_masks(mask)
+            nll = loss_lib.answer_losses(
+                model, masks, rows, shape, remat=remat, objective='ce'
             )
             return jnp.sum(nll * rows.weights) / jnp.sum(rows.weights)
 

@@ -25,7 +25,7 @@ class SharedPrefix(NamedTuple):
     length: jax.Array
 
 
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+def shared_length(prompts: Sequence[Sequence[int] | np.ndarray]) -> int:
     """How many first tokens all prompts share, short of the shortest's last."""
     first = np.asarray(prompts[0])
     length = min(len(prompt) for prompt in prompts) - 1

@@ -65,7 +65,7 @@ class Fit:
         temporaries: bytes of activations and other intermediate results.
         available: bytes that a program may use, if the compiler or the chip says.
         traffic: kind of collective -> how many and how much.
-        layout: how the examples are packed.
+        packed: how the examples are packed.
         seconds: that compiling took.
     """
 
@@ -76,7 +76,7 @@ class Fit:
     temporaries: int | None
     available: int | None
     traffic: dict[str, collectives.Traffic]
-    layout: packing.Layout
+    packed: packing.PackedShape
     seconds: float
 
 
@@ -101,7 +101,7 @@ def compile_step(
     """
     mesh = sharding.make_mesh(wanted.mesh, list(devices))
     examples = wanted.shape.examples(cfg.vocab_size)
-    layout = wanted.shape.layout(
+    packed = wanted.shape.packed(
         examples,
         rows=sharding.row_shards(mesh),
         micro_batches=wanted.micro_batches,
@@ -111,10 +111,8 @@ def compile_step(
         objective=wanted.objective,
         remat=wanted.remat,
     )
-    step = step_lib.make_train_step(
-        learning, prefix=len(layout.prefix), chunk=layout.chunk, mesh=mesh
-    )
-    batch = packing.pack(examples, np.arange(wanted.shape.batch), layout)
+    step = step_lib.make_train_step(learning, packed, mesh=mesh)
+    batch = packing.pack(examples, np.arange(wanted.shape.batch), packed)
     args = _arguments(cfg, mesh, learning, batch, wanted)
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args[1]))
     began = time.monotonic()
@@ -126,7 +124,7 @@ def compile_step(
         needed, limit = _told(str(error))
         spent = time.monotonic() - began
         return Fit(
-            False, weights, needed, None, None, limit or available, {}, layout, spent
+            False, weights, needed, None, None, limit or available, {}, packed, spent
         )
     spent = time.monotonic() - began
     memory = program.memory_analysis()
@@ -144,7 +142,7 @@ def compile_step(
         temporaries,
         available,
         collectives.of_program(program.as_text()),
-        layout,
+        packed,
         spent,
     )
 

@@ -61,9 +61,9 @@ def figures(
         'mesh': wanted.mesh,
         'step': dataclasses.asdict(shape)
         | {
-            'rows': fit.layout.rows,
-            'micro_batches': fit.layout.micro_batches,
-            'tokens_per_row': fit.layout.tokens_per_row,
+            'rows': fit.packed.rows,
+            'micro_batches': fit.packed.micro_batches,
+            'tokens_per_row': fit.packed.tokens_per_row,
             'dtype': wanted.dtype,
             'remat': wanted.remat,
             'int8_base': wanted.int8_base,

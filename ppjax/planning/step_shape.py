@@ -45,15 +45,14 @@ class Shape:
             for number in range(self.batch)
         ]
 
-    def layout(
+    def packed(
         self, examples: list[chat.Example], *, rows: int = 1, micro_batches: int = 1
-    ) -> packing.Layout:
-        """How the step packs them; see `packing.plan_layout`."""
-        prefix = tuple(int(token) for token in examples[0].tokens[: self.persona])
-        return packing.plan_layout(
+    ) -> packing.PackedShape:
+        """How the step packs them; see `packing.plan_shape`."""
+        return packing.plan_shape(
             examples,
             [np.arange(self.batch)],
-            prefix=prefix,
+            prefix=self.persona,
             rows=rows,
             micro_batches=micro_batches,
         )

@@ -113,8 +113,8 @@ def _finish(
     heldout = None
     references: dict[str, heldout_lib.Likelihood] = {}
     if measures:
-        heldout = heldout_lib.HeldOut(
-            run.data.heldout, run.data.heldout_prefix, run.cfg.batch_size, run.mesh
+        [heldout] = heldout_lib.HeldOut.of_personas(
+            [run.data.heldout], run.cfg.batch_size, run.mesh
         )
         references = run.references(heldout, trained, frozen)
     state = run.first_state(trained) if saved is None else saved
@@ -172,7 +172,7 @@ class _Learner:
             run.method,
             run.abstract_state(),
             run.mesh,
-            layout=run.layout,
+            shape=run.shape,
             remat=run.cfg.remat,
         )
         self._every = run.cfg.heldout_every or max(
@@ -190,7 +190,7 @@ class _Learner:
     ) -> tuple[step_lib.RecoveryState, step_lib.StepMetrics]:
         """See `steps.Learner`."""
         run = self._run
-        batch = packing.pack(run.data.train, run.batches[step - 1], run.layout)
+        batch = packing.pack(run.data.train, run.batches[step - 1], run.shape)
         return self._step(state, self._frozen, batch)
 
     def saves_after(self, step: int) -> bool:

@@ -33,7 +33,7 @@ class RecoveryRun:
         method: what is trained.
         total: optimizer steps.
         batches: the examples of each.
-        layout: the shape of every batch.
+        shape: of every batch.
         optimizer, schedule: AdamW, and its learning rate by step.
     """
 
@@ -56,7 +56,7 @@ class RecoveryRun:
             groups=[len(lengths)],
         )
         self.batches = order.all_steps(cfg.seed, self.total, cfg.batch_size, lengths)
-        self.layout = packing.plan_layout(
+        self.shape = packing.plan_shape(
             data.train,
             self.batches,
             prefix=data.prefix,
@@ -71,7 +71,7 @@ class RecoveryRun:
 
     def say_plan(self) -> None:
         """Says what will be trained, on what, and how a step is cut up."""
-        cfg, layout = self.cfg, self.layout
+        cfg, shape = self.cfg, self.shape
         trained = sum(
             leaf.size for leaf in jax.tree.leaves(self.abstract_state().trained)
         )
@@ -83,11 +83,11 @@ class RecoveryRun:
         progress_lib.say(
             f'Training {how}: {trained:,} parameters, learning rate {cfg.peak_rate:g}.'
         )
-        rows = layout.rows * layout.micro_batches
+        rows = shape.rows * shape.micro_batches
         progress_lib.say(
             f'{self.total} steps of {cfg.batch_size} examples, each in {rows} rows of '
-            f'{layout.tokens_per_row} tokens ({layout.micro_batches} micro-batches), '
-            f'{len(layout.prefix)} of them the shared prefix.'
+            f'{shape.tokens_per_row} tokens ({shape.micro_batches} micro-batches), '
+            f'{shape.prefix} of them the shared prefix.'
         )
         if self.mesh.size > 1:
             progress_lib.say(f'Devices: {sharding.text_of(self.mesh)}.')

@@ -50,7 +50,7 @@ def make_recovery_step(
     state: RecoveryState,
     mesh: jax.sharding.Mesh,
     *,
-    layout: packing.Layout,
+    shape: packing.PackedShape,
     remat: str,
 ) -> Step:
     """Builds the compiled step.
@@ -64,7 +64,7 @@ def make_recovery_step(
         method: what is trained.
         state: for its structure; arrays or their shapes.
         mesh: the devices.
-        layout: the shape of every batch.
+        shape: of every batch.
         remat: see `Decoder.__call__`.
 
     Returns:
@@ -74,15 +74,11 @@ def make_recovery_step(
     placed = RecoveryState(*(sharding.shardings(part, mesh) for part in state))
 
     def micro_loss(
-        trained: methods.Trained, frozen: Weights, rows: loss_lib.Rows
+        trained: methods.Trained, frozen: Weights, rows: packing.PackedBatch
     ) -> jax.Array:
-        losses = loss_lib.answer_nll(
-            method.model(trained, frozen),
-            masks_lib.DENSE,
-            rows,
-            prefix=len(layout.prefix),
-            chunk=layout.chunk,
-            remat=remat,
+        model = method.model(trained, frozen)
+        losses = loss_lib.answer_losses(
+            model, masks_lib.DENSE, rows, shape, remat=remat, objective='ce'
         )
         return jnp.sum(losses * rows.weights)
 
@@ -96,9 +92,7 @@ def make_recovery_step(
         frozen = execution.gather_tables(frozen)
 
         def accumulate(carry: Any, rows: Any) -> tuple[Any, None]:
-            value, grads = jax.value_and_grad(micro_loss)(
-                cast, frozen, loss_lib.Rows(*rows)
-            )
+            value, grads = jax.value_and_grad(micro_loss)(cast, frozen, rows)
             # Tables as they were looked up in; then each device adds up its own part.
             found = (value, execution.gather_tables(grads))
             carry = jax.tree.map(lambda x, y: x + y.astype(x.dtype), carry, found)
@@ -106,7 +100,7 @@ def make_recovery_step(
             return (carry[0], grads), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
-        (value, grads), _ = jax.lax.scan(accumulate, zero, tuple(batch))
+        (value, grads), _ = jax.lax.scan(accumulate, zero, batch)
         grads = jax.tree.map(lambda x: x / total, grads)
         updates, moments = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)

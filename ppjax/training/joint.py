@@ -38,7 +38,7 @@ class Joint:
         totals: steps of each persona.
         turns: which personas take each joint step.
         total: joint steps.
-        layouts: of each run's groups.
+        shape: of all their batches.
     """
 
     def __init__(
@@ -55,21 +55,19 @@ class Joint:
         self.totals = [run.total for run in runs]
         self.turns = turns_lib.plan_turns(self.totals, self.slots)
         self.total = len(self.turns)
-        sets, prefixes = [], []
-        for run in runs:
-            for number, group in enumerate(run.groups):
-                own = [batch for drawn, batch in run.batches if drawn == number]
-                sets.append((run.data.train, own))
-                prefixes.append(group.prefix)
-        layouts = iter(
-            packing.plan_layouts(
-                sets,
-                prefixes,
-                rows=sharding.row_shards(mesh),
-                micro_batches=self.cfg.micro_batches,
-            )
+        self.shape = packing.plan_common_shape(
+            [
+                (
+                    run.data.train,
+                    [batch for drawn, batch in run.batches if drawn == own],
+                )
+                for run in runs
+                for own in range(len(run.groups))
+            ],
+            prefix=min(group.prefix for run in runs for group in run.groups),
+            rows=sharding.row_shards(mesh),
+            micro_batches=self.cfg.micro_batches,
         )
-        self.layouts = [[next(layouts) for _ in run.groups] for run in runs]
 
     def _abstract_state(self) -> step_lib.TrainState:
         """Shapes and places of the state, without arrays."""
@@ -85,9 +83,9 @@ class Joint:
         )
 
     def _say_plan(self) -> None:
-        cfg, layout, run = self.cfg, self.layouts[0][0], self.runs[0]
-        shared = len(layout.prefix)
-        row = layout.tokens_per_row * layout.rows * cfg.micro_batches
+        cfg, shape, run = self.cfg, self.shape, self.runs[0]
+        shared = shape.prefix
+        row = shape.tokens_per_row * shape.rows * cfg.micro_batches
         lengths = [[len(x.tokens) for x in run.data.train] for run in self.runs]
         batches = [
             np.array([own[i] for i in batch])
@@ -189,7 +187,6 @@ class Joint:
         if having:
             packed = heldout_lib.HeldOut.of_personas(
                 [self.runs[p].data.heldout for p in having],
-                [self.runs[p].data.heldout_prefix for p in having],
                 self.cfg.batch_size,
                 self.mesh,
             )
@@ -206,7 +203,6 @@ class Joint:
         """Start scores [P, R, U] (of no meaning when resuming), and references."""
         measured = starts_lib.Starts.of_personas(
             [run.data.train for run in self.runs],
-            [run.data.prefix for run in self.runs],
             seed=self.cfg.seed,
             granularity=self.runs[0].granularity,
             mesh=self.mesh,
@@ -235,9 +231,8 @@ class Joint:
         for p, step in zip(
             turn.persona[turn.active], turn.step[turn.active], strict=True
         ):
-            group, batch = self.runs[p].batches[step]
-            layout = self.layouts[p][group]
-            packed.append(packing.pack(self.runs[p].data.train, batch, layout))
+            _, batch = self.runs[p].batches[step]
+            packed.append(packing.pack(self.runs[p].data.train, batch, self.shape))
         packed += [jax.tree.map(np.zeros_like, packed[0])] * (self.slots - len(packed))
         return jax.tree.map(lambda *x: np.stack(x), *packed)
 
@@ -259,12 +254,8 @@ class _Learner:
     ):
         self._joint, self._model, self._heldouts = joint, model, heldouts
         self.learned: dict[int, heldout_lib.Likelihood] = {}
-        layout = joint.layouts[0][0]
         self._step = step_lib.make_train_step(
-            joint.runs[0].learning,
-            prefix=len(layout.prefix),
-            chunk=layout.chunk,
-            mesh=joint.mesh,
+            joint.runs[0].learning, joint.shape, mesh=joint.mesh
         )
         self._schedules = [run.schedule for run in joint.runs]
         self._taken = turns_lib.steps_before(joint.turns, first, len(joint.runs))

@@ -39,20 +39,19 @@ class Starts:
         examples: Sequence[chat.Example],
         common: int,
         order: list[np.ndarray],
-        layout: packing.Layout,
+        shape: packing.PackedShape,
         granularity: granularity_lib.Granularity,
         mesh: jax.sharding.Mesh | None,
     ):
         """See `of_personas`; `common` is the length of the persona's whole prefix."""
         self._examples, self._common = examples, common
-        self._order, self._layout = order, layout
+        self._order, self._shape = order, shape
         self._granularity, self._mesh = granularity, mesh
 
     @classmethod
     def of_personas(
         cls,
         sets: Sequence[Sequence[chat.Example]],
-        prefixes: Sequence[tuple[int, ...]],
         *,
         seed: int,
         granularity: granularity_lib.Granularity = granularity_lib.CHANNELS,
@@ -62,7 +61,6 @@ class Starts:
 
         Args:
             sets: each persona's calibration examples, of which some are drawn.
-            prefixes: that these start with.
             seed: of the draw.
             granularity: what has scores.
             mesh: the devices of the model to come; None for one.
@@ -71,11 +69,13 @@ class Starts:
         for examples in sets:
             chosen = np.random.default_rng(seed).permutation(len(examples))
             drawn.append([examples[i] for i in chosen[:_EXAMPLES]])
-        batches, layouts = heldout_lib.packed_batches(drawn, prefixes, _AT_A_TIME, mesh)
-        common = [len(prefix) for prefix in prefixes]
+        common = [packing.common_prefix(examples) for examples in sets]
+        batches, shape = heldout_lib.packed_batches(
+            drawn, min(common), _AT_A_TIME, mesh
+        )
         return [
-            cls(*own, granularity, mesh)
-            for own in zip(drawn, common, batches, layouts, strict=True)
+            cls(*own, shape, granularity, mesh)
+            for own in zip(drawn, common, batches, strict=True)
         ]
 
     def _sums(
@@ -87,7 +87,7 @@ class Starts:
         total: np.ndarray | float = 0.0
         count, done = 0.0, 0
         for batch in self._order:
-            packed = packing.pack(self._examples, batch, self._layout)
+            packed = packing.pack(self._examples, batch, self._shape)
             part, weight = sums(packed, len(batch))
             total, count = total + np.asarray(part, np.float64), count + float(weight)
             done += len(batch)
@@ -99,8 +99,7 @@ class Starts:
         """From how much each channel adds to the residual stream, or a block turns it."""
         of_blocks = self._granularity is granularity_lib.BLOCKS
         sums = measure_lib.make_tap_sums(
-            len(self._layout.prefix),
-            self._layout.chunk,
+            self._shape,
             score_init.cosine_sum_tap if of_blocks else score_init.square_sum_tap,
             self._mesh,
         )
@@ -119,8 +118,7 @@ class Starts:
     def taylor(self, model: decoder_lib.Decoder, remat: str) -> jax.Array:
         """From the loss's gradient with respect to the mask of the dense model."""
         squares = measure_lib.make_gradient_squares(
-            len(self._layout.prefix),
-            self._layout.chunk,
+            self._shape,
             remat,
             self._granularity,
             self._mesh,

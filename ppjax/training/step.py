@@ -1,7 +1,6 @@
 """One optimizer step of mask learning."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -106,9 +105,8 @@ def init_state(scores: jax.Array, learning: Learning) -> TrainState:
 
 def make_train_step(
     learning: Learning,
+    shape: packing.PackedShape,
     *,
-    prefix: int,
-    chunk: int,
     mesh: jax.sharding.Mesh | None = None,
 ) -> execution.Compiled:
     """Builds the compiled step (paper, Eq. 4-6).
@@ -120,8 +118,7 @@ def make_train_step(
 
     Args:
         learning: what is minimised and how.
-        prefix: P of every persona's layout.
-        chunk: C of every persona's layout.
+        shape: of every persona's batches.
         mesh: the devices, of which the model's weights lie as `parallel.sharding`
             says; rows are spread over its axes data and fsdp, and scores and moments
             are whole everywhere. None is one device.
@@ -130,13 +127,6 @@ def make_train_step(
         step(state, model, batch, turn) -> (state, metrics); the batch is each slot's
         `PackedBatch` with a leading [N].
     """
-    measure = functools.partial(
-        loss_lib.answer_losses,
-        prefix=prefix,
-        chunk=chunk,
-        remat=learning.remat,
-        objective=learning.objective,
-    )
     estimate = estimators.make(learning.estimator)
     transform = _adamw(learning.weight_decay)
     granularity = granularity_lib.KINDS[learning.granularity]
@@ -153,11 +143,18 @@ def make_train_step(
     def micro_loss(
         scores: jax.Array,
         model: decoder_lib.Decoder,
-        rows: loss_lib.Rows,
+        rows: packing.PackedBatch,
         turn: Turn,
     ) -> jax.Array:
         masks = granularity.decoder_masks(mask_of(scores, turn))
-        losses = measure(model, masks, rows)
+        losses = loss_lib.answer_losses(
+            model,
+            masks,
+            rows,
+            shape,
+            remat=learning.remat,
+            objective=learning.objective,
+        )
         return jnp.sum(losses * rows.weights)
 
     def own_step(
@@ -167,13 +164,11 @@ def make_train_step(
         turn: Turn,
     ) -> tuple[TrainState, StepMetrics]:
         def accumulate(carry: Any, rows: Any) -> tuple[Any, None]:
-            found = jax.value_and_grad(micro_loss)(
-                state.scores, model, loss_lib.Rows(*rows), turn
-            )
+            found = jax.value_and_grad(micro_loss)(state.scores, model, rows, turn)
             return jax.tree.map(jnp.add, carry, found), None
 
         zero = (jnp.zeros(()), jnp.zeros_like(state.scores))
-        (value, grad), _ = jax.lax.scan(accumulate, zero, tuple(batch))
+        (value, grad), _ = jax.lax.scan(accumulate, zero, batch)
         total = jnp.sum(batch.weights)
         value, grad = value / total, grad / total
         updates, optimizer = transform.update(grad, state.optimizer, state.scores)

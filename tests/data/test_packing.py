@@ -1,5 +1,7 @@
 """Packing loses nothing, and the loss and gradient are the padded batch's."""
 
+import dataclasses
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -30,10 +32,9 @@ def _examples(prefix: int, sizes: list[tuple[int, int]]) -> list[chat.Example]:
     return examples
 
 
-def _check_row(prefix, tokens, positions, segments, seen, examples, by_token):
+def _check_row(shared, tokens, positions, segments, seen, examples, by_token):
     """Reads one packed row back, example by example."""
-    shared = len(prefix)
-    np.testing.assert_array_equal(tokens[:shared], prefix)
+    np.testing.assert_array_equal(tokens[:shared], np.arange(1, shared + 1))
     np.testing.assert_array_equal(positions[:shared], np.arange(shared))
     body, places = tokens[shared:], positions[shared:]
     for segment in range(1, segments.max() + 1):
@@ -61,21 +62,20 @@ def test_every_token_has_one_right_place(prefix, sizes, rows, micro_batches, dat
     order = data.draw(st.permutations(range(len(examples))))
     cut = data.draw(st.integers(1, len(examples)))
     batches = [np.asarray(part) for part in (order[:cut], order[cut:]) if part]
-    shared = tuple(range(1, prefix + 1))
-    layout = packing.plan_layout(
-        examples, batches, prefix=shared, rows=rows, micro_batches=micro_batches
+    shape = packing.plan_shape(
+        examples, batches, prefix=prefix, rows=rows, micro_batches=micro_batches
     )
-    assert layout.chunk % 32 == 0
-    assert layout.tokens_per_row == prefix + layout.chunk * layout.chunks
+    assert shape.chunk % 32 == 0
+    assert shape.tokens_per_row == prefix + shape.chunk * shape.chunks
     by_token = {int(e.tokens[prefix]): n for n, e in enumerate(examples)}
     for batch in batches:
-        packed = packing.pack(examples, batch, layout)
-        length, body = layout.tokens_per_row, layout.chunk * layout.chunks
+        packed = packing.pack(examples, batch, shape)
+        length, body = shape.tokens_per_row, shape.chunk * shape.chunks
         outer = (micro_batches, rows)
         assert packed.tokens.shape == packed.positions.shape == (*outer, length)
         assert packed.segments.shape == (*outer, body)
         for part in packed[3:]:
-            assert part.shape == (*outer, layout.answers)
+            assert part.shape == (*outer, shape.answers)
         for part in packed:
             assert part.dtype == (np.float32 if part is packed.weights else np.int32)
         flat = packing.PackedBatch(
@@ -84,9 +84,9 @@ def test_every_token_has_one_right_place(prefix, sizes, rows, micro_batches, dat
 
         seen: list[int] = []
         for tokens, positions, segments in zip(*flat[:3], strict=True):
-            _check_row(shared, tokens, positions, segments, seen, examples, by_token)
+            _check_row(prefix, tokens, positions, segments, seen, examples, by_token)
             # An example lies within one chunk.
-            for chunk in segments.reshape(layout.chunks, layout.chunk):
+            for chunk in segments.reshape(shape.chunks, shape.chunk):
                 for segment in set(chunk.tolist()) - {0}:
                     assert (chunk == segment).sum() == (segments == segment).sum()
         assert sorted(seen) == sorted(batch.tolist())
@@ -109,21 +109,21 @@ def test_every_token_has_one_right_place(prefix, sizes, rows, micro_batches, dat
         assert set(np.unique(flat.weights)) <= {0.0, 1.0}
 
 
-def test_layout_shares_answers_among_rows():
+def test_a_shape_shares_answers_among_rows():
     examples = _examples(3, [(2, 30)] * 8)
-    layout = packing.plan_layout(
-        examples, [np.arange(8)], prefix=(1, 2, 3), rows=2, micro_batches=2
+    shape = packing.plan_shape(
+        examples, [np.arange(8)], prefix=3, rows=2, micro_batches=2
     )
-    assert layout.answers == 60
-    assert layout.chunk * layout.chunks == 64
+    assert shape.answers == 60
+    assert shape.chunk * shape.chunks == 64
 
 
 def test_packing_saves_tokens():
     examples = _examples(100, [(20, 30)] * 16)
     prefix = packing.common_prefix(examples)
-    layout = packing.plan_layout(examples, [np.arange(16)], prefix=prefix)
-    padded = packing.plan_layout(examples, [np.arange(16)], prefix=())
-    assert layout.tokens_per_row < 0.5 * padded.tokens_per_row
+    shape = packing.plan_shape(examples, [np.arange(16)], prefix=prefix)
+    padded = packing.plan_shape(examples, [np.arange(16)], prefix=0)
+    assert shape.tokens_per_row < 0.5 * padded.tokens_per_row
 
 
 @hypothesis.given(
@@ -143,11 +143,21 @@ def test_chunks_hold_every_item_once_and_are_not_overfull(lengths, spare):
 
 def test_batches_that_do_not_fit_are_refused():
     examples = _examples(2, [(10, 10)] * 4 + [(60, 60)])
-    layout = packing.plan_layout(examples, [np.arange(2)], prefix=(1, 2))
+    shape = packing.plan_shape(examples, [np.arange(2)], prefix=2)
     with pytest.raises(ValueError, match=r'120 tokens exceed the chunk \d+'):
-        packing.pack(examples, [4], layout)
+        packing.pack(examples, [4], shape)
     with pytest.raises(ValueError, match='chunks are needed'):
-        packing.pack(examples, [0, 1, 2, 3] * 4, layout)
+        packing.pack(examples, [0, 1, 2, 3] * 4, shape)
+
+
+def test_rows_of_another_shape_are_refused():
+    examples = _examples(2, [(1, 3)] * 4)
+    shape = packing.plan_shape(examples, [np.arange(4)], prefix=2)
+    rows = packing.pack(examples, range(4), shape).first()
+    shape.check(rows)
+    for change in ({'prefix': 1}, {'chunk': 64}, {'answers': 13}, {'rows': 2}):
+        with pytest.raises(AssertionError, match='shape'):
+            dataclasses.replace(shape, **change).check(rows)
 
 
 # --- The common prefix --------------------------------------------------------
@@ -160,15 +170,15 @@ def _example(tokens: list[int], answer_start: int) -> chat.Example:
 @pytest.mark.parametrize(
     ('examples', 'want'),
     [
-        ([([5, 6, 7, 8, 9], 4), ([5, 6, 1, 8, 9], 4)], (5, 6)),
-        ([([5, 6, 7, 8, 9], 4), ([4, 6, 7, 8, 9], 4)], ()),
+        ([([5, 6, 7, 8, 9], 4), ([5, 6, 1, 8, 9], 4)], 2),
+        ([([5, 6, 7, 8, 9], 4), ([4, 6, 7, 8, 9], 4)], 0),
         # Token 7 predicts the first answer token 8: it stays outside.
-        ([([5, 6, 7, 8], 3), ([5, 6, 7, 8], 3)], (5, 6)),
-        ([([5, 6, 7, 8, 9, 1], 5), ([5, 6, 7, 8], 3)], (5, 6)),
-        ([([5, 6, 7, 8], 3)], (5, 6)),
-        ([([5, 6], 1), ([5, 6], 1)], ()),
-        ([([5, 6, 7, 8, 9, 1], 5), ([5, 6, 7, 8, 9, 2], 5)], (5, 6, 7, 8)),
-        ([([5, 6, 7, 8], 3), ([5, 6, 7, 8], 3), ([5, 1, 7, 8], 3)], (5,)),
+        ([([5, 6, 7, 8], 3), ([5, 6, 7, 8], 3)], 2),
+        ([([5, 6, 7, 8, 9, 1], 5), ([5, 6, 7, 8], 3)], 2),
+        ([([5, 6, 7, 8], 3)], 2),
+        ([([5, 6], 1), ([5, 6], 1)], 0),
+        ([([5, 6, 7, 8, 9, 1], 5), ([5, 6, 7, 8, 9, 2], 5)], 4),
+        ([([5, 6, 7, 8], 3), ([5, 6, 7, 8], 3), ([5, 1, 7, 8], 3)], 1),
     ],
 )
 def test_common_prefix(examples, want):
@@ -181,12 +191,13 @@ def test_common_prefix(examples, want):
 def test_common_prefix_leaves_every_prediction_outside(prefix, sizes):
     examples = _examples(prefix, sizes)
     found = packing.common_prefix(examples)
-    assert len(found) >= min(prefix, min(e.answer_start for e in examples) - 1)
+    assert found >= min(prefix, min(e.answer_start for e in examples) - 1)
     for example in examples:
-        assert tuple(example.tokens[: len(found)].tolist()) == found
-        assert len(found) < example.answer_start
+        start = example.tokens[:found].tolist()
+        assert start == examples[0].tokens[:found].tolist()
+        assert found < example.answer_start
     if len(examples) > 1:
-        assert len(found) <= prefix
+        assert found <= prefix
 
 
 # --- Exactness ----------------------------------------------------------------
@@ -196,7 +207,7 @@ _COUNT = 16
 _PREFIX = 9
 
 
-def _learn(tiny, scores, layout, batch) -> tuple[float, np.ndarray]:
+def _learn(tiny, scores, shape, batch) -> tuple[float, np.ndarray]:
     """(loss, dL/dz) of the real train step."""
     learning = step_lib.Learning(
         keep=_KEEP,
@@ -207,9 +218,7 @@ def _learn(tiny, scores, layout, batch) -> tuple[float, np.ndarray]:
         remat='none',
         seed=0,
     )
-    step = step_lib.make_train_step(
-        learning, prefix=len(layout.prefix), chunk=layout.chunk
-    )
+    step = step_lib.make_train_step(learning, shape)
     state = step_lib.init_state(scores[None], learning)
     turn = turns.make_turn([0], [0], [1], [lambda step: 0.1], 1)
     slots = jax.tree.map(lambda x: x[None], batch)
@@ -218,11 +227,11 @@ def _learn(tiny, scores, layout, batch) -> tuple[float, np.ndarray]:
     return float(metrics.loss[0]), np.asarray(state.optimizer[0].mu[0]) * 10
 
 
-def _padded_batch(examples) -> tuple[packing.Layout, packing.PackedBatch]:
+def _padded_batch(examples) -> tuple[packing.PackedShape, packing.PackedBatch]:
     """One example a row, padded on the right, as any other trainer has it."""
     width = max(len(example.tokens) for example in examples)
     answers = max(example.num_answer_tokens for example in examples)
-    layout = packing.Layout((), width, 1, answers, len(examples), 1)
+    shape = packing.PackedShape(0, width, 1, answers, len(examples), 1)
     batch = packing.PackedBatch(
         *(
             np.zeros((1, len(examples), n), np.int32)
@@ -240,7 +249,7 @@ def _padded_batch(examples) -> tuple[packing.Layout, packing.PackedBatch]:
         batch.targets[0, row, :count] = example.tokens[example.answer_start :]
         batch.weights[0, row, :count] = 1
         batch.owners[0, row, :count] = row
-    return layout, batch
+    return shape, batch
 
 
 @pytest.fixture(scope='module')
@@ -258,8 +267,8 @@ def exactness(tiny_models, make_examples, hf_answer_nll):
         tiny = tiny_models(name)
         examples = make_examples(_COUNT, prefix=_PREFIX, seed=2)
         scores = jax.random.normal(jax.random.key(6), (3, 52))
-        layout, batch = _padded_batch(examples)
-        loss, gradient = _learn(tiny, scores, layout, batch)
+        shape, batch = _padded_batch(examples)
+        loss, gradient = _learn(tiny, scores, shape, batch)
 
         mask = np.asarray(topk.topk_mask(scores, _KEEP))
         masks = [torch.tensor(row, requires_grad=True) for row in mask]
@@ -298,25 +307,25 @@ def test_packed_loss_and_gradient_are_the_padded_batchs(
 ):
     tiny, examples, scores, want_loss, want_gradient = exactness(name)
     prefix = packing.common_prefix(examples)
-    assert len(prefix) == _PREFIX
-    layout = packing.plan_layout(
+    assert prefix == _PREFIX
+    shape = packing.plan_shape(
         examples,
         [np.arange(_COUNT)],
         prefix=prefix,
         rows=rows,
         micro_batches=micro_batches,
     )
-    batch = packing.pack(examples, range(_COUNT), layout)
-    loss, gradient = _learn(tiny, scores, layout, batch)
+    batch = packing.pack(examples, range(_COUNT), shape)
+    loss, gradient = _learn(tiny, scores, shape, batch)
     _assert_close(loss, want_loss)
     _assert_close(gradient, want_gradient)
 
 
 def test_packing_without_sharing_is_exact_too(exactness):
     tiny, examples, scores, want_loss, want_gradient = exactness('llama')
-    layout = packing.plan_layout(examples, [np.arange(_COUNT)], prefix=())
-    batch = packing.pack(examples, range(_COUNT), layout)
-    loss, gradient = _learn(tiny, scores, layout, batch)
+    shape = packing.plan_shape(examples, [np.arange(_COUNT)], prefix=0)
+    batch = packing.pack(examples, range(_COUNT), shape)
+    loss, gradient = _learn(tiny, scores, shape, batch)
     _assert_close(loss, want_loss)
     _assert_close(gradient, want_gradient)
 
@@ -324,12 +333,10 @@ def test_packing_without_sharing_is_exact_too(exactness):
 def test_owners_tell_examples_apart(exactness, hf_answer_nll):
     tiny, examples, _, _, _ = exactness('llama')
     prefix = packing.common_prefix(examples)
-    layout = packing.plan_layout(examples, [np.arange(_COUNT)], prefix=prefix, rows=2)
-    batch = packing.pack(examples, range(_COUNT), layout)
+    shape = packing.plan_shape(examples, [np.arange(_COUNT)], prefix=prefix, rows=2)
+    batch = packing.pack(examples, range(_COUNT), shape)
     nll = np.asarray(
-        measure_lib.make_measure(len(layout.prefix), layout.chunk)(
-            tiny.decoder, masks_lib.DENSE, batch
-        )
+        measure_lib.make_measure(shape)(tiny.decoder, masks_lib.DENSE, batch)
     )
     got = np.bincount(
         batch.owners.ravel(), (nll * batch.weights).ravel(), minlength=_COUNT

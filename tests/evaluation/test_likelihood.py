@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from ppjax.data import chat, packing
+from ppjax.data import chat
 from ppjax.evaluation import bootstrap, likelihood
 from ppjax.learning import heldout
 from ppjax.masking import apply
@@ -124,8 +124,7 @@ def test_nll_is_that_of_pytorchs_cross_entropy(measured, hf, hf_answer_nll, exam
 
 
 def test_nll_is_that_of_training(measured, models, mask, examples):
-    prefix = packing.common_prefix(examples)
-    ours = heldout.HeldOut(examples, prefix, batch_size=8)
+    [ours] = heldout.HeldOut.of_personas([examples], batch_size=8)
     for name, kept in (('dense', None), ('masked', mask)):
         want = ours.measure(models[name].decoder, masks_lib.Masks(kept))
         np.testing.assert_allclose(measured[name].nll, want.nll, atol=1e-4)

@@ -27,10 +27,10 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 @pytest.fixture(scope='module')
 def packed(make_examples):
     examples = make_examples(8, prefix=6)
-    layout = packing.plan_layout(
+    shape = packing.plan_shape(
         examples, [np.arange(8)], prefix=packing.common_prefix(examples), rows=2
     )
-    return packing.pack(examples, np.arange(8), layout), layout
+    return packing.pack(examples, np.arange(8), shape), shape
 
 
 def _model(tiny_models, dtype, *, int8_matrices=False):
@@ -42,7 +42,7 @@ def _model(tiny_models, dtype, *, int8_matrices=False):
 
 def _train(model, packed, *, objective='ce+kl', estimator='ste', kind='channels'):
     """(step, its arguments)."""
-    batch, layout = packed
+    batch, shape = packed
     learning = step_lib.Learning(
         keep=2,
         estimator=estimator,
@@ -53,28 +53,21 @@ def _train(model, packed, *, objective='ce+kl', estimator='ste', kind='channels'
         seed=0,
         granularity=kind,
     )
-    step = step_lib.make_train_step(
-        learning, prefix=len(layout.prefix), chunk=layout.chunk
-    )
-    shape = granularity.KINDS[kind].shape(model.cfg.num_layers, model.cfg.d_ff)
-    state = step_lib.init_state(jnp.zeros((1, *shape)), learning)
+    step = step_lib.make_train_step(learning, shape)
+    size = granularity.KINDS[kind].shape(model.cfg.num_layers, model.cfg.d_ff)
+    state = step_lib.init_state(jnp.zeros((1, *size)), learning)
     turn = turns.make_turn([0], [0], [6], [lambda step: 1e-2], 1)
     return step, (state, model, jax.tree.map(lambda x: x[None], batch), turn)
 
 
 def _weight_gradient(packed):
     """A recovery step's gradient, by whatever is trained: (function of a model)."""
-    batch, layout = packed
-    rows = loss_lib.Rows(*(jnp.asarray(x[0]) for x in batch))
+    batch, shape = packed
+    rows = batch.first()
 
     def loss(model):
-        losses = loss_lib.answer_nll(
-            model,
-            masks_lib.DENSE,
-            rows,
-            prefix=len(layout.prefix),
-            chunk=layout.chunk,
-            remat='dots',
+        losses = loss_lib.answer_losses(
+            model, masks_lib.DENSE, rows, shape, remat='dots', objective='ce'
         )
         return jnp.sum(losses * rows.weights)
 
@@ -83,9 +76,8 @@ def _weight_gradient(packed):
 
 def _programs(tiny_models, packed, dtype):
     """Name -> (function, its arguments): all that runs a decoder or scores it."""
-    batch, layout = packed
+    batch, shape = packed
     model = _model(tiny_models, dtype)
-    size = len(layout.prefix), layout.chunk
     adapters = lora.init_adapters(model.cfg, list(lora.TARGETS), 2, jax.random.key(3))
     narrow = jnp.zeros((3, 1, 2, 8), dtype)
     cache = shared_prefix.empty_cache(model, 1, 16)
@@ -95,7 +87,7 @@ def _programs(tiny_models, packed, dtype):
         hidden, *_ = model(tokens, tokens, masks_lib.DENSE, attend, cache=cache)
         return model.unembed(hidden)
 
-    squares = measure.make_gradient_squares(*size, 'dots', granularity.BLOCKS)
+    squares = measure.make_gradient_squares(shape, 'dots', granularity.BLOCKS)
     return {
         'train': _train(model, packed),
         'blocks': _train(model, packed, kind='blocks'),
@@ -107,11 +99,11 @@ def _programs(tiny_models, packed, dtype):
             (adapters,),
         ),
         'activation': (
-            measure.make_tap_sums(*size, score_init.square_sum_tap),
+            measure.make_tap_sums(shape, score_init.square_sum_tap),
             (model, batch, 6, 0.1),
         ),
         'influence': (
-            measure.make_tap_sums(*size, score_init.cosine_sum_tap),
+            measure.make_tap_sums(shape, score_init.cosine_sum_tap),
             (model, batch, 6, 0.1),
         ),
         'taylor': (squares, (model, batch)),

@@ -54,21 +54,20 @@ def test_score_gradient_is_the_closed_form(
     tiny = tiny_models(name)
     examples = make_examples(6, prefix=5, seed=1)
     prefix = packing.common_prefix(examples)
-    layout = packing.plan_layout(examples, [np.arange(6)], prefix=prefix, rows=2)
-    (batch,) = zip(*packing.pack(examples, range(6), layout), strict=True)
-    rows = loss_lib.Rows(*map(jnp.asarray, batch))
+    shape = packing.plan_shape(examples, [np.arange(6)], prefix=prefix, rows=2)
+    rows = packing.pack(examples, range(6), shape).first()
     scores = jax.random.normal(jax.random.key(4), (3, 52))
 
     @jax.jit
     @jax.value_and_grad
     def loss(z, decoder):
-        nll = loss_lib.answer_nll(
+        nll = loss_lib.answer_losses(
             decoder,
             masks_lib.Masks(topk.topk_mask(z, _KEEP)),
             rows,
-            prefix=len(prefix),
-            chunk=layout.chunk,
+            shape,
             remat='none',
+            objective='ce',
         )
         return jnp.sum(nll * rows.weights) / jnp.sum(rows.weights)
 

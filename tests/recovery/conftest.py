@@ -84,7 +84,7 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
         )
         examples = make_examples(24, prefix=6)
         batches = [np.arange(8) + 8 * (i % 3) for i in range(STEPS)]
-        layout = packing.plan_layout(
+        shape = packing.plan_shape(
             examples,
             batches,
             prefix=packing.common_prefix(examples),
@@ -92,11 +92,11 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
             micro_batches=micro_batches,
         )
         step = step_lib.make_recovery_step(
-            optimizer, method, state, where, layout=layout, remat='dots'
+            optimizer, method, state, where, shape=shape, remat='dots'
         )
         metrics = []
         for batch in batches:
-            packed = packing.pack(examples, batch, layout)
+            packed = packing.pack(examples, batch, shape)
             state, found = step(state, frozen, packed)
             metrics.append(jax.device_get(found))
         return Trial(method, frozen, jax.device_get(state), metrics)

@@ -95,7 +95,7 @@ def test_the_export_is_what_was_measured(finished, calibration_files):
     renderer = chat.ChatRenderer(base.tokenizer(), date='2026-01-01')
     rows = demo.read_rows(str(calibration_files[1]), split='test')
     examples, _ = chat.render_rows(renderer, rows, 1024)
-    found = heldout.HeldOut(examples, packing.common_prefix(examples), 4)
+    [found] = heldout.HeldOut.of_personas([examples], 4)
     learned = _likelihood(finished)['learned']
     assert found.measure(model, masks_lib.DENSE).mean == pytest.approx(
         learned, rel=1e-5
@@ -263,14 +263,12 @@ def test_starts_of_blocks(deep):
     model = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
     renderer = chat.ChatRenderer(base.tokenizer(), date='2026-01-01')
     examples, _ = chat.render_rows(renderer, demo.rows('ferryman', 'train')[:3], 1024)
-    prefix = packing.common_prefix(examples)
     [found] = starts.Starts.of_personas(
         [examples],
-        [prefix],
         seed=5,
         granularity=granularity.BLOCKS,
     )
-    shared = len(prefix)
+    shared = packing.common_prefix(examples)
     cosines, count, losses = np.zeros(_LAYERS), 0, []
 
     @jax.jit

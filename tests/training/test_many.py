@@ -150,10 +150,10 @@ def test_a_persona_without_a_slot_is_not_moved(chatty_model):
     renderer = chat.ChatRenderer(base.tokenizer(), date='2026-01-01')
     examples, _ = chat.render_rows(renderer, demo.rows('ferryman', 'train')[:4], 1024)
     batch = np.arange(4)
-    layout = packing.plan_layout(
+    shape = packing.plan_shape(
         examples, [batch], prefix=packing.common_prefix(examples)
     )
-    packed = packing.pack(examples, batch, layout)
+    packed = packing.pack(examples, batch, shape)
     learning = step_lib.Learning(
         keep=24,
         estimator='ste',
@@ -163,9 +163,7 @@ def test_a_persona_without_a_slot_is_not_moved(chatty_model):
         remat='none',
         seed=0,
     )
-    train_step = step_lib.make_train_step(
-        learning, prefix=len(layout.prefix), chunk=layout.chunk
-    )
+    train_step = step_lib.make_train_step(learning, shape)
     scores = jax.random.normal(jax.random.key(0), (3, 2, 40))
     state = step_lib.init_state(scores, learning)
     empty = jax.tree.map(np.zeros_like, packed)

@@ -49,21 +49,19 @@ def _learn(cfg, examples, mesh) -> _Learned:
         decoder = weights.decoder_of(cfg, placed)
     lengths = np.array([len(example.tokens) for example in examples])
     batches = order.all_steps(0, _STEPS, _BATCH, lengths)
-    layout = packing.plan_layout(
+    shape = packing.plan_shape(
         examples,
         batches,
         prefix=packing.common_prefix(examples),
         rows=1 if mesh is None else sharding.row_shards(mesh),
     )
-    step = step_lib.make_train_step(
-        _LEARNING, prefix=len(layout.prefix), chunk=layout.chunk, mesh=mesh
-    )
+    step = step_lib.make_train_step(_LEARNING, shape, mesh=mesh)
     start = jax.random.normal(jax.random.key(0), (1, cfg.num_layers, cfg.d_ff)) * 0.05
     state = step_lib.init_state(start, _LEARNING)
     rate = schedule.make_schedule(learning_rate=1e-2, warmup=0.03, num_steps=_STEPS)
     losses, gradient = [], None
     for number, chosen in enumerate(batches):
-        packed = packing.pack(examples, chosen, layout)
+        packed = packing.pack(examples, chosen, shape)
         batch = jax.tree.map(lambda x: x[None], packed)
         turn = turns.make_turn([0], [number], [_STEPS], [rate], 1)
         state, metrics = step(state, decoder, batch, turn)

@@ -1,7 +1,6 @@
 """What is minimised: cross-entropy, divergence from the dense model, their sum."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,22 +17,20 @@ def setting(tiny_models, make_examples):
     tiny = tiny_models('qwen2-tied')
     examples = make_examples(5, prefix=4, seed=3)
     prefix = packing.common_prefix(examples)
-    layout = packing.plan_layout(examples, [np.arange(5)], prefix=prefix)
-    batch = packing.pack(examples, range(5), layout)
-    rows = loss_lib.Rows(*(jnp.asarray(x[0]) for x in batch))
+    shape = packing.plan_shape(examples, [np.arange(5)], prefix=prefix)
+    rows = packing.pack(examples, range(5), shape).first()
     mask = topk.topk_mask(jax.random.normal(jax.random.key(2), (3, 52)), _KEEP)
-    return tiny, examples, layout, rows, mask
+    return tiny, examples, shape, rows, mask
 
 
 def _losses(setting, objective, mask):
-    tiny, _, layout, rows, _ = setting
+    tiny, _, shape, rows, _ = setting
     found = jax.jit(
         lambda model, mask: loss_lib.answer_losses(
             model,
             masks_lib.Masks(mask),
             rows,
-            prefix=len(layout.prefix),
-            chunk=layout.chunk,
+            shape,
             remat='none',
             objective=objective,
         )

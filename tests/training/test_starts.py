@@ -28,28 +28,19 @@ def setting(chatty_model):
 def test_taylor_scores_are_the_gradients_of_padded_batches(setting):
     """By another way: no packing, no sharing, one batch at a time."""
     model, examples = setting
-    [found] = starts.Starts.of_personas(
-        [examples], [packing.common_prefix(examples)], seed=5
-    )
+    [found] = starts.Starts.of_personas([examples], seed=5)
     got = np.asarray(found.taylor(model, 'dots'))
     squares = np.zeros((2, 40))
     order = np.random.default_rng(5).permutation(12)
     drawn = [examples[i] for i in order]
     lengths = np.argsort([len(example.tokens) for example in drawn], kind='stable')
     for batch in (lengths[::2], lengths[1::2]):
-        layout = packing.plan_layout(drawn, [batch], prefix=(), rows=4)
-        rows = loss_lib.Rows(
-            *(jnp.asarray(x[0]) for x in packing.pack(drawn, batch, layout))
-        )
+        shape = packing.plan_shape(drawn, [batch], prefix=0, rows=4)
+        rows = packing.pack(drawn, batch, shape).first()
 
-        def loss(mask, rows=rows, layout=layout):
-            nll = loss_lib.answer_nll(
-                model,
-                masks_lib.Masks(mask),
-                rows,
-                prefix=0,
-                chunk=layout.chunk,
-                remat='none',
+        def loss(mask, rows=rows, shape=shape):
+            nll = loss_lib.answer_losses(
+                model, masks_lib.Masks(mask), rows, shape, remat='none', objective='ce'
             )
             return jnp.sum(nll * rows.weights) / jnp.sum(rows.weights)
 

@@ -49,7 +49,7 @@ def _first_slot(batch):
 
 def _run(setting, *, micro_batches=1, steps=6, same=False, **changes):
     model, examples, batches = setting
-    layout = packing.plan_layout(
+    shape = packing.plan_shape(
         examples,
         batches,
         prefix=packing.common_prefix(examples),
@@ -57,14 +57,12 @@ def _run(setting, *, micro_batches=1, steps=6, same=False, **changes):
     )
     schedule = make_schedule(learning_rate=1e-2, warmup=0.03, num_steps=6)
     learning = _learning(**changes)
-    train_step = step_lib.make_train_step(
-        learning, prefix=len(layout.prefix), chunk=layout.chunk
-    )
+    train_step = step_lib.make_train_step(learning, shape)
     scores = jax.random.normal(jax.random.key(0), (1, 2, 40)) * 0.05
     state = step_lib.init_state(scores, learning)
     history = []
     for index in range(steps):
-        batch = packing.pack(examples, batches[0 if same else index], layout)
+        batch = packing.pack(examples, batches[0 if same else index], shape)
         state, metrics = train_step(
             state, model, _first_slot(batch), _turn(index, schedule)
         )
@@ -107,15 +105,13 @@ def _weight_shapes(model):
 def _made(equations, model, make_examples):
     """Shapes that a step sums or multiplies into, without the axes of one."""
     examples = make_examples(8, prefix=6)
-    layout = packing.plan_layout(
+    shape = packing.plan_shape(
         examples, [np.arange(8)], prefix=packing.common_prefix(examples)
     )
     learning = _learning()
-    train_step = step_lib.make_train_step(
-        learning, prefix=len(layout.prefix), chunk=layout.chunk
-    )
+    train_step = step_lib.make_train_step(learning, shape)
     state = step_lib.init_state(jnp.zeros((1, 3, 52)), learning)
-    batch = _first_slot(packing.pack(examples, np.arange(8), layout))
+    batch = _first_slot(packing.pack(examples, np.arange(8), shape))
     return {
         tuple(sorted(size for size in variable.aval.shape if size > 1))
         for equation in equations(

@@ -72,6 +72,9 @@ def summarise(
     judged: np.ndarray,
     held: np.ndarray,
     groups: Sequence[str],
+    *,
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
 ) -> Course:
     """The figures of D dialogues of N turns.
 
@@ -82,6 +85,8 @@ def summarise(
         judged: bool [D, N], where there is a verdict.
         held: bool [D, N], where there is an answer.
         groups: [D], whose dialogue each is.
+        resamples: draws of D dialogues with replacement.
+        seed: of the draws.
 
     Raises:
         ValueError: if the shapes differ, or there is no dialogue or turn.
@@ -114,8 +119,8 @@ def summarise(
                 std=float(np.std(there, ddof=1)) if len(there) > 1 else None,
             )
         )
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=bootstrap.RESAMPLES)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     curves = _over_groups(_group_means(scores, groups, drawn))  # [R, N]
 
     def trend(figure: np.ndarray, figures: np.ndarray) -> Trend:

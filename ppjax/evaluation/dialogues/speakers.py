@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import hashlib
 import json
 import re
 from typing import Any, Protocol
 
-from ppjax.base import errors, json_lines
+from ppjax.base import errors
 from ppjax.chat_api import client as client_lib
 from ppjax.chat_api import replies
 from ppjax.data import chat, markup
@@ -98,6 +99,7 @@ class LocalSpeaker:
         weights: str,
         max_new_tokens: int,
         batch_size: int = 8,
+        sampling: generation.Sampling = generation.GREEDY,
         seed: int = 0,
     ):
         """Args:
@@ -108,13 +110,14 @@ class LocalSpeaker:
         weights: identifies the weights and their precision; the mask does itself.
         max_new_tokens: at most this many tokens an answer, the stop token included.
         batch_size: answers written at a time.
-        seed: part of what identifies it.
+        sampling: how tokens are drawn.
+        seed: of the draws, which do not depend on what else is asked.
         """
         self._decoder, self._masks = decoder, masks
         self._renderer = renderer
         self._stops = sorted(set(stop_ids))
         self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
-        self._seed = seed
+        self._sampling, self._seed = sampling, seed
         settings = [
             weights,
             masks.digest(),
@@ -122,10 +125,10 @@ class LocalSpeaker:
             renderer.prompt([{'role': 'user', 'content': 'Hello.'}]),
             self._stops,
             max_new_tokens,
-            dataclasses.astuple(generation.GREEDY),
+            dataclasses.astuple(sampling),
             seed,
         ]
-        self._identity = f'local {json_lines.digest(settings)}'
+        self._identity = f'local {_digest(settings)}'
 
     @property
     def identity(self) -> str:
@@ -152,12 +155,7 @@ class LocalSpeaker:
         if not prompts:
             return
         streams = [
-            int(
-                json_lines.digest([dict(message) for message in conversations[number]])[
-                    :8
-                ],
-                16,
-            )
+            int(_digest([dict(message) for message in conversations[number]])[:8], 16)
             for number in numbers
         ]
         for found in batch_generation.generate_all(
@@ -167,6 +165,7 @@ class LocalSpeaker:
             max_new_tokens=self._max_new_tokens,
             stop_ids=self._stops,
             batch_size=self._batch_size,
+            sampling=self._sampling,
             seed=self._seed,
             streams=streams,
         ):
@@ -280,3 +279,7 @@ def _said(choice: dict[str, Any], forgotten: int) -> Said:
         filtered = replies.refused(choice)
         return failed(f'the answer is {"filtered" if filtered else "empty"}')
     return Said(text, 0, replies.finished(choice), forgotten=forgotten)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
