@@ -1,6 +1,8 @@
 """Eight CPU devices, no network, and the models that the tests share."""
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import ctypes
 import dataclasses
 import functools
 import gc
@@ -53,6 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if not folder and hasattr(config, 'cache'):
         folder = str(config.cache.mkdir('jax'))
     if folder:
+        # Programs that tests start share it.
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+        os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
         jax.config.update('jax_compilation_cache_dir', folder)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
@@ -111,6 +116,9 @@ def _forget_compiled_programs() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+    # Else the allocator keeps what it was given back.
+    with contextlib.suppress(OSError, AttributeError):  # Other C libraries.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

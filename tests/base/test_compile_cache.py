@@ -18,6 +18,7 @@ def own_cache(monkeypatch, tmp_path_factory):
     before = {name: getattr(jax.config, name) for name in names}
     folder = tmp_path_factory.getbasetemp() / 'jax'
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(folder))
+    monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', raising=False)
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -33,6 +34,13 @@ def test_compile_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'gs://bucket/jax')
     compile_cache.enable()
     assert jax.config.jax_compilation_cache_dir == 'gs://bucket/jax'
+
+
+def test_what_jax_was_told_is_worth_a_file_is_left_alone(monkeypatch):
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.25)
+    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.25')
+    compile_cache.enable()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.25
 
 
 def test_compile_cache_is_else_in_the_home_directory(monkeypatch, tmp_path):

@@ -85,7 +85,7 @@ def test_other_forms_are_refused(tmp_path, value, part):
 def test_absent_and_binary_files_are_refused(tmp_path):
     with pytest.raises(errors.InputError, match='does not exist'):
         keep_indices.load(tmp_path / 'none.json', 2, 6)
-    with pytest.raises(errors.InputError):
+    with pytest.raises(errors.InputError, match=r'folder|directory'):
         keep_indices.load(tmp_path, 2, 6)
     path = tmp_path / 'keep.json'
     path.write_bytes(b'\xff\xfe\x00')

@@ -172,6 +172,7 @@ def test_lengths_within_a_bucket_compile_once(tiny_models):
     tiny = tiny_models('llama')
     _greedy(tiny.decoder, None, _prompts(lengths=(3, 5)), new=30)
     sizes = [f._cache_size() for f in (generation._prefill, generation._step)]
+    assert all(sizes)
     _greedy(tiny.decoder, None, _prompts(lengths=(30, 7)), new=11)
     _greedy(tiny.decoder, None, _prompts(lengths=(1, 1)), new=29)
     assert [f._cache_size() for f in (generation._prefill, generation._step)] == sizes

@@ -74,5 +74,5 @@ def test_a_whole_file_is_walked_to_its_end(tmp_path, smollm2_base):
     start = int(gguf.GGUFReader(path).data_offset)
     for size in range(4, start, 97):
         path.write_bytes(whole[:size])
-        with pytest.raises(errors.InputError):
+        with pytest.raises(errors.InputError, match=r'm\.gguf'):
             gguf_reader.GgufReader(path)

@@ -96,7 +96,7 @@ def test_int8_takes_less(tiny, tmp_path):
 
 def test_what_does_not_fit_says_so_and_what_would(tiny, monkeypatch, tmp_path, capsys):
     file = tmp_path / 'plan.json'
-    settings = {'remat': 'none', 'batch_size': 64, 'answer_length': 128}
+    settings = {'remat': 'none', 'batch_size': 32, 'answer_length': 64}
     assert _plan(tiny.path, result=str(file), **settings) == 0
     whole = json.loads(file.read_text())['bytes_per_chip']['peak']
     assert _plan(tiny.path, result=str(file), **(settings | {'remat': 'full'})) == 0
@@ -110,10 +110,16 @@ def test_what_does_not_fit_says_so_and_what_would(tiny, monkeypatch, tmp_path, c
     assert 'DOES NOT FIT' in shown
     assert 'Fits with --remat=full.' in shown
     assert json.loads(file.read_text())['suggestion'] == '--remat=full'
+
+
+def test_where_nothing_fits_all_was_tried(tiny, monkeypatch, capsys):
     tiny_chip = chips.Chip('tiny chip', 1000, 1e12)
     monkeypatch.setattr(chips, 'of_device', lambda device: tiny_chip)
-    assert _plan(tiny.path, **settings) == 1
-    assert 'No change that was tried fits' in capsys.readouterr().out
+    assert _plan(tiny.path, remat='full') == 1
+    shown = capsys.readouterr()
+    assert 'No change that was tried fits' in shown.out
+    for tried in ('--micro_batches=2', '--micro_batches=4', '--int8_base'):
+        assert f'Trying {tried} ...' in shown.err
 
 
 def test_seconds_and_hours(tiny, monkeypatch, tmp_path, capsys):

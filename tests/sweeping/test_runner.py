@@ -109,6 +109,7 @@ def test_more_values_extend_a_sweep_and_cells_outside_are_left_out(
 ):
     run, _ = swept
     before = {path: path.stat().st_mtime_ns for path in run.glob('cells/*/mask.pmask')}
+    assert len(before) == 3
     seconds = json.loads((run / 'sweep.json').read_text())['cells'][0]['seconds']
     grid = 'sparsity=0.5;persona=starpilot,ferryman'
     runner.sweep(_settings(chatty_model, files, run, grid))

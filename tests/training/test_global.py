@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -49,9 +50,9 @@ def _run(cfg, rows):
     )
 
 
-def _answer_nll(model, mask, example):
-    """Of one example, neither packed nor padded."""
-    tokens = jnp.asarray(example.tokens)
+@jax.jit
+def _next_nll(model, mask, tokens):
+    """-log p of every token [T] but the first, given those before it, [T - 1]."""
     hidden, _, _ = model(
         tokens[None],
         jnp.arange(len(tokens))[None],
@@ -59,9 +60,16 @@ def _answer_nll(model, mask, example):
         attention.causal(1, len(tokens)),
     )
     return optax.softmax_cross_entropy_with_integer_labels(
-        model.unembed(hidden)[0, example.answer_start - 1 : -1],
-        tokens[example.answer_start :],
+        model.unembed(hidden)[0, :-1], tokens[1:]
     )
+
+
+def _answer_nll(model, mask, example, width):
+    """Of one example, not packed; what pads it up to one width, nothing sees."""
+    tokens = np.zeros(width, np.int32)
+    tokens[: len(example.tokens)] = example.tokens
+    nll = np.asarray(_next_nll(model, mask, tokens))
+    return nll[example.answer_start - 1 : len(example.tokens) - 1]
 
 
 def test_steps_have_one_prompt_each_and_the_loss_of_their_examples(
@@ -82,11 +90,11 @@ def test_steps_have_one_prompt_each_and_the_loss_of_their_examples(
     train = run.data.train
     assert len({train[batch[0]].persona for _, batch in run.batches}) == 2
     model = loading.load_decoder(run.base.reader, run.base.config, dtype=jnp.float32)
+    mask = jnp.asarray(start, jnp.float32)
+    width = max(len(example.tokens) for example in train)
     for (_, batch), loss in zip(run.batches, logged, strict=True):
         assert len({train[i].persona for i in batch}) == 1
-        nll = [
-            _answer_nll(model, jnp.asarray(start, jnp.float32), train[i]) for i in batch
-        ]
+        nll = [_answer_nll(model, mask, train[i], width) for i in batch]
         assert loss == pytest.approx(np.concatenate(nll).mean(), rel=1e-5)
 
 

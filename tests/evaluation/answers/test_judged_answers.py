@@ -296,7 +296,8 @@ def test_a_question_that_cannot_be_asked_is_not_judged(
     run = make_run()
     cfg = _config(run, eval_sets=str(eval_sets), judge_url=judge_server.url)
     _judge(cfg)
-    assert not any('lights the lamp' in prompt for prompt in judge_server.asked)
+    asked = ' '.join(judge_server.asked)
+    assert 'fog' in asked and 'lights the lamp' not in asked
     stored = _stored(run)
     own = stored['models']['dense']
     assert own['roleplay']['n_failed'] == 1

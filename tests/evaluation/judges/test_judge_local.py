@@ -293,6 +293,7 @@ def test_prompts_of_like_length_are_compiled_once(split):
     judge = split.judge()
     list(judge.judge(_requests(['a' * 20, 'b' * 30])))
     before = judge_local._log_probs._cache_size()
+    assert before > 0
     list(judge.judge(_requests(['c' * 25, 'd' * 28, 'e' * 22])))
     assert judge_local._log_probs._cache_size() == before
 

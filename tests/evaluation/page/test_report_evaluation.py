@@ -38,7 +38,9 @@ def test_the_whole_page(tmp_path, results):
         'Time against the dense model',
     }
     text = (tmp_path / 'report.html').read_text('utf-8')
-    for svg in re.findall(r'<svg.*?</svg>', text, flags=re.DOTALL):
+    drawings = re.findall(r'<svg.*?</svg>', text, flags=re.DOTALL)
+    assert len(drawings) >= len(labels)
+    for svg in drawings:
         assert not re.search(r'(fill|stroke): #', svg)
     for said in ('0.10.2', 'd880 no mask', 'judge-3 abc', 'partner-8'):
         assert said in page.text

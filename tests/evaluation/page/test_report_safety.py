@@ -100,7 +100,9 @@ def test_hostile_text_is_only_text(tmp_path, results):
     assert '49' not in page.tables['judge-personas'][1][0]
     assert not re.search('[\x00-\x08\x0b\x0c\x0e-\x1f]', text)
     # What of them stands in a drawing is the models' names, which are ours.
-    for svg in re.findall(r'<svg.*?</svg>', text, flags=re.DOTALL):
+    drawings = re.findall(r'<svg.*?</svg>', text, flags=re.DOTALL)
+    assert drawings
+    for svg in drawings:
         assert 'alert' not in svg
 
 
