@@ -49,7 +49,7 @@ class Detokenizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class ChatAnswer:
     """What `Conversation.ask` did.
 
     Attributes:
@@ -121,7 +121,7 @@ class Conversation:
         """Forgets all but the persona."""
         self._turns = []
 
-    def ask(self, question: str, show: Callable[[str], None]) -> Answer:
+    def ask(self, question: str, show: Callable[[str], None]) -> ChatAnswer:
         """Answers, and remembers question and answer.
 
         Args:
@@ -161,7 +161,7 @@ class Conversation:
                 self._turns += [user, {'role': 'assistant', 'content': text}]
         if cut and len(arrivals) == self._max_new_tokens:
             cut = f'--max_new_tokens={self._max_new_tokens}'
-        return Answer(text, cut, len(prompt), tuple(arrivals))
+        return ChatAnswer(text, cut, len(prompt), tuple(arrivals))
 
     def _stream(self, prompt: list[int]) -> Iterator[list[int]]:
         for tokens in generation.stream(

@@ -148,7 +148,7 @@ def _verified_before(
     return found if record.get('identity') == identity else None
 
 
-def _refuse_over_inputs(target: pathlib.Path, source: source_lib.Source) -> None:
+def _refuse_over_inputs(target: pathlib.Path, source: source_lib.ExportSource) -> None:
     """A mistyped folder must not cost the files that are read.
 
     Raises:
@@ -164,7 +164,7 @@ def _refuse_over_inputs(target: pathlib.Path, source: source_lib.Source) -> None
 
 def _verify(
     cfg: config_lib.ExportConfig,
-    source: source_lib.Source,
+    source: source_lib.ExportSource,
     folder: pathlib.Path,
     dtype: str,
     tokens: np.ndarray,
@@ -188,7 +188,7 @@ def _verify(
 
 
 def _verification_tokens(
-    tokenizer: transformers.PreTrainedTokenizerBase, source: source_lib.Source
+    tokenizer: transformers.PreTrainedTokenizerBase, source: source_lib.ExportSource
 ) -> np.ndarray:
     """Prompts of this persona as int32 [B, T], with 64 <= T <= 128 and no padding.
 

@@ -17,7 +17,7 @@ from ppjax.training import trained_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What is exported: a base model, bool [R, U], and what is known of the mask."""
 
     base: base_model.BaseModel
@@ -49,7 +49,7 @@ class Source:
         }
 
 
-def open_source(cfg: config_lib.ExportConfig) -> Source:
+def open_source(cfg: config_lib.ExportConfig) -> ExportSource:
     """Opens what the settings name; no weights are read.
 
     Raises:
@@ -67,7 +67,7 @@ def require_run(cfg: config_lib.ExportConfig) -> None:
         trained_run.TrainedRun.open_finished(cfg.output_dir, flag='output_dir')
 
 
-def _from_run(cfg: config_lib.ExportConfig) -> Source:
+def _from_run(cfg: config_lib.ExportConfig) -> ExportSource:
     if cfg.base_model and not trained_run.TrainedRun.is_at(cfg.output_dir):
         file = pathlib.Path(cfg.output_dir).expanduser() / 'mask.pmask'
         return _with_mask(base_model.open_base_model(cfg.base_model), file)
@@ -81,20 +81,20 @@ def _from_run(cfg: config_lib.ExportConfig) -> Source:
     )
 
 
-def _from_files(cfg: config_lib.ExportConfig) -> Source:
+def _from_files(cfg: config_lib.ExportConfig) -> ExportSource:
     base = base_model.open_base_model(str(cfg.base_model))
     if cfg.mask:
         return _with_mask(base, pathlib.Path(cfg.mask).expanduser())
     file = pathlib.Path(str(cfg.from_keep_indices)).expanduser()
     mask = keep_indices.load(file, base.config.num_layers, base.config.d_ff)
-    return Source(base, base.fingerprint(), mask, '', (base.reader.path, file))
+    return ExportSource(base, base.fingerprint(), mask, '', (base.reader.path, file))
 
 
-def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> Source:
+def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> ExportSource:
     persona_mask = pmask.load(file)
     fingerprint = base.fingerprint()
     persona_mask.check_base(fingerprint, base.config.num_layers, base.config.d_ff)
-    return Source(
+    return ExportSource(
         base,
         fingerprint,
         persona_mask.mask,
@@ -105,7 +105,7 @@ def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> Source:
 
 
 def facts(
-    source: Source, dtype: str, command: str, *, has_template: bool
+    source: ExportSource, dtype: str, command: str, *, has_template: bool
 ) -> model_card.Facts:
     """What the card of an export tells.
 

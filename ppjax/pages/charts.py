@@ -149,7 +149,7 @@ def stacked_plot(
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class DialogueLine:
     """A model's line over the turns of a dialogue.
 
     Attributes:
@@ -168,7 +168,7 @@ class Course:
 
 
 def turns_plot(
-    title: str, courses: Sequence[Course], legend: Sequence[tuple[str, str, str]]
+    title: str, courses: Sequence[DialogueLine], legend: Sequence[tuple[str, str, str]]
 ) -> dict[str, Any] | None:
     """Mean scores of 1 to 5 over turns, with a band of one standard deviation."""
     if not courses:

@@ -37,7 +37,7 @@ _PATIENCE = 16
 
 
 @dataclasses.dataclass
-class Counts:
+class RewriteCounts:
     """What became of the requests; `kept`, `dropped` and `failed` add up to them.
 
     Attributes:
@@ -93,7 +93,7 @@ def rewrite_all(
     *,
     gates: rewrite_gates.Gates | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, str], Counts]:
+) -> tuple[dict[str, str], RewriteCounts]:
     """Rewrites everything that the log has not, and judges all of it.
 
     A reply is on disk before the next one is taken: a run that is killed loses at
@@ -200,8 +200,8 @@ def _count(
     requests: Sequence[rewriting.Request],
     judged: dict[str, rewrite_gates.Judged],
     failures: dict[str, str],
-) -> Counts:
-    counts = Counts(requests=len(requests))
+) -> RewriteCounts:
+    counts = RewriteCounts(requests=len(requests))
     for request in requests:
         found = judged.get(request.query_id)
         if found is None:
@@ -218,7 +218,7 @@ def _count(
     return counts
 
 
-def _nothing_kept(counts: Counts, log_path: str | pathlib.Path) -> str:
+def _nothing_kept(counts: RewriteCounts, log_path: str | pathlib.Path) -> str:
     text = f'No rewrite can be used: {counts.summary()[:-1]}.'
     most = max(counts.dropped, key=lambda x: counts.dropped[x], default=None)
     if most is None or counts.failed > counts.dropped[most]:

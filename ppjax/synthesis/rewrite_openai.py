@@ -61,7 +61,7 @@ class OpenAIRewriter:
                 away.
         """
         calls = [
-            client_lib.Call(request.query_id, self._body(request))
+            client_lib.ChatRequest(request.query_id, self._body(request))
             for request in requests
         ]
         with contextlib.closing(self._client.ask(calls)) as answers:
@@ -78,7 +78,7 @@ class OpenAIRewriter:
         return body
 
 
-def _reply(answer: client_lib.Answer) -> rewriting.Reply:
+def _reply(answer: client_lib.Completion) -> rewriting.Reply:
     if answer.choice is None:
         return rewriting.Reply(answer.key, '', False, failure=answer.failure)
     text = replies.text_of(answer.choice)
