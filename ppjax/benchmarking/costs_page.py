@@ -85,17 +85,19 @@ def _memory(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
 
 
 def _table(axis: str, points: Sequence[Mapping[str, Any]]) -> views.Table:
-    def cells(point: Mapping[str, Any]) -> list[views.Cell]:
+    def cells(point: Mapping[str, Any]) -> list[views.TableCell]:
         seconds = point['step_seconds']
         temp = point['bytes']['temp']
         return [
-            views.Cell(
+            views.TableCell(
                 f'{seconds["median"]:.3f} s',
                 f'{seconds["min"]:.3f} to {seconds["max"]:.3f}',
             ),
-            views.Cell(f'{1e3 * point["seconds_per_example"]:.1f} ms'),
-            views.Cell(formats.percent(point['utilisation'])),
-            views.NOTHING if temp is None else views.Cell(formats.quantity(temp, 'B')),
+            views.TableCell(f'{1e3 * point["seconds_per_example"]:.1f} ms'),
+            views.TableCell(formats.percent(point['utilisation'])),
+            views.NOTHING
+            if temp is None
+            else views.TableCell(formats.quantity(temp, 'B')),
         ]
 
     return views.Table(
@@ -136,8 +138,8 @@ def _parts(found: Mapping[str, Any]) -> views.Section:
                     (
                         name,
                         [
-                            views.Cell(f'{value:.3f}'),
-                            views.Cell(formats.percent(value / whole)),
+                            views.TableCell(f'{value:.3f}'),
+                            views.TableCell(formats.percent(value / whole)),
                         ],
                     )
                     for (_, name), value in parts
@@ -167,7 +169,7 @@ def sections(found: Mapping[str, Any]) -> list[views.Section]:
             (
                 f'{row["sparsity"]:.0%}',
                 [
-                    views.Cell(formats.quantity(row[name], 'B'))
+                    views.TableCell(formats.quantity(row[name], 'B'))
                     for name in ('bytes', 'decode_weight_bytes', 'kv_bytes_per_token')
                 ],
             )

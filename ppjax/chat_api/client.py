@@ -45,7 +45,7 @@ _LIMIT, _NEWER_LIMIT = 'max_tokens', 'max_completion_tokens'
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class ChatRequest:
     """One question.
 
     Attributes:
@@ -59,7 +59,7 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Completion:
     """What became of a question.
 
     Attributes:
@@ -122,8 +122,8 @@ class _Asking:
         question: one worker at a time asks whether the server is still there.
     """
 
-    pending: Iterator[Call]
-    done: 'queue.SimpleQueue[Answer | None]'
+    pending: Iterator[ChatRequest]
+    done: 'queue.SimpleQueue[Completion | None]'
     client: httpx.AsyncClient
     hide: Callable[[str], str]
     limit_name: str = _LIMIT
@@ -198,7 +198,7 @@ class ChatClient:
         self._notify = notify
         self._answered = False  # Whether there was a chat completion yet.
 
-    def ask(self, calls: Sequence[Call]) -> Generator[Answer, None, None]:
+    def ask(self, calls: Sequence[ChatRequest]) -> Generator[Completion, None, None]:
         """Answers as they come; rows that the server did not answer are failures.
 
         Closing the generator ends what is on its way. Of several processes the first
@@ -213,16 +213,18 @@ class ChatClient:
             while (found := told()) is not None:
                 if 'refused' in found:
                     raise Refused(**found['refused'])
-                yield Answer(**found)
+                yield Completion(**found)
 
-    def _ask_all(self, calls: Sequence[Call]) -> Generator[Answer, None, None]:
+    def _ask_all(
+        self, calls: Sequence[ChatRequest]
+    ) -> Generator[Completion, None, None]:
         """See `ask`, of one process.
 
         The event loop has a thread of its own: requests go on while the caller is
         busy, an interrupt reaches the caller at once, and a notebook's own event
         loop is not in the way.
         """
-        done: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        done: queue.SimpleQueue[Completion | None] = queue.SimpleQueue()
         key = self._key()
         loop = asyncio.new_event_loop()
         task = loop.create_task(self._run(calls, key, done))
@@ -263,9 +265,9 @@ class ChatClient:
 
     async def _run(
         self,
-        calls: Sequence[Call],
+        calls: Sequence[ChatRequest],
         key: str,
-        done: 'queue.SimpleQueue[Answer | None]',
+        done: 'queue.SimpleQueue[Completion | None]',
     ) -> None:
         headers = {'Authorization': f'Bearer {key}'} if key else {}
         headers['Accept-Encoding'] = 'gzip, deflate'
@@ -299,16 +301,16 @@ class ChatClient:
                 choice = await self._ask_again(run, call)
             except _RowRefused as error:
                 run.failed = 0
-                run.done.put(Answer(call.key, None, str(error)))
+                run.done.put(Completion(call.key, None, str(error)))
             except _Passing as error:
-                run.done.put(Answer(call.key, None, str(error)))
+                run.done.put(Completion(call.key, None, str(error)))
                 run.failed += 1
                 await self._still_there(run, call)
             else:
                 run.failed = 0
-                run.done.put(Answer(call.key, choice))
+                run.done.put(Completion(call.key, choice))
 
-    async def _still_there(self, run: _Asking, call: Call) -> None:
+    async def _still_there(self, run: _Asking, call: ChatRequest) -> None:
         """Stops the run if not just some rows, but the server fails.
 
         A row may crash a server, and only such rows may be left: so after some
@@ -321,7 +323,7 @@ class ChatClient:
             hello = {'messages': [{'role': 'user', 'content': 'Hello.'}], _LIMIT: 1}
             try:
                 with contextlib.suppress(_RowRefused):
-                    await self._ask(run, Call('', call.body | hello))
+                    await self._ask(run, ChatRequest('', call.body | hello))
             except _Passing as error:
                 raise errors.InputError(
                     f'{self._base} stays away: {run.failed} rows in a row failed after '
@@ -330,7 +332,7 @@ class ChatClient:
                 ) from None
             run.failed = 0
 
-    async def _ask_again(self, run: _Asking, call: Call) -> dict[str, Any]:
+    async def _ask_again(self, run: _Asking, call: ChatRequest) -> dict[str, Any]:
         """Asks until there is a choice or the retries are spent."""
 
         def wait(state: tenacity.RetryCallState) -> float:
@@ -378,7 +380,7 @@ class ChatClient:
                 return await self._ask(run, call)
         raise AssertionError('tenacity ends by a return or an exception')
 
-    async def _ask(self, run: _Asking, call: Call) -> dict[str, Any]:
+    async def _ask(self, run: _Asking, call: ChatRequest) -> dict[str, Any]:
         """One try.
 
         Returns:
@@ -450,7 +452,7 @@ class ChatClient:
 
     def _refuse(
         self,
-        call: Call,
+        call: ChatRequest,
         response: httpx.Response,
         status: int,
         run: _Asking,
@@ -477,7 +479,7 @@ class ChatClient:
         raise Refused(f'{self.url} answered {reason} ({hint}).', status, said)
 
 
-def _told(answers: Iterator[Answer]) -> dict[str, Any] | None:
+def _told(answers: Iterator[Completion]) -> dict[str, Any] | None:
     """The next answer, or what the server refused, as JSON; None after the last."""
     try:
         answer = next(answers, None)

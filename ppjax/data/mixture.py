@@ -11,7 +11,7 @@ from ppjax.data import instructions, row_sources
 
 
 @dataclasses.dataclass
-class Counts:
+class SourceCounts:
     """What became of the rows of one source.
 
     From `unusable` to `kept` they add up to `read`.
@@ -76,7 +76,7 @@ class Mixture:
     """
 
     rows: tuple[instructions.Instruction, ...]
-    counts: tuple[Counts, ...]
+    counts: tuple[SourceCounts, ...]
 
     @property
     def summary(self) -> str:
@@ -173,7 +173,7 @@ class _Seen:
 def _survivors(
     source: row_sources.Source,
     stem: str,
-    counts: Counts,
+    counts: SourceCounts,
     before: _Seen,
     excluded: Exclusions,
     require_answer: bool,
@@ -217,7 +217,7 @@ def _sample(
     rows: Iterator[tuple[bytes, bytes, instructions.Instruction]],
     count: int | None,
     seed: int,
-    counts: Counts,
+    counts: SourceCounts,
 ) -> list[tuple[bytes, bytes, instructions.Instruction]]:
     """The `count` rows whose seeded hash is smallest, in their own order.
 
@@ -280,7 +280,7 @@ def mix(
     rows: list[instructions.Instruction] = []
     all_counts = []
     for source, stem in zip(sources, _stems(sources), strict=True):
-        counts = Counts(source.label, source.count)
+        counts = SourceCounts(source.label, source.count)
         survivors = _survivors(source, stem, counts, seen, excluded, require_answer)
         kept = _Seen()
         for exact, normal, row in _sample(survivors, source.count, seed, counts):

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from ppjax.exporting import config as config_lib
+from ppjax.exporting import hf_export, model_card, published
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, safetensors_reader
+from ppjax.models import base_model
 from ppjax.training import config as train_config
 from ppjax.training import trained_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What is exported: a base model, bool [R, U], and what is known of the mask."""
 
     base: base_model.BaseModel
@@ -48,7 +49,7 @@ class Source:
         }
 
 
-def open_source(cfg: config_lib.ExportConfig) -> Source:
+def open_source(cfg: config_lib.ExportConfig) -> ExportSource:
     """Opens what the settings name; no weights are read.
 
     Raises:
@@ -66,7 +67,7 @@ def require_run(cfg: config_lib.ExportConfig) -> None:
         trained_run.TrainedRun.open_finished(cfg.output_dir, flag='output_dir')
 
 
-def _from_run(cfg: config_lib.ExportConfig) -> Source:
+def _from_run(cfg: config_lib.ExportConfig) -> ExportSource:
     if cfg.base_model and not trained_run.TrainedRun.is_at(cfg.output_dir):
         file = pathlib.Path(cfg.output_dir).expanduser() / 'mask.pmask'
         return _with_mask(base_model.open_base_model(cfg.base_model), file)
@@ -80,20 +81,20 @@ def _from_run(cfg: config_lib.ExportConfig) -> Source:
     )
 
 
-def _from_files(cfg: config_lib.ExportConfig) -> Source:
+def _from_files(cfg: config_lib.ExportConfig) -> ExportSource:
     base = base_model.open_base_model(str(cfg.base_model))
     if cfg.mask:
         return _with_mask(base, pathlib.Path(cfg.mask).expanduser())
     file = pathlib.Path(str(cfg.from_keep_indices)).expanduser()
     mask = keep_indices.load(file, base.config.num_layers, base.config.d_ff)
-    return Source(base, base.fingerprint(), mask, '', (base.reader.path, file))
+    return ExportSource(base, base.fingerprint(), mask, '', (base.reader.path, file))
 
 
-def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> Source:
+def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> ExportSource:
     persona_mask = pmask.load(file)
     fingerprint = base.fingerprint()
     persona_mask.check_base(fingerprint, base.config.num_layers, base.config.d_ff)
-    return Source(
+    return ExportSource(
         base,
         fingerprint,
         persona_mask.mask,
@@ -103,6 +104,40 @@ def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> Source:
     )
 
 
-def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
-    """A JSON object that may not be there."""
-    return safetensors_reader.read_json(path) if path.exists() else None
+def facts(
+    source: ExportSource, dtype: str, command: str, *, has_template: bool
+) -> model_card.Facts:
+    """What the card of an export tells.
+
+    Args:
+        source: what is exported.
+        dtype: of its weights.
+        command: what was run.
+        has_template: whether the tokenizer has a chat template.
+    """
+    trained = source.trained
+    dense = hf_export.parameter_count(source.base)
+    pruned = hf_export.parameter_count(source.pruned)
+    width = hf_export.DTYPES[dtype][0].itemsize
+    return model_card.Facts(
+        base_name=source.base.name,
+        base_fingerprint=source.fingerprint,
+        license=model_card.inherited_license(source.base.reader),
+        system_prompt=source.system_prompt,
+        chat_template=has_template,
+        num_layers=source.base.config.num_layers,
+        d_ff=source.base.config.d_ff,
+        keep=source.keep,
+        dtype=dtype,
+        parameters=(dense, pruned),
+        weight_bytes=(dense * width, pruned * width),
+        command=command,
+        sparsity=trained.sparsity if trained else None,
+        likelihood=source.likelihood,
+        calibration=trained.calibration if trained else None,
+        calibration_rows=source.calibration_rows,
+        settings=published.settings_text(trained) if trained else '',
+        kept_blocks=tuple(np.nonzero(source.mask[0])[0].tolist())
+        if source.kind is granularity_lib.BLOCKS
+        else None,
+    )

@@ -14,7 +14,7 @@ MOST_ROWS = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A figure of a table, and its spread in small letters, or ''."""
 
     text: str
@@ -34,7 +34,7 @@ class Table:
 
     name: str
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Cell]]]
+    rows: Sequence[tuple[str, Sequence[TableCell]]]
     title: str = ''
     folded: bool = False
 
@@ -81,20 +81,20 @@ class Section:
     settings: Sequence[tuple[str, str]] = ()
 
 
-NOTHING = Cell('–')
+NOTHING = TableCell('–')
 
 
-def cell(value: Any, show: formats.Show, spread: Any = None) -> Cell:
+def cell(value: Any, show: formats.Show, spread: Any = None) -> TableCell:
     """A figure, and its interval if there is one; a dash if it is no number."""
     shown = formats.number(value)
     if shown is None:
         return NOTHING
     ends = formats.interval(spread)
-    return Cell(show(shown), f'{show(ends[0])} to {show(ends[1])}' if ends else '')
+    return TableCell(show(shown), f'{show(ends[0])} to {show(ends[1])}' if ends else '')
 
 
 def filled(
-    rows: Iterable[tuple[str, list[Cell]]],
-) -> list[tuple[str, list[Cell]]]:
+    rows: Iterable[tuple[str, list[TableCell]]],
+) -> list[tuple[str, list[TableCell]]]:
     """Those with a figure."""
     return [row for row in rows if any(cell.text != NOTHING.text for cell in row[1])]

@@ -187,7 +187,7 @@ class _Learner:
 
     def take(
         self, state: step_lib.RecoveryState, step: int
-    ) -> tuple[step_lib.RecoveryState, step_lib.StepMetrics]:
+    ) -> tuple[step_lib.RecoveryState, step_lib.RecoveryMetrics]:
         """See `steps.Learner`."""
         run = self._run
         batch = packing.pack(run.data.train, run.batches[step - 1], run.shape)
@@ -214,7 +214,7 @@ class _Learner:
             self.found = found
         self._began = time.monotonic()
 
-    def report(self, step: int, metrics: step_lib.StepMetrics) -> None:
+    def report(self, step: int, metrics: step_lib.RecoveryMetrics) -> None:
         """See `steps.Learner`."""
         run = self._run
         fetched = jax.device_get(metrics)

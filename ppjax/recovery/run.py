@@ -40,7 +40,7 @@ class RecoveryRun:
     def __init__(
         self,
         cfg: config_lib.RecoverConfig,
-        source: source_lib.Source,
+        source: source_lib.RecoverySource,
         data: data_lib.Data,
         directory: run_directory.RunDirectory,
         mesh: jax.sharding.Mesh,
@@ -195,7 +195,7 @@ class RecoveryRun:
 
 
 def make_method(
-    cfg: config_lib.RecoverConfig, source: source_lib.Source
+    cfg: config_lib.RecoverConfig, source: source_lib.RecoverySource
 ) -> methods.Method:
     """What the settings ask to train."""
     if cfg.lora_rank:

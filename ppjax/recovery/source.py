@@ -7,14 +7,15 @@ import pathlib
 import numpy as np
 
 from ppjax.base import errors, reading
-from ppjax.exporting import hf_export, model_card
+from ppjax.exporting import model_card
+from ppjax.exporting import source as export_source
 from ppjax.masking import apply, pmask
 from ppjax.models import base_model, loading
 from ppjax.recovery import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RecoverySource:
     """A model to recover.
 
     Attributes:
@@ -38,7 +39,7 @@ class Source:
         return {'mask': hashlib.sha256(bits.tobytes()).hexdigest()}
 
 
-def open_source(cfg: config_lib.RecoverConfig) -> Source:
+def open_source(cfg: config_lib.RecoverConfig) -> RecoverySource:
     """Opens what resolved settings name; no weights are read.
 
     Raises:
@@ -47,20 +48,20 @@ def open_source(cfg: config_lib.RecoverConfig) -> Source:
     """
     if cfg.model:
         files, system_prompt = apply.open_exported(cfg.model)
-        return Source(files, files, None, system_prompt)
+        return RecoverySource(files, files, None, system_prompt)
     files = base_model.open_base_model(cfg.base_model)
     if not cfg.mask:
-        return Source(files, files, None, '')
+        return RecoverySource(files, files, None, '')
     persona_mask = pmask.load(cfg.mask)
     persona_mask.check_base(
         files.fingerprint(), files.config.num_layers, files.config.d_ff
     )
     loading.check_tensors(files.reader, files.config)
     model = persona_mask.kind.pruned(files, persona_mask.mask)
-    return Source(files, model, persona_mask, persona_mask.system_prompt)
+    return RecoverySource(files, model, persona_mask, persona_mask.system_prompt)
 
 
-def refuse_inside_output(cfg: config_lib.RecoverConfig, source: Source) -> None:
+def refuse_inside_output(cfg: config_lib.RecoverConfig, source: RecoverySource) -> None:
     """Refuses to write over what is read: --overwrite would delete it.
 
     Raises:
@@ -76,7 +77,9 @@ def refuse_inside_output(cfg: config_lib.RecoverConfig, source: Source) -> None:
             )
 
 
-def card_before(source: Source, dtype: str, command: str, *, has_template: bool) -> str:
+def card_before(
+    source: RecoverySource, dtype: str, command: str, *, has_template: bool
+) -> str:
     """The model card of what recovery started from.
 
     Args:
@@ -92,26 +95,10 @@ def card_before(source: Source, dtype: str, command: str, *, has_template: bool)
             data = reading.read_bytes(folder / 'README.md', 'Model card')
             return data.decode('utf-8', 'replace')
         return model_card.bare(files.name, model_card.inherited_license(files.reader))
-    keep = source.persona_mask.keep
-    dense = hf_export.parameter_count(files)
-    pruned = hf_export.parameter_count(source.model)
-    width = hf_export.DTYPES[dtype][0].itemsize
+    mask = source.persona_mask
+    pruned = export_source.ExportSource(
+        files, mask.base_fingerprint, mask.mask, source.system_prompt, (), mask.kind
+    )
     return model_card.render(
-        model_card.Facts(
-            base_name=files.name,
-            base_fingerprint=source.persona_mask.base_fingerprint,
-            license=model_card.inherited_license(files.reader),
-            system_prompt=source.system_prompt,
-            chat_template=has_template,
-            num_layers=files.config.num_layers,
-            d_ff=files.config.d_ff,
-            keep=keep,
-            dtype=dtype,
-            parameters=(dense, pruned),
-            weight_bytes=(dense * width, pruned * width),
-            command=command,
-            kept_blocks=tuple(source.persona_mask.indices()[0].tolist())
-            if source.persona_mask.granularity == pmask.BLOCKS
-            else None,
-        )
+        export_source.facts(pruned, dtype, command, has_template=has_template)
     )

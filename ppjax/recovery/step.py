@@ -27,7 +27,7 @@ class RecoveryState(NamedTuple):
     optimizer: Any
 
 
-class StepMetrics(NamedTuple):
+class RecoveryMetrics(NamedTuple):
     """Figures of one step, scalars.
 
     Attributes:
@@ -40,7 +40,7 @@ class StepMetrics(NamedTuple):
 
 
 Step = Callable[
-    [RecoveryState, Weights, packing.PackedBatch], tuple[RecoveryState, StepMetrics]
+    [RecoveryState, Weights, packing.PackedBatch], tuple[RecoveryState, RecoveryMetrics]
 ]
 
 
@@ -84,7 +84,7 @@ def make_recovery_step(
 
     def step(
         state: RecoveryState, frozen: Weights, batch: packing.PackedBatch
-    ) -> tuple[RecoveryState, StepMetrics]:
+    ) -> tuple[RecoveryState, RecoveryMetrics]:
         total = jnp.sum(batch.weights)
         # Once a step, not once a micro-batch; the gradient by what was cast is that
         # by the float32 arrays.
@@ -105,7 +105,7 @@ def make_recovery_step(
         updates, moments = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         squares = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(grads)]
-        metrics = StepMetrics(
+        metrics = RecoveryMetrics(
             loss=value / total, grad_norm=jnp.sqrt(jnp.sum(jnp.stack(squares)))
         )
         return RecoveryState(trained, moments), metrics
@@ -119,7 +119,7 @@ def make_recovery_step(
 
     def run(
         state: RecoveryState, frozen: Weights, batch: packing.PackedBatch
-    ) -> tuple[RecoveryState, StepMetrics]:
+    ) -> tuple[RecoveryState, RecoveryMetrics]:
         placed = sharding.spread(batch, sharding.rows(mesh))
         return execution.call(mesh, compiled, state, frozen, placed)
 

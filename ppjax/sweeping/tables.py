@@ -30,10 +30,10 @@ def spread(figure: aggregate.Figure | None, *, counted: bool = False) -> str:
     return ', '.join(parts)
 
 
-def _cell(figure: aggregate.Figure | None, *, counted: bool = False) -> views.Cell:
+def _cell(figure: aggregate.Figure | None, *, counted: bool = False) -> views.TableCell:
     if figure is None:
         return views.NOTHING
-    return views.Cell(
+    return views.TableCell(
         formats.signed(figure.mean, _DIGITS), spread(figure, counted=counted)
     )
 
@@ -44,7 +44,9 @@ def settings_table(
     """Every setting: mean NLL of all models, over personas and seeds."""
     rows = []
     for setting in aggregate.settings(found):
-        cells = [views.Cell(f'{setting.nll[name]:.{_DIGITS}f}') for name in _MODELS]
+        cells = [
+            views.TableCell(f'{setting.nll[name]:.{_DIGITS}f}') for name in _MODELS
+        ]
         rows.append(
             (_setting_label(setting, axes), [*cells, _cell(setting.gain, counted=True)])
         )

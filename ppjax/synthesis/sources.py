@@ -87,7 +87,7 @@ def read_instructions(
             for query_id, query, answer in shipped
             if query not in barred
         )
-        counts = mixture.Counts(
+        counts = mixture.SourceCounts(
             DEMO,
             read=len(shipped),
             excluded=len(shipped) - len(rows),

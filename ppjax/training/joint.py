@@ -271,7 +271,7 @@ class _Learner:
 
     def take(
         self, state: step_lib.TrainState, step: int
-    ) -> tuple[step_lib.TrainState, tuple[step_lib.Turn, step_lib.StepMetrics]]:
+    ) -> tuple[step_lib.TrainState, tuple[step_lib.Turn, step_lib.MaskStepMetrics]]:
         """See `steps.Learner`."""
         joint = self._joint
         chosen = joint.turns[step - 1]
@@ -324,7 +324,7 @@ class _Learner:
         self._began = time.monotonic()
 
     def report(
-        self, step: int, metrics: tuple[step_lib.Turn, step_lib.StepMetrics]
+        self, step: int, metrics: tuple[step_lib.Turn, step_lib.MaskStepMetrics]
     ) -> None:
         """See `steps.Learner`."""
         turn, found = metrics
@@ -333,7 +333,7 @@ class _Learner:
         self._began = time.monotonic()
         examples, losses, flips = 0, [], []
         for slot in np.nonzero(turn.active)[0]:
-            own = step_lib.StepMetrics(*(x[slot] for x in fetched))
+            own = step_lib.MaskStepMetrics(*(x[slot] for x in fetched))
             p = turn.persona[slot]
             run = self._joint.runs[p]
             own_step = int(turn.step[slot]) + 1

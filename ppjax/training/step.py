@@ -47,7 +47,7 @@ class Turn(NamedTuple):
     learning_rate: Any
 
 
-class StepMetrics(NamedTuple):
+class MaskStepMetrics(NamedTuple):
     """Figures of one step, [N] each.
 
     Attributes:
@@ -79,12 +79,12 @@ class Learning:
     """
 
     keep: int
-    estimator: str
-    objective: str
-    anneal: float
-    weight_decay: float
     remat: str
-    seed: int
+    estimator: str = 'ste'
+    objective: str = 'ce'
+    anneal: float = 0.0
+    weight_decay: float = 0.01
+    seed: int = 0
     granularity: str = granularity_lib.CHANNELS.name
 
 
@@ -162,7 +162,7 @@ def make_train_step(
         model: decoder_lib.Decoder,
         batch: packing.PackedBatch,
         turn: Turn,
-    ) -> tuple[TrainState, StepMetrics]:
+    ) -> tuple[TrainState, MaskStepMetrics]:
         def accumulate(carry: Any, rows: Any) -> tuple[Any, None]:
             found = jax.value_and_grad(micro_loss)(state.scores, model, rows, turn)
             return jax.tree.map(jnp.add, carry, found), None
@@ -175,7 +175,7 @@ def make_train_step(
         scores = state.scores - turn.learning_rate * updates
         keep = learning.keep
         flipped = topk.topk_mask(scores, keep) != topk.topk_mask(state.scores, keep)
-        metrics = StepMetrics(
+        metrics = MaskStepMetrics(
             loss=value,
             grad_norm=jnp.sqrt(jnp.sum(jnp.square(grad))),
             flip_fraction=jnp.mean(flipped.astype(jnp.float32)),
@@ -192,7 +192,7 @@ def make_train_step(
         model: decoder_lib.Decoder,
         batch: packing.PackedBatch,
         turn: Turn,
-    ) -> tuple[TrainState, StepMetrics]:
+    ) -> tuple[TrainState, MaskStepMetrics]:
         chex.assert_rank(state.scores, 3)
         chex.assert_equal_shape([*turn])
         model = weights.with_tables_gathered(model)

@@ -14,11 +14,11 @@ from ppjax.chat_api import client as client_lib
 _GOOD = {'choices': [{'message': {'content': 'Aye.'}, 'finish_reason': 'stop'}]}
 
 
-def _ask(url: str, count: int = 3, **settings) -> list[client_lib.Answer]:
+def _ask(url: str, count: int = 3, **settings) -> list[client_lib.Completion]:
     quick = {'backoff': 0.01, 'longest_wait': 0.02, 'notify': lambda line: None}
     chat = client_lib.ChatClient(url, 'tiny', **(quick | settings))
     body = {'messages': [{'role': 'user', 'content': 'Hello.'}], 'max_tokens': 5}
-    return list(chat.ask([client_lib.Call(str(x), body) for x in range(count)]))
+    return list(chat.ask([client_lib.ChatRequest(str(x), body) for x in range(count)]))
 
 
 def _refused(url: str, **settings) -> str:

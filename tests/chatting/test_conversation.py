@@ -96,10 +96,10 @@ def test_an_interrupted_answer_is_remembered_as_far_as_it_was_shown(loaded):
 
 
 def test_stats_leave_the_compiled_first_step_out():
-    answer = conversation.Answer('', None, 7, (2.0, 5.0, 5.5, 6.0))
+    answer = conversation.ChatAnswer('', None, 7, (2.0, 5.0, 5.5, 6.0))
     assert answer.stats() == 'prefill 2.00 s (7 tokens), 4 tokens at 2.0 tokens/s'
     assert (
-        conversation.Answer('', None, 7, (2.0, 5.0)).stats()
+        conversation.ChatAnswer('', None, 7, (2.0, 5.0)).stats()
         == 'prefill 2.00 s (7 tokens)'
     )
 

@@ -40,7 +40,7 @@ def _queries(mixed: mixture.Mixture) -> list[str]:
     return [row.query for row in mixed.rows]
 
 
-def _numbers(counts: mixture.Counts) -> dict[str, int]:
+def _numbers(counts: mixture.SourceCounts) -> dict[str, int]:
     return {
         name: value
         for name, value in dataclasses.asdict(counts).items()

@@ -37,7 +37,7 @@ class Trial:
     method: methods.Method
     frozen: weights.Weights
     state: step_lib.RecoveryState
-    metrics: list[step_lib.StepMetrics]
+    metrics: list[step_lib.RecoveryMetrics]
 
     @property
     def model(self) -> Any:

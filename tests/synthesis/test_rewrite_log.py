@@ -68,7 +68,7 @@ def test_every_reply_is_logged_and_good_ones_returned_in_order(log):
         backend, requests, log, gates=rewrite_gates.Gates(max_length=8)
     )
     assert list(kept.items()) == [('a', 'Aye.'), ('e', 'So.')]
-    assert counts == rewrite_log.Counts(
+    assert counts == rewrite_log.RewriteCounts(
         requests=8,
         reused=0,
         kept=2,

@@ -235,7 +235,7 @@ class ServerSpeaker:
         lost = dict.fromkeys(asked, 0)
         while asked:
             calls = [
-                client_lib.Call(
+                client_lib.ChatRequest(
                     str(number),
                     {
                         'messages': [_spaced(m, markup.spaced) for m in messages],

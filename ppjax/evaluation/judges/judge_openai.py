@@ -103,7 +103,7 @@ class OpenAIJudge:
                 stays away.
         """
         calls = [
-            client_lib.Call(
+            client_lib.ChatRequest(
                 # An answer's markers would end the judge's turn for it.
                 request.key,
                 _body(markup.spaced(request.prompt), max_tokens=1),
@@ -114,7 +114,7 @@ class OpenAIJudge:
             for answer in answers:
                 yield self._first_token(answer)
 
-    def _first_token(self, answer: client_lib.Answer) -> FirstToken:
+    def _first_token(self, answer: client_lib.Completion) -> FirstToken:
         if answer.choice is None:
             return FirstToken(answer.key, (), answer.failure)
         logprobs = replies.first_token_logprobs(answer.choice)
@@ -136,8 +136,8 @@ class OpenAIJudge:
         )
 
     def _ask(
-        self, calls: Sequence[client_lib.Call]
-    ) -> Generator[client_lib.Answer, None, None]:
+        self, calls: Sequence[client_lib.ChatRequest]
+    ) -> Generator[client_lib.Completion, None, None]:
         try:
             with contextlib.closing(self._client.ask(calls)) as answers:
                 yield from answers
@@ -158,7 +158,7 @@ class OpenAIJudge:
             InputError: if it comes as two tokens, or as `first_tokens` does.
         """
         body = _body(_NUMBER_QUESTION, max_tokens=_NUMBER_TOKENS)
-        (answer,) = self._ask([client_lib.Call(_NUMBER_CALL, body)])
+        (answer,) = self._ask([client_lib.ChatRequest(_NUMBER_CALL, body)])
         if answer.choice is None:
             return  # The requests themselves will fare alike.
         self._first_token(answer)

@@ -67,7 +67,7 @@ def _rows(name: str, spec: str) -> Iterator[tuple[str, Any]]:
 
 def questions(
     task: str, spec: str, *, dev: str | None = None, num_shots: int = 0
-) -> list[benchmarks.Question]:
+) -> list[benchmarks.ChoiceQuestion]:
     """The questions of one task.
 
     Args:

@@ -29,7 +29,7 @@ MOST_SHOTS = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class ChoiceQuestion:
     """A question with choices.
 
     Attributes:
@@ -96,7 +96,7 @@ def _row(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def piqa(rows: Iterable[tuple[str, Any]]) -> list[Question]:
+def piqa(rows: Iterable[tuple[str, Any]]) -> list[ChoiceQuestion]:
     """Rows {"goal", "sol1", "sol2", "label"}.
 
     Args:
@@ -112,11 +112,11 @@ def piqa(rows: Iterable[tuple[str, Any]]) -> list[Question]:
         solutions = (_text(row, 'sol1', where), _text(row, 'sol2', where))
         gold = _label(row.get('label'), 2, where)
         context = f'Question: {goal}\nAnswer:'
-        questions.append(Question(where, context, solutions, gold))
+        questions.append(ChoiceQuestion(where, context, solutions, gold))
     return questions
 
 
-def openbookqa(rows: Iterable[tuple[str, Any]]) -> list[Question]:
+def openbookqa(rows: Iterable[tuple[str, Any]]) -> list[ChoiceQuestion]:
     """Rows in any of three forms.
 
     {"question", "choices": [4], "label"}; the Hub's {"question_stem", "choices":
@@ -140,7 +140,7 @@ def openbookqa(rows: Iterable[tuple[str, Any]]) -> list[Question]:
             gold = names.index(gold.strip()) if gold.strip() in names else gold
         choices = _choices(listed, where)
         questions.append(
-            Question(where, stem, choices, _label(gold, len(choices), where))
+            ChoiceQuestion(where, stem, choices, _label(gold, len(choices), where))
         )
     return questions
 
@@ -185,7 +185,7 @@ def mmlu(
     shots: Iterable[tuple[str, Any]] = (),
     *,
     num_shots: int = 0,
-) -> list[Question]:
+) -> list[ChoiceQuestion]:
     """Rows {"subject", "question", "choices": [4], "label" or "answer"}.
 
     Args:
@@ -215,7 +215,7 @@ def mmlu(
         for shot in own:
             context += f'{shot.prompt} {_LETTERS[shot.gold]}\n\n'
         questions.append(
-            Question(
+            ChoiceQuestion(
                 item.where,
                 context + item.prompt,
                 tuple(_LETTERS),
@@ -242,7 +242,7 @@ class Accuracy:
 
 
 def predictions(
-    questions: Sequence[Question], scores: Sequence[Sequence[float]]
+    questions: Sequence[ChoiceQuestion], scores: Sequence[Sequence[float]]
 ) -> tuple[list[int], list[int]]:
     """The likeliest choices, and the likeliest by character.
 

@@ -40,7 +40,7 @@ def evaluate(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
     tokenizer: transformers.PreTrainedTokenizerBase,
-    questions: Sequence[benchmarks.Question],
+    questions: Sequence[benchmarks.ChoiceQuestion],
     *,
     batch_tokens: int,
     progress: Callable[[int, int], None],
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def summarise(
-    questions: Sequence[benchmarks.Question], scores: list[list[float]]
+    questions: Sequence[benchmarks.ChoiceQuestion], scores: list[list[float]]
 ) -> Scores:
     """Predictions and accuracies from the log-likelihoods of choices."""
     plain, by_character = benchmarks.predictions(questions, scores)
@@ -130,7 +130,9 @@ def summarise(
     )
 
 
-def as_json(questions: Sequence[benchmarks.Question], scores: Scores) -> dict[str, Any]:
+def as_json(
+    questions: Sequence[benchmarks.ChoiceQuestion], scores: Scores
+) -> dict[str, Any]:
     """The figures of one model as results/TASK.json keeps them."""
 
     def figure(accuracy: benchmarks.Accuracy | None) -> dict[str, Any] | None:

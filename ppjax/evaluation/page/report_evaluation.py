@@ -98,7 +98,9 @@ def _hits(model: Mapping[str, Any], key: str) -> list[tuple[Any, bool]] | None:
     return [(row.get('where'), row['gold'] == row[key]) for row in rows]
 
 
-def _paired(dense: Mapping[str, Any], other: Mapping[str, Any], key: str) -> views.Cell:
+def _paired(
+    dense: Mapping[str, Any], other: Mapping[str, Any], key: str
+) -> views.TableCell:
     """Mean of the differences, question by question, and its standard error."""
     before, after = _hits(dense, key), _hits(other, key)
     if not before or not after or [x for x, _ in before] != [x for x, _ in after]:
@@ -106,16 +108,16 @@ def _paired(dense: Mapping[str, Any], other: Mapping[str, Any], key: str) -> vie
     right = np.array([(b, a) for (_, b), (_, a) in zip(before, after, strict=True)])
     gains = right[:, 1].astype(float) - right[:, 0]
     error = np.std(gains, ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else None
-    return views.Cell(
+    return views.TableCell(
         formats.signed(gains.mean()), '' if error is None else formats.plus_minus(error)
     )
 
 
-def _accuracy(figure: Any) -> views.Cell:
+def _accuracy(figure: Any) -> views.TableCell:
     value, error = (number(mapping(figure).get(key)) for key in ('value', 'stderr'))
     if value is None:
         return views.NOTHING
-    return views.Cell(
+    return views.TableCell(
         f'{value:.4f}', '' if error is None else formats.plus_minus(error)
     )
 
@@ -295,7 +297,7 @@ def _speed(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Section |
     )
 
 
-def _three(ratio: float | None) -> views.Cell:
+def _three(ratio: float | None) -> views.TableCell:
     return views.cell(ratio, formats.decimals(3))
 
 
@@ -304,14 +306,14 @@ def _ratio(before: Any, after: Any) -> float | None:
     return None if not first or last is None else last / first
 
 
-def _shape_cell(flops: float | None, read: float | None) -> views.Cell:
+def _shape_cell(flops: float | None, read: float | None) -> views.TableCell:
     if flops is None:
         return views.NOTHING
     more = '' if read is None else f'; weights read {read:.3f}'
-    return views.Cell(f'{flops:.3f}', f'FLOPs{more}')
+    return views.TableCell(f'{flops:.3f}', f'FLOPs{more}')
 
 
-def _spread(spread: Mapping[str, Any], scale: float) -> views.Cell:
+def _spread(spread: Mapping[str, Any], scale: float) -> views.TableCell:
     ends = [spread.get('min'), spread.get('max')]
 
     def show(value: float) -> str:

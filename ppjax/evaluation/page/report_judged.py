@@ -113,22 +113,22 @@ def judge(
 
 def _score_rows(
     figures: Mapping[str, dict[str, Any]],
-) -> list[tuple[str, list[views.Cell]]]:
+) -> list[tuple[str, list[views.TableCell]]]:
     two = formats.decimals(2)
 
-    def change(own: dict[str, Any]) -> views.Cell:
+    def change(own: dict[str, Any]) -> views.TableCell:
         found = mapping(own.get('to_dense'))
         return views.cell(found.get('mean'), formats.points, found.get('interval'))
 
-    def scored(own: dict[str, Any]) -> views.Cell:
+    def scored(own: dict[str, Any]) -> views.TableCell:
         count, of = number(own.get('n_scored')), number(own.get('n'))
         return (
             views.NOTHING
             if None in (count, of)
-            else views.Cell(f'{count:.0f} of {of:.0f}')
+            else views.TableCell(f'{count:.0f} of {of:.0f}')
         )
 
-    rows: list[tuple[str, Callable[[dict[str, Any]], views.Cell]]] = [
+    rows: list[tuple[str, Callable[[dict[str, Any]], views.TableCell]]] = [
         (
             'Mean over personas',
             lambda own: views.cell(
@@ -175,7 +175,7 @@ def _persona_table(figures: Mapping[str, dict[str, Any]]) -> views.Table | None:
         cells += [
             views.NOTHING
             if values[0] is None or value is None
-            else views.Cell(formats.points(value - values[0]))
+            else views.TableCell(formats.points(value - values[0]))
             for value in values[1:]
         ]
         rows.append((persona, cells))
@@ -271,7 +271,7 @@ def failure_types(result: Mapping[str, Any]) -> views.Section | None:
         cells = [
             views.cell(low, formats.decimals(0)),
             *(
-                views.Cell(
+                views.TableCell(
                     f'{count:.0f}', '' if share is None else formats.percent(share)
                 )
                 if count is not None
@@ -280,7 +280,7 @@ def failure_types(result: Mapping[str, Any]) -> views.Section | None:
             ),
         ]
         if of and low is not None:
-            cells[0] = views.Cell(f'{low:.0f}', f'of {of:.0f}')
+            cells[0] = views.TableCell(f'{low:.0f}', f'of {of:.0f}')
             parts = [
                 (paint, (count or 0.0) / of)
                 for paint, count in zip(_TYPE_PAINTS, counts, strict=True)
@@ -335,7 +335,9 @@ def multi_turn(
         ]
         if points:
             figures = np.array(points, float).T
-            courses.append(charts.Course(*report_views.look(name, of_page), *figures))
+            courses.append(
+                charts.DialogueLine(*report_views.look(name, of_page), *figures)
+            )
     plot = charts.turns_plot(
         'Consistency by turn',
         courses,
@@ -407,10 +409,10 @@ def _with_slope(name: str, own: Mapping[str, Any]) -> str:
     return f'{label}, {formats.signed(slope, 3)} points a turn'
 
 
-def _turn(entry: Mapping[str, Any]) -> views.Cell:
+def _turn(entry: Mapping[str, Any]) -> views.TableCell:
     mean, std, count = (number(entry.get(key)) for key in ('mean', 'std', 'n_scored'))
     if mean is None:
         return views.NOTHING
     details = [] if std is None else [f'SD {std:.2f}']
     details += [] if count is None else [f'{count:.0f} scored']
-    return views.Cell(f'{mean:.2f}', ', '.join(details))
+    return views.TableCell(f'{mean:.2f}', ', '.join(details))

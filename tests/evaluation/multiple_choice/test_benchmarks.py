@@ -125,8 +125,8 @@ def test_bad_rows_are_named(read, row, message):
 
 
 def test_predictions_by_likelihood_and_by_character():
-    question = benchmarks.Question('', '', ('four', 'nine eight'), 0)
-    tied = benchmarks.Question('', '', ('ab', 'cd', 'ef'), 1)
+    question = benchmarks.ChoiceQuestion('', '', ('four', 'nine eight'), 0)
+    tied = benchmarks.ChoiceQuestion('', '', ('ab', 'cd', 'ef'), 1)
     plain, by_character = benchmarks.predictions(
         [question, tied], [[-4.0, -9.0], [-2.0, -1.0, -1.0]]
     )

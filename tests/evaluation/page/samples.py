@@ -92,7 +92,7 @@ def benchmark_result(task: str, choices: int, groups: tuple[str, ...] = ('',)) -
     rng = np.random.default_rng(len(task))
     count = 60
     questions = [
-        benchmarks.Question(
+        benchmarks.ChoiceQuestion(
             where=f'{task}.jsonl:{i + 1}',
             context='Why?',
             choices=tuple('s' * (n + 20) for n in range(choices)),

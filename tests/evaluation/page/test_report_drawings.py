@@ -101,7 +101,7 @@ def test_the_band_is_one_deviation_within_the_scale():
     turns = np.arange(1.0, 4.0)
     means, stds = np.array([3.0, 4.8, 2.0]), np.array([0.5, 0.5, 0.25])
     assert charts.turns_plot('Turns', [], []) is None
-    course = charts.Course('learned', 'solid', turns, means, stds)
+    course = charts.DialogueLine('learned', 'solid', turns, means, stds)
     plot = charts.turns_plot('Turns', [course], [])
     assert plot is not None
     (line,) = re.findall(
