@@ -25,7 +25,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from fuzzing import commands, feeding, judging, material
 
-from ppjax.base import atomic, errors, flags, progress, settings
+from ppjax.base import atomic, errors, flags, progress, ranges
 
 Counts = dict[str, collections.Counter[str]]
 
@@ -34,9 +34,11 @@ Counts = dict[str, collections.Counter[str]]
 class Settings:
     """How much is fed."""
 
-    cases: int = flags.setting(5000, 'Bad inputs fed in-process.')
-    commands: int = flags.setting(150, 'Bad command lines.')
-    jobs: int = flags.setting(2, 'Processes fed, or command lines run, at a time.')
+    cases: int = flags.setting(5000, 'Bad inputs fed in-process.', least=0)
+    commands: int = flags.setting(150, 'Bad command lines.', least=0)
+    jobs: int = flags.setting(
+        2, 'Processes fed, or command lines run, at a time.', least=1
+    )
     only: str | None = flags.setting(
         None,
         'Targets, with commas between them; all by default: '
@@ -51,10 +53,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        settings.require(
-            self, 'not be negative', lambda value: value >= 0, 'cases', 'commands'
-        )
-        settings.require(self, 'be at least 1', lambda value: value >= 1, 'jobs')
+        ranges.check(self)
         if unknown := [name for name in self.targets if name not in feeding.TARGETS]:
             raise errors.InputError(f'--only: there is no target {unknown[0]!r}.')
         if self.case is not None and len(self.targets) != 1:

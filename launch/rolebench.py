@@ -7,7 +7,7 @@ persona texts are ours (launch/rolebench_personas.jsonl). Each role's rows are
 shuffled with a fixed seed and split 440 / 60; the first generated answer is learned.
 `train_all_answers.jsonl` has every answer to the same 440 questions, so that longer
 runs need not repeat any.
-With --shared_steps, one mask is learned first for all roles together, and each role
+With --shared_steps, one mask is learned first for all roles that are learned, and each
 starts from it. It learns all answers to questions that no role is measured on.
 With --measure_on=dev, all masks learn from 380 of a role's 440 rows and are measured on
 the other 60, so that settings can be chosen before the held-out rows are looked at.
@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from ppjax.base import atomic
+from ppjax.base import atomic, json_lines
 from ppjax.personas import prompts
 
 _HERE = pathlib.Path(__file__).parent
@@ -111,8 +111,7 @@ def write_split(
 
     def write(name: str, chats: Iterable[dict[str, Any]]) -> pathlib.Path:
         path = folder / f'{name}.jsonl'
-        lines = [json.dumps(chat, ensure_ascii=False) + '\n' for chat in chats]
-        atomic.write_text(path, ''.join(lines))
+        json_lines.write(path, chats)
         return path
 
     return Split(
@@ -161,21 +160,27 @@ def write_shared(
     return paths
 
 
-def learn(
-    calibration: Sequence[pathlib.Path], run: pathlib.Path, *options: str
-) -> pathlib.Path:
-    """Learns a mask with configs/rolebench.flags, or goes on; the mask file."""
+def learn(roles: Iterable[str], rows: pathlib.Path, *options: str) -> None:
+    """Learns roles' masks with configs/rolebench.flags, or goes on.
+
+    Args:
+        roles: folders of their rows.
+        rows: of a role's calibration and held-out rows, with {persona} for the role.
+        options: more flags.
+    """
     command = [
         sys.executable,
         '-m',
         'ppjax.train',
         f'--flagfile={_HERE.parent / "configs" / "rolebench.flags"}',
-        f'--calibration={",".join(map(str, calibration))}',
-        f'--output_dir={run}',
+        f'--personas={",".join(roles)}',
+        # As if each were learned alone, and in the memory of one.
+        '--personas_per_step=1',
+        f'--calibration={rows / "train.jsonl"}',
+        f'--heldout={rows / "test.jsonl"}',
         *options,
     ]
     subprocess.run(command, check=True)
-    return run / 'mask.pmask'
 
 
 def measure(
@@ -257,41 +262,40 @@ def main(argv: list[str]) -> None:
     dev = _MEASURE_ON.value == 'dev'
     shared_steps = _SHARED_STEPS.value or ['0'] * len(_SPARSITIES.value)
     results = []
+    learned = {
+        name: role
+        for name, role in roles.items()
+        if not _ROLES.value or role in _ROLES.value
+    }
+    own = output / '{persona}' / ('dev' if dev else '')
     for sparsity, steps, shared in zip(
         _SPARSITIES.value, _STEPS.value, shared_steps, strict=True
     ):
-        start = ['--score_init=activation']
-        mask = None
+        # Several settings are tried on the same rows.
+        tried = f'-scale_{_SCORE_SCALE.value}' if dev and int(shared) else ''
+        run = output / ('dev' if dev else '') / f'sparsity_{sparsity}{tried}'
+        options = [
+            f'--sparsity={sparsity}',
+            f'--steps={steps}',
+            f'--output_dir={run}',
+        ]
         if int(shared):
-            print(f'== all roles, sparsity {sparsity}', file=sys.stderr, flush=True)
             common = output / 'shared' / ('dev' if dev else '')
-            mask = learn(
-                write_shared(splits, _MEASURE_ON.value, common),
-                common / f'sparsity_{sparsity}',
-                f'--sparsity={sparsity}',
-                f'--steps={shared}',
-            )
-            start = [f'--score_init={mask}', f'--score_scale={_SCORE_SCALE.value}']
-        for name, role in roles.items():
-            if _ROLES.value and role not in _ROLES.value:
-                continue
+            write_shared(splits, _MEASURE_ON.value, common)
+            options += [
+                f'--shared_steps={shared}',
+                f'--shared_calibration={common / "{persona}.jsonl"}',
+                f'--score_scale={_SCORE_SCALE.value}',
+            ]
+        print(f'== sparsity {sparsity}', file=sys.stderr, flush=True)
+        learn(learned, own, *options)
+        for name, role in learned.items():
             split = splits[name][_MEASURE_ON.value]
-            folder = split.train.parent
-            # Several settings are tried on the same rows.
-            tried = f'-scale_{_SCORE_SCALE.value}' if dev and mask else ''
-            run = folder / f'sparsity_{sparsity}{tried}'
-            print(f'== {role}, sparsity {sparsity}', file=sys.stderr, flush=True)
-            learn(
-                [split.train],
-                run,
-                f'--heldout={split.measured}',
-                f'--sparsity={sparsity}',
-                f'--steps={steps}',
-                *start,
-            )
-            result = result_of(role, run) | {'shared_steps': int(shared)}
-            if mask is not None:
-                directory = folder / f'shared_{sparsity}'
+            result = result_of(role, run / 'personas' / name)
+            result['shared_steps'] = int(shared)
+            if int(shared):
+                mask = run / 'shared' / 'mask' / 'mask.pmask'
+                directory = split.train.parent / f'shared_{sparsity}'
                 result['nll']['shared'] = measure(mask, split.measured, directory)
             results.append(result)
             atomic.write_json(

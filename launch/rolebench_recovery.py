@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax.base import atomic, errors, flags
+from ppjax.base import atomic, errors, flags, ranges, settings
 from ppjax.evaluation import bootstrap
 
 
@@ -34,7 +34,7 @@ class Settings:
     )
     mask_run: str = flags.setting(
         'sparsity_0.5',
-        "Run of mask learning to go on from, in each role's folder.",
+        'Run of mask learning in --runs, of all roles, to go on from.',
         path=True,
     )
     steps: int = flags.setting(63, 'Optimizer steps of 16 examples.')
@@ -47,15 +47,11 @@ class Settings:
     lora_rates: str = flags.setting(
         '2e-3', 'Learning rates for adapters, likewise.', may_be_empty=True
     )
-    lora_rank: int = flags.setting(16, 'Rank of the adapters.')
+    lora_rank: int = flags.setting(16, 'Rank of the adapters.', least=1)
 
     def __post_init__(self) -> None:
-        if not self.roles:
-            raise errors.InputError('--roles must be given.')
-        if self.lora_rank < 1:
-            raise errors.InputError(
-                f'--lora_rank must be at least 1, got {self.lora_rank}.'
-            )
+        settings.require_given(self, 'roles')
+        ranges.check(self)
 
     @property
     def tried(self) -> list[tuple[int, str]]:
@@ -89,7 +85,7 @@ def recover(settings: Settings, role: str, rank: int, rate: str) -> dict[str, An
         sys.executable,
         '-m',
         'ppjax.recover',
-        f'--run={folder / settings.mask_run}',
+        f'--run={pathlib.Path(settings.runs, settings.mask_run, "personas", role)}',
         f'--calibration={folder / "train_all_answers.jsonl"}',
         f'--heldout={folder / "test.jsonl"}',
         f'--steps={settings.steps}',

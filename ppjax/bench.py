@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ppjax import demo
-from ppjax.base import atomic, compile_cache, errors, flags, settings, versions
+from ppjax.base import atomic, compile_cache, errors, flags, ranges, settings, versions
 from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import (
     costs,
@@ -106,12 +106,13 @@ class BenchConfig:
         path=True,
     )
     steps: int = flags.setting(
-        24, 'For personas and mask_step: optimizer steps of each side.'
+        24, 'For personas and mask_step: optimizer steps of each side.', least=1
     )
     batch_size: int = flags.setting(
         8,
         'For personas and mask_step: examples a step of each side; for infer, prompts '
         'at a time.',
+        least=1,
     )
     sparsity: float = flags.setting(
         0.25,
@@ -119,7 +120,7 @@ class BenchConfig:
         within='[0, 1)',
     )
     align: int = flags.setting(
-        64, 'For personas: kept channels are rounded to a multiple of this.'
+        64, 'For personas: kept channels are rounded to a multiple of this.', least=1
     )
     mask: str | None = flags.setting(
         None,
@@ -138,12 +139,14 @@ class BenchConfig:
     batches: str = flags.setting(
         '1,8,64', 'For generate: prompts at a time, one number after the other.'
     )
-    prompt_length: int = flags.setting(128, 'For generate and infer: tokens of each.')
+    prompt_length: int = flags.setting(
+        128, 'For generate and infer: tokens of each.', least=1
+    )
     answer_length: int = flags.setting(
-        64, 'For generate and infer: tokens of every answer.'
+        64, 'For generate and infer: tokens of every answer.', least=2
     )
     rounds: int = flags.setting(
-        3, 'For generate, infer and load: how often each side runs.'
+        3, 'For generate, infer and load: how often each side runs.', least=1
     )
     remat: str = flags.setting(
         'dots',
@@ -176,8 +179,10 @@ class BenchConfig:
         'For personas: a new folder that the runs go to.',
         path=True,
     )
-    max_length: int = flags.setting(1024, 'Longer prompts, in tokens, are left out.')
-    max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.')
+    max_length: int = flags.setting(
+        1024, 'Longer prompts, in tokens, are left out.', least=1
+    )
+    max_tokens: int = flags.setting(64, 'For rewriting: the longest reply.', least=1)
     date: str = flags.setting(
         settings.DATE, 'The date that chat templates which print one are told.'
     )
@@ -186,22 +191,7 @@ class BenchConfig:
     )
 
     def __post_init__(self) -> None:
-        settings.require(
-            self,
-            'be at least 1',
-            lambda value: value >= 1,
-            'steps',
-            'batch_size',
-            'max_length',
-            'max_tokens',
-            'prompt_length',
-            'rounds',
-            'align',
-        )
-        settings.require(
-            self, 'be at least 2', lambda value: value >= 2, 'answer_length'
-        )
-        settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity')
+        ranges.check(self)
 
 
 def _queries(cfg: BenchConfig) -> list[instructions.Instruction]:
@@ -330,77 +320,66 @@ def _costs(cfg: BenchConfig) -> dict[str, Any]:
     )
 
 
-def _write(cfg: BenchConfig, found: dict[str, Any]) -> int:
+def _compared(cfg: BenchConfig, what: str) -> dict[str, Any]:
+    """The figures of one comparison."""
+    if what == 'personas':
+        return many_personas.compare(
+            [name.strip() for name in cfg.names.split(',')],
+            base_model=cfg.base_model,
+            calibration=cfg.calibration,
+            steps=cfg.steps,
+            batch_size=cfg.batch_size,
+            align=cfg.align,
+            output_dir=cfg.output_dir,
+        )
+    if what == 'costs':
+        return _costs(cfg)
+    if what == 'load' and cfg.mesh:
+        hf_config = base_model.read_hf_config(cfg.base_model)
+        return sharded_load.measure(hf_config, dtype=cfg.dtype, mesh=cfg.mesh)
+    base = base_model.open_base_model(cfg.base_model)
+    if what == 'benchmarks':
+        return _benchmarks(cfg, base)
+    if what == 'generate':
+        return _generate(cfg, base)
+    if what == 'infer':
+        return _infer(cfg, base)
+    if what == 'load':
+        return load.compare(base, rounds=cfg.rounds, dtype=cfg.dtype)
+    renderer = chat.ChatRenderer(
+        base.tokenizer(), date=cfg.date, vocab_size=base.config.vocab_size
+    )
+    if what == 'mask_step':
+        return _mask_step(cfg, base, renderer)
+    rows, personas = _queries(cfg), _personas(cfg)
+    if what == 'rewriting':
+        requests = rewriting.requests_for(personas[0], rows, with_reference=True)
+        return rewriting_bench.compare(
+            base, renderer, requests, max_tokens=cfg.max_tokens
+        )
+    return scoring_bench.compare(
+        base,
+        renderer,
+        [persona.system_prompt for persona in personas],
+        [row.query for row in rows],
+        max_length=cfg.max_length,
+    )
+
+
+def main(cfg: BenchConfig, what: str) -> int:
+    """Compares and prints."""
+    compile_cache.enable()
+    found = _compared(cfg, what)
     found |= {'settings': dataclasses.asdict(cfg), 'versions': versions.versions()}
     text = json.dumps(found, indent=2, ensure_ascii=False)
     print(text)
     if cfg.result:
         atomic.write_text(cfg.result, text + '\n')
         progress_lib.say(f'Written to {cfg.result}.')
+    if what == 'costs' and cfg.page:
+        atomic.write_text(cfg.page, costs_page.render(found))
+        progress_lib.say(f'Page: {cfg.page}')
     return 0
-
-
-def main(cfg: BenchConfig, what: str) -> int:
-    """Compares and prints."""
-    compile_cache.enable()
-    found: dict[str, Any]
-    if what == 'personas':
-        names = [name.strip() for name in cfg.names.split(',')]
-        return _write(
-            cfg,
-            many_personas.compare(
-                names,
-                base_model=cfg.base_model,
-                calibration=cfg.calibration,
-                steps=cfg.steps,
-                batch_size=cfg.batch_size,
-                align=cfg.align,
-                output_dir=cfg.output_dir,
-            ),
-        )
-    if what == 'costs':
-        found = _costs(cfg)
-        _write(cfg, found)
-        if cfg.page:
-            atomic.write_text(cfg.page, costs_page.render(found))
-            progress_lib.say(f'Page: {cfg.page}')
-        return 0
-    if what == 'load' and cfg.mesh:
-        hf_config = base_model.read_hf_config(cfg.base_model)
-        return _write(
-            cfg, sharded_load.measure(hf_config, dtype=cfg.dtype, mesh=cfg.mesh)
-        )
-    base = base_model.open_base_model(cfg.base_model)
-    if what == 'benchmarks':
-        return _write(cfg, _benchmarks(cfg, base))
-    if what == 'generate':
-        return _write(cfg, _generate(cfg, base))
-    if what == 'infer':
-        return _write(cfg, _infer(cfg, base))
-    if what == 'load':
-        return _write(cfg, load.compare(base, rounds=cfg.rounds, dtype=cfg.dtype))
-    renderer = chat.ChatRenderer(
-        base.tokenizer(), date=cfg.date, vocab_size=base.config.vocab_size
-    )
-    if what == 'mask_step':
-        return _write(cfg, _mask_step(cfg, base, renderer))
-    rows, personas = _queries(cfg), _personas(cfg)
-    if what == 'scoring':
-        found = scoring_bench.compare(
-            base,
-            renderer,
-            [persona.system_prompt for persona in personas],
-            [row.query for row in rows],
-            max_length=cfg.max_length,
-        )
-    else:
-        found = rewriting_bench.compare(
-            base,
-            renderer,
-            rewriting.requests_for(personas[0], rows, with_reference=True),
-            max_tokens=cfg.max_tokens,
-        )
-    return _write(cfg, found)
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from ppjax.base import atomic, errors, flags, progress, settings
+from ppjax.base import atomic, errors, flags, progress, ranges, settings
 from ppjax.learning import loss
 from ppjax.models import base_model, decoder
 from ppjax.models import config as config_lib
@@ -41,12 +41,14 @@ class PlanConfig:
     mesh: str | None = flags.setting(
         None, 'As for python -m ppjax.train; by default all devices along fsdp.'
     )
-    batch_size: int = flags.setting(64, 'Examples a step.')
-    micro_batches: int = flags.setting(1, 'Parts that a step is accumulated from.')
-    prompt_length: int = flags.setting(
-        256, "Tokens of the persona's prompt, which all examples share."
+    batch_size: int = flags.setting(64, 'Examples a step.', least=1)
+    micro_batches: int = flags.setting(
+        1, 'Parts that a step is accumulated from.', least=1
     )
-    answer_length: int = flags.setting(256, 'Tokens of every answer.')
+    prompt_length: int = flags.setting(
+        256, "Tokens of the persona's prompt, which all examples share.", least=1
+    )
+    answer_length: int = flags.setting(256, 'Tokens of every answer.', least=1)
     dtype: str = flags.setting(
         'bfloat16', 'Of weights and activations.', choices=settings.DTYPES
     )
@@ -68,9 +70,9 @@ class PlanConfig:
         'how many there are.',
     )
     personas_per_step: int = flags.setting(
-        4, 'Of --personas, how many take an optimizer step side by side.'
+        4, 'Of --personas, how many take an optimizer step side by side.', least=1
     )
-    steps: int = flags.setting(1000, 'Of the whole run, for its hours.')
+    steps: int = flags.setting(1000, 'Of the whole run, for its hours.', least=1)
     utilisation: float = flags.setting(
         0.4,
         "Share of the chips' stated peak that useful FLOPs are taken to reach.",
@@ -84,27 +86,12 @@ class PlanConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.base_model:
-            raise errors.InputError('--base_model must be given.')
-        settings.require(
-            self,
-            'be at least 1',
-            lambda value: value >= 1,
-            'batch_size',
-            'micro_batches',
-            'prompt_length',
-            'answer_length',
-            'personas_per_step',
-            'steps',
-        )
+        settings.require_given(self, 'base_model')
+        ranges.check(self)
         if not 1 <= self.num_personas <= _MOST_PERSONAS:
             raise errors.InputError(
                 f'--personas must be 1 to {_MOST_PERSONAS}, got {self.personas}.'
             )
-        settings.require(self, 'be in [0, 1)', lambda value: 0 <= value < 1, 'sparsity')
-        settings.require(
-            self, 'be in (0, 1]', lambda value: 0 < value <= 1, 'utilisation'
-        )
 
     @property
     def num_personas(self) -> int:

@@ -312,8 +312,8 @@ def test_a_mask_of_another_base_is_refused(
             },
             'one of them',
         ),
-        ({'output_dir': 'r', 'verify_tolerance': 0.0}, 'must be positive'),
-        ({'output_dir': 'r', 'verify_tolerance': float('nan')}, 'must be positive'),
+        ({'output_dir': 'r', 'verify_tolerance': 0.0}, 'tolerance must be in'),
+        ({'output_dir': 'r', 'verify_tolerance': float('nan')}, 'tolerance must be in'),
     ],
 )
 def test_contradictory_flags(settings: dict[str, Any], message: str) -> None:

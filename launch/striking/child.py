@@ -21,8 +21,9 @@ import traceback
 from typing import Any
 
 from absl import flags
+import jax
 
-from ppjax.base import compile_cache, interrupts
+from ppjax.base import interrupts
 from striking import disks
 
 KINDS = ('none', 'kill', 'moment', 'interrupt', 'stop', 'fill')
@@ -136,7 +137,8 @@ def _run_verb(
 ) -> int:
     """Runs `python -m WORDS`, as far as that goes in a process that imported it."""
     # Hundreds of processes compile the same tiny programs.
-    compile_cache._MIN_COMPILE_SECONDS = 0.0
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupts.end_at_once()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

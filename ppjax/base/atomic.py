@@ -6,7 +6,7 @@ next that writes there removes it. Of several processes the first alone keeps wh
 written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 import os
@@ -112,7 +112,40 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+def _replacing(
+    path: pathlib.Path,
+    make: Callable[[pathlib.Path], None],
+    put: Callable[[pathlib.Path, pathlib.Path], None],
+) -> Iterator[pathlib.Path]:
+    """Gives something made under a temporary name, which is then put at `path`."""
+    if not processes.is_first():
+        with tempfile.TemporaryDirectory() as scratch:
+            temporary = pathlib.Path(scratch, path.name)
+            make(temporary)
+            yield temporary
+        return
+    temporary = temporary_of(path)
+    with _as_input_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_dead(path.parent, path.name)
+        try:
+            make(temporary)
+            with _locked(temporary):
+                yield temporary
+                for entry in (*temporary.rglob('*'), temporary):
+                    _sync(entry)
+                put(temporary, path)
+            _sync(path.parent)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def file(
+    path: str | pathlib.Path,
+) -> contextlib.AbstractContextManager[pathlib.Path]:
     """Gives a temporary name to write to, which then becomes `path`.
 
     On any error the temporary file is removed and `path` stays as it was.
@@ -120,28 +153,12 @@ def file(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         DiskError: if the disk is full or the place cannot be written.
     """
-    path = pathlib.Path(path)
-    if not processes.is_first():
-        with tempfile.TemporaryDirectory() as scratch:
-            yield pathlib.Path(scratch, path.name)
-        return
-    temporary = temporary_of(path)
-    with _as_input_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_dead(path.parent, path.name)
-        try:
-            temporary.touch()
-            with _locked(temporary):
-                yield temporary
-                _sync(temporary)
-                os.replace(temporary, path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    return _replacing(pathlib.Path(path), pathlib.Path.touch, os.replace)
 
 
-@contextlib.contextmanager
-def directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+def directory(
+    path: str | pathlib.Path,
+) -> contextlib.AbstractContextManager[pathlib.Path]:
     """Gives a temporary folder to fill, which then becomes `path`.
 
     An older folder of that name is replaced once the new one is complete.
@@ -149,34 +166,21 @@ def directory(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         DiskError: if the disk is full or the place cannot be written.
     """
-    path = pathlib.Path(path)
-    if not processes.is_first():
-        with tempfile.TemporaryDirectory() as scratch:
-            yield pathlib.Path(scratch)
-        return
-    temporary, replaced = temporary_of(path), _beside(path, _REPLACED)
-    with _as_input_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_dead(path.parent, path.name)
-        try:
-            temporary.mkdir()
-            with _locked(temporary):
-                yield temporary
-                for entry in temporary.rglob('*'):
-                    _sync(entry)
-                _sync(temporary)
-                if path.exists():
-                    os.replace(path, replaced)
-                try:
-                    os.replace(temporary, path)
-                except OSError:
-                    if replaced.exists():
-                        os.replace(replaced, path)
-                    raise
-            _sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
+    return _replacing(pathlib.Path(path), pathlib.Path.mkdir, _put_directory)
+
+
+def _put_directory(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    replaced = _beside(path, _REPLACED)
+    if path.exists():
+        os.replace(path, replaced)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if replaced.exists():
+            os.replace(replaced, path)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:

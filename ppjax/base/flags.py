@@ -40,6 +40,7 @@ def setting(
     path: bool = False,
     writes: bool = False,
     within: str = '',
+    least: int | None = None,
 ) -> Any:
     """A dataclass field that becomes a flag.
 
@@ -53,6 +54,7 @@ def setting(
         writes: whether it is the path of a file that is written in the end; one that
             cannot be is refused before the work.
         within: the allowed numbers, as in '[0, 1)'; a float must have it.
+        least: the least allowed number, where there is no other bound.
     """
     metadata = {
         'help': help_text,
@@ -61,6 +63,7 @@ def setting(
         'path': path or writes,
         'writes': writes,
         'within': within,
+        'least': least,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

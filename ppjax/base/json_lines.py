@@ -1,13 +1,16 @@
 """JSON lines: read with errors that name file and line, and appended durably."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+import hashlib
 import io
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
-from ppjax.base import errors, processes, reading
+from ppjax.base import atomic, errors, processes, reading
+
+Row = TypeVar('Row')
 
 
 def parse(line: bytes, where: str) -> Any:
@@ -54,7 +57,7 @@ def read_value(path: str | pathlib.Path, what: str) -> Any:
     return parse(reading.read_text(path, what).encode(), str(path))
 
 
-def read_object(path: str | pathlib.Path, what: str) -> dict[str, Any]:
+def read_object(path: str | pathlib.Path, what: str = 'File') -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Raises:
@@ -66,8 +69,44 @@ def read_object(path: str | pathlib.Path, what: str) -> dict[str, Any]:
     raise errors.InputError(f'{path} holds a {type(found).__name__}, wanted an object.')
 
 
+def stored_object(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object of a file that may be absent or damaged; None if it is."""
+    try:
+        return read_object(path)
+    except errors.InputError:
+        return None
+
+
+def write(path: str | pathlib.Path, rows: Iterable[Any]) -> None:
+    """Writes a whole file of rows, atomically."""
+    lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+    atomic.write_text(path, ''.join(lines))
+
+
+def digest(value: Any) -> str:
+    """sha256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def encodable(text: str) -> str:
+    """Text without halves of surrogate pairs, which servers send and no file takes."""
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+
+
+def typed(row: Any, **kinds: type) -> list[Any]:
+    """The fields of a row, each of the very type that is wanted.
+
+    Raises:
+        KeyError, TypeError: if it has none such.
+    """
+    values = [row[name] for name in kinds]
+    if not isinstance(row, dict) or list(map(type, values)) != [*kinds.values()]:
+        raise TypeError(f'wanted {kinds}, got {row}.')
+    return values
+
+
 class AppendLog:
-    """A file that grows by whole lines and survives being cut short.
+    """A file that grows by whole lines and survives being cut short; to be closed.
 
     Opening it drops a torn last line; what `append` returned from is on disk. Of
     several processes the first alone reads and writes it, and tells the others what
@@ -104,6 +143,27 @@ class AppendLog:
         except OSError as error:
             raise self._failed(error) from error
         return entries
+
+    def rows(self, read: Callable[[Any], Row], what: str) -> list[Row]:
+        """What is read of each entry.
+
+        Args:
+            read: raises one of Python's errors for an entry that is no row.
+            what: names the file, as in 'an answer log'.
+
+        Raises:
+            InputError: naming the line that is no row.
+        """
+        found = []
+        for number, entry in enumerate(self.entries, start=1):
+            try:
+                found.append(read(entry))
+            except (TypeError, KeyError, IndexError, ValueError):
+                raise errors.InputError(
+                    f'{self._path}:{number}: no row of {what}; move the file away to '
+                    'start anew.'
+                ) from None
+        return found
 
     def append(self, *values: Any) -> None:
         """Adds lines and returns once they are on disk.

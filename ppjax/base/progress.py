@@ -3,13 +3,16 @@
 Of several processes the first alone speaks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 import sys
 import time
+from typing import TypeVar
 
 import tqdm
 
 from ppjax.base import processes
+
+Item = TypeVar('Item')
 
 # Without a terminal, a line this often is enough to see that a run is alive.
 _PLAIN_SECONDS = 10.0
@@ -62,6 +65,15 @@ def say(text: str) -> None:
     """One line for people, on stderr, without breaking a progress bar."""
     if processes.is_first():
         tqdm.tqdm.write(text, file=sys.stderr)
+
+
+def over(items: Sequence[Item], label: str) -> Iterator[Item]:
+    """Items one after the other, with progress; one counts when the next is asked."""
+    shown = Progress(label, len(items))
+    for done, item in enumerate(items, start=1):
+        yield item
+        shown.update(done)
+    shown.close()
 
 
 def counter(label: str) -> Callable[[int, int], None]:

@@ -35,6 +35,10 @@ def check(settings: Any) -> None:
         kind, value = kind_of(hints[field.name]), getattr(settings, field.name)
         if kind not in (int, float):
             continue
+        least = field.metadata['least']
+        if least is not None and value is not None and value < least:
+            wanted = f'be at least {least}' if least else 'not be negative'
+            raise errors.InputError(f'--{field.name} must {wanted}, got {value}.')
         within = field.metadata['within'] or (_WHOLE if kind is int else '')
         found = _RANGE.fullmatch(within)
         if found is None:

@@ -16,31 +16,24 @@ DATE = '2026-01-01'
 DTYPES = ('float32', 'bfloat16')
 
 
-def require(settings: Any, wanted: str, holds: Any, *names: str) -> None:
-    """Checks fields that are given.
+def dtype_setting() -> Any:
+    """A field for --dtype."""
+    return flags.setting(
+        'float32',
+        'Precision of weights and activations; bfloat16 suits accelerators.',
+        choices=DTYPES,
+    )
 
-    Args:
-        settings: a dataclass of flags.
-        wanted: completes 'must ...' in the error.
-        holds: takes a value that is not None.
-        names: of the fields.
+
+def require_given(settings: Any, *names: str) -> None:
+    """Checks that flags without a default are there.
 
     Raises:
-        InputError: naming the first flag whose value does not hold.
+        InputError: naming the first that is not.
     """
     for name in names:
-        value = getattr(settings, name)
-        if value is not None and not holds(value):
-            raise errors.InputError(f'--{name} must {wanted}, got {value!r}.')
-
-
-def require_seed(settings: Any) -> None:
-    """Checks --seed, of which JAX's keys and NumPy's generators take 32 bits.
-
-    Raises:
-        InputError: if it is negative or larger.
-    """
-    require(settings, 'be in [0, 2^32)', lambda value: 0 <= value < 2**32, 'seed')
+        if not getattr(settings, name):
+            raise errors.InputError(f'--{name} must be given.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +58,9 @@ class CommonSettings:
         1024,
         'Longer examples, in tokens, are dropped and counted; so are those with more '
         'than the model has positions.',
+        least=1,
     )
-    dtype: str = flags.setting(
-        'float32',
-        'Precision of weights and activations; bfloat16 suits accelerators.',
-        choices=DTYPES,
-    )
+    dtype: str = dtype_setting()
     mesh: str | None = flags.setting(None, MESH_HELP)
     seed: int = flags.setting(0, 'Fixes orders, samples and random scores.')
     date: str = flags.setting(
@@ -78,9 +68,5 @@ class CommonSettings:
     )
 
     def __post_init__(self) -> None:
-        for name in ('base_model', 'output_dir'):
-            if not getattr(self, name):
-                raise errors.InputError(f'--{name} must be given.')
-        require(self, 'be at least 1', lambda value: value >= 1, 'max_length')
-        require_seed(self)
+        require_given(self, 'base_model', 'output_dir')
         ranges.check(self)

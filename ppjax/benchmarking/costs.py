@@ -32,6 +32,7 @@ from ppjax.models import rope as rope_lib
 from ppjax.pages import formats
 from ppjax.planning import step_shape, useful_flops
 from ppjax.training import step as step_lib
+from ppjax.training import turns
 
 _PEAK_SIZE = 4096
 _SPARSITIES = (0.0, 0.25, 0.5, 0.75)
@@ -95,22 +96,10 @@ class _Step:
         everyone = np.arange(shape.batch)
         self.batch = packing.pack(self.examples, everyone, self.packed)
         learning = step_lib.Learning(
-            keep=topk.keep_size(cfg.d_ff, sparsity, 1),
-            estimator='ste',
-            objective='ce',
-            anneal=0.0,
-            weight_decay=0.01,
-            remat=remat,
-            seed=0,
+            keep=topk.keep_size(cfg.d_ff, sparsity, 1), remat=remat
         )
         scores = jax.random.normal(jax.random.key(1), (1, cfg.num_layers, cfg.d_ff))
-        turn = step_lib.Turn(
-            persona=np.zeros(1, np.int32),
-            active=np.ones(1, bool),
-            step=np.zeros(1, np.int32),
-            progress=np.zeros(1, np.float32),
-            learning_rate=np.full(1, 1e-2, np.float32),
-        )
+        turn = turns.make_turn([0], [0], [1], [lambda _: 1e-2], slots=1)
         batch = jax.tree.map(lambda x: x[None], self.batch)
         self._args = (step_lib.init_state(scores, learning), model, batch, turn)
         step = step_lib.make_train_step(learning, self.packed)
@@ -201,18 +190,11 @@ def _take_turns(
 ) -> dict[Any, list[float]]:
     """Seconds of each, one a round, after one that is not counted."""
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
-    progress = progress_lib.Progress(label, (rounds + 1) * len(runs))
-    done = 0
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-            done += 1
-            progress.update(done)
-    progress.close()
-    return seconds
+    for name in progress_lib.over([*runs] * (rounds + 1), label):
+        began = time.perf_counter()
+        runs[name]()
+        seconds[name].append(time.perf_counter() - began)
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def _where_time_goes(
@@ -312,12 +294,10 @@ def measure(
         for value in values
     } | {base}
     ordered = sorted(shapes, key=dataclasses.astuple)
-    progress = progress_lib.Progress('Shapes compiled', len(ordered))
-    steps = {}
-    for number, shape in enumerate(ordered):
-        steps[shape] = _Step(model(shape.layers), shape, sparsity=sparsity, remat=remat)
-        progress.update(number + 1)
-    progress.close()
+    steps = {
+        shape: _Step(model(shape.layers), shape, sparsity=sparsity, remat=remat)
+        for shape in progress_lib.over(ordered, 'Shapes compiled')
+    }
     seconds = _take_turns(steps, rounds, 'Steps')
     peak = matrix_peak.flops_per_s(jnp.dtype(dtype), size=_PEAK_SIZE)
 

@@ -1,8 +1,7 @@
 """Loading a checkpoint: seconds and host memory, each loader in its own process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import concurrent.futures
-import contextlib
 import gc
 import math
 import multiprocessing
@@ -34,48 +33,41 @@ def anonymous_bytes() -> int:
     raise AssertionError(f'{_STATUS} has no RssAnon.')
 
 
-class _Peak:
-    """The most memory at any time, sampled by a thread."""
-
-    def __init__(self) -> None:
-        self.bytes = anonymous_bytes()
-        self._stop = threading.Event()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(_EVERY_S):
-            self.bytes = max(self.bytes, anonymous_bytes())
-
-    @contextlib.contextmanager
-    def sampled(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._sample)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
-            self.bytes = max(self.bytes, anonymous_bytes())
-
-
 def peak_bytes(act: Callable[[], None]) -> int:
-    """The most memory of this process while something is done."""
+    """The most anonymous memory that this process had while it did something."""
     gc.collect()
-    peak = _Peak()
-    with peak.sampled():
+    peak, ended = anonymous_bytes(), threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not ended.wait(_EVERY_S):
+            peak = max(peak, anonymous_bytes())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
         act()
-    return peak.bytes
+    finally:
+        ended.set()
+        thread.join()
+    return max(peak, anonymous_bytes())
 
 
 def _measured(load: Callable[[], Any]) -> dict[str, Any]:
+    """Seconds of a load, and the memory that it adds at most."""
     gc.collect()
     before = anonymous_bytes()
-    peak = _Peak()
-    with peak.sampled():
+    kept: list[Any] = []
+    spent = 0.0
+
+    def act() -> None:
+        nonlocal spent
         began = time.perf_counter()
-        kept = load()
-        seconds = time.perf_counter() - began
-    del kept
-    return {'seconds': seconds, 'peak_bytes': peak.bytes - before}
+        kept.append(load())
+        spent = time.perf_counter() - began
+
+    peak = peak_bytes(act)
+    return {'seconds': spent, 'peak_bytes': peak - before}
 
 
 def check_memory_is_told() -> None:
@@ -144,15 +136,11 @@ def compare(base: base_model.BaseModel, *, rounds: int, dtype: str) -> dict[str,
     )
     sides: dict[str, Any] = {'ppjax': _ours, 'pytorch': _theirs}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    progress = progress_lib.Progress('Loads', rounds * len(sides))
     with tempfile.TemporaryDirectory() as folder:
         target = pathlib.Path(folder) / 'dense'
         torch_model.write(base, target, dtype=dtype)
-        for done in range(rounds):
-            for name, load in sides.items():
-                found[name].append(alone(load, str(target), dtype))
-            progress.update((done + 1) * len(sides))
-    progress.close()
+        for name in progress_lib.over([*sides] * rounds, 'Loads'):
+            found[name].append(alone(sides[name], str(target), dtype))
     times = {
         name: statistics.median(x['seconds'] for x in runs)
         for name, runs in found.items()

@@ -22,6 +22,7 @@ from ppjax.models import base_model, loading
 from ppjax.planning import useful_flops
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
+from ppjax.training import turns
 
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-2, 0.01
 _SCORE_SCALE = 0.1
@@ -64,15 +65,7 @@ def _our_step(
     shape = packing.plan_shape(
         examples, batches, prefix=packing.common_prefix(examples)
     )
-    learning = step_lib.Learning(
-        keep=keep,
-        estimator='ste',
-        objective='ce',
-        anneal=0.0,
-        weight_decay=_WEIGHT_DECAY,
-        remat=remat,
-        seed=0,
-    )
+    learning = step_lib.Learning(keep=keep, weight_decay=_WEIGHT_DECAY, remat=remat)
     train_step = step_lib.make_train_step(learning, shape)
     state = step_lib.init_state(scores[None], learning)
 
@@ -81,12 +74,8 @@ def _our_step(
         # Packing is part of a step, as padding is of the other side's.
         packed = packing.pack(examples, batches[number], shape)
         batch = jax.tree.map(lambda x: x[None], packed)
-        turn = step_lib.Turn(
-            persona=np.zeros(1, np.int32),
-            active=np.ones(1, bool),
-            step=np.array([number], np.int32),
-            progress=np.array([number / len(batches)], np.float32),
-            learning_rate=np.array([_LEARNING_RATE], np.float32),
+        turn = turns.make_turn(
+            [0], [number], [len(batches)], [lambda _: _LEARNING_RATE], slots=1
         )
         state, metrics = train_step(state, model, batch, turn)
         return float(metrics.loss[0])
@@ -181,14 +170,11 @@ def compare(
     sides |= {name: functools.partial(theirs, name) for name in learners}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
-    progress = progress_lib.Progress('Mask steps', steps)
-    for number in range(steps):
+    for number in progress_lib.over(range(steps), 'Mask steps'):
         for name, run in sides.items():
             began = time.perf_counter()
             losses[name].append(run(number))
             seconds[name].append(time.perf_counter() - began)
-        progress.update(number + 1)
-    progress.close()
     peak = matrix_peak.flops_per_s(jnp.dtype(dtype), size=_PEAK_SIZE)
     useful = sum(
         useful_flops.mask_step(

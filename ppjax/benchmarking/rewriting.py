@@ -44,9 +44,8 @@ def compare(
         eos_token_id=stops,
     )
     texts: dict[str, str] = {}
-    progress = progress_lib.Progress('PyTorch', len(requests))
     began = time.perf_counter()
-    for done, request in enumerate(requests, start=1):
+    for request in progress_lib.over(requests, 'PyTorch'):
         prompt = renderer.prompt(request.messages)
         with torch.no_grad():
             out = hf.generate(
@@ -56,9 +55,7 @@ def compare(
             )[0, len(prompt) :].tolist()
         words = out[:-1] if out and out[-1] in stops else out
         texts[request.query_id] = renderer.tokenizer.decode(words)
-        progress.update(done)
     plain_seconds = time.perf_counter() - began
-    progress.close()
 
     model = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
     found: dict[str, Any] = {

@@ -115,14 +115,11 @@ def compare(
     ]
     theirs_model = torch_model.load(base)
     progress_lib.say(f'PyTorch, {sum(map(len, whole))} prompts in batches of {_BATCH}')
-    progress = progress_lib.Progress('PyTorch', len(whole))
     began = time.perf_counter()
-    states = []
-    for done, rows in enumerate(whole, start=1):
-        states.append(plain_states(theirs_model, rows))
-        progress.update(done)
+    states = [
+        plain_states(theirs_model, rows) for rows in progress_lib.over(whole, 'PyTorch')
+    ]
     plain_seconds = time.perf_counter() - began
-    progress.close()
 
     model = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
     eq2 = (1, base.config.num_layers + 1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ppjax.base import errors, flags, settings
+from ppjax.base import errors, flags, ranges, settings
 from ppjax.models import generation
 from ppjax.personas import macros
 
@@ -47,13 +47,9 @@ class ChatConfig:
     top_k: int | None = flags.setting(
         None, 'Draw from this many likeliest tokens; by default from all.'
     )
-    max_new_tokens: int = flags.setting(256, 'Longest answer, in tokens.')
+    max_new_tokens: int = flags.setting(256, 'Longest answer, in tokens.', least=1)
     seed: int = flags.setting(0, 'Fixes what is drawn at a --temperature above 0.')
-    dtype: str = flags.setting(
-        'float32',
-        'Precision of weights and activations; bfloat16 suits accelerators.',
-        choices=settings.DTYPES,
-    )
+    dtype: str = settings.dtype_setting()
     date: str | None = flags.setting(
         None,
         'The date that chat templates which print one are told; by default that of '
@@ -74,11 +70,7 @@ class ChatConfig:
                     f'--model and --{name} exclude each other: an exported model has '
                     'its mask applied already.'
                 )
-        if self.max_new_tokens < 1:
-            raise errors.InputError(
-                f'--max_new_tokens must be at least 1, got {self.max_new_tokens}.'
-            )
-        settings.require_seed(self)
+        ranges.check(self)
         _ = self.sampling  # Checks its flags.
 
     @property

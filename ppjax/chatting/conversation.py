@@ -7,10 +7,9 @@ import time
 import transformers
 
 from ppjax.base import errors
-from ppjax.data import chat as chat_lib
-from ppjax.data import stop_tokens
 from ppjax.masking import apply
 from ppjax.models import generation
+from ppjax.personas import inputs
 
 
 def decode(tokenizer: transformers.PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -102,9 +101,7 @@ class Conversation:
             InputError: see `data.chat.ChatRenderer`.
         """
         self._loaded = loaded
-        self._renderer = chat_lib.ChatRenderer(
-            loaded.tokenizer, date=date, vocab_size=loaded.decoder.cfg.vocab_size
-        )
+        self._renderer = loaded.renderer(date)
         self._system = (
             [{'role': 'system', 'content': system_prompt}] if system_prompt else []
         )
@@ -113,9 +110,7 @@ class Conversation:
         self._sampling = sampling
         self._seed = seed
         self._notify = notify
-        self._stop_ids = stop_tokens.stop_ids(
-            loaded.base.generation_config(), loaded.tokenizer
-        )
+        self._stop_ids = loaded.stop_ids()
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -138,7 +133,8 @@ class Conversation:
             InputError: if the question alone is too long, no text, or contains the
                 model's own markup.
         """
-        refuse_no_text('The message', question)
+        if not inputs.is_text(question):
+            raise errors.InputError('The message is not UTF-8 text.')
         user = {'role': 'user', 'content': question}
         prompt = self._fitting_prompt(user)
         detokenizer = Detokenizer(self._loaded.tokenizer)
@@ -197,13 +193,3 @@ class Conversation:
                 f'model has {positions} positions.'
             )
         return prompt
-
-
-def refuse_no_text(what: str, text: str) -> None:
-    """Raises:
-    InputError: if text holds what UTF-8 cannot, as half a surrogate pair.
-    """
-    try:
-        text.encode('utf-8')
-    except UnicodeEncodeError:
-        raise errors.InputError(f'{what} is not UTF-8 text.') from None

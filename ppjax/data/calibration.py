@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from ppjax.base import errors, json_lines
+from ppjax.personas import inputs
 
 _ROLES = ('system', 'user', 'assistant')
 
@@ -49,13 +50,6 @@ class Row:
         return dataclasses.replace(self, messages=messages)
 
 
-def _is_text(value: Any) -> bool:
-    # JSON can spell half of a surrogate pair, which no tokenizer takes.
-    return isinstance(value, str) and not any(
-        '\ud800' <= character <= '\udfff' for character in value
-    )
-
-
 def parse_row(value: Any, where: str, default_id: str) -> Row:
     """Checks one parsed JSON value.
 
@@ -71,7 +65,7 @@ def parse_row(value: Any, where: str, default_id: str) -> Row:
         if (
             not isinstance(message, dict)
             or message.get('role') not in _ROLES
-            or not _is_text(message.get('content'))
+            or not inputs.is_text(message.get('content'))
         ):
             raise errors.InputError(
                 f'{where}: message {number} is not {{"role": one of '

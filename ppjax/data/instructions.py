@@ -10,6 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 from ppjax.base import errors
+from ppjax.personas import inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,14 +133,11 @@ def _text(row: dict[Any, Any], field: str, where: str) -> str:
         raise errors.InputError(
             f'{where}: field {field!r} is not text but {type(value).__name__}.'
         )
-    try:
-        # JSON can spell half of a surrogate pair, which no tokenizer takes.
-        value.encode()
-    except UnicodeEncodeError:
+    if not inputs.is_text(value):
         raise errors.InputError(
             f'{where}: field {field!r} has half of a surrogate pair (\\ud800 to '
             '\\udfff), which is no text; repair or remove the row.'
-        ) from None
+        )
     return value.strip()
 
 

@@ -11,7 +11,6 @@ def ratio_interval(
     values: np.ndarray,
     tokens: np.ndarray,
     *,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
     """95 % percentile interval of sum(values) / sum(tokens) over examples.
@@ -21,7 +20,6 @@ def ratio_interval(
     Args:
         values: [n] a sum over the answer tokens of each example.
         tokens: [n] answer tokens.
-        resamples: draws of n examples with replacement.
         seed: of the draws.
 
     Raises:
@@ -35,19 +33,14 @@ def ratio_interval(
     rng = np.random.default_rng(seed)
     count = len(tokens)
     means = []
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         drawn = rng.integers(count, size=count)
         means.append(values[drawn].sum() / tokens[drawn].sum())
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
-def grouped_interval(
-    groups: Mapping[str, Sequence[float]],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> tuple[float, float]:
+def grouped_interval(groups: Mapping[str, Sequence[float]]) -> tuple[float, float]:
     """95 % percentile interval of the mean over personas of their means.
 
     Answers are drawn within their persona, which keeps its share: the personas are
@@ -55,18 +48,16 @@ def grouped_interval(
 
     Args:
         groups: persona -> the values of its answers.
-        resamples: draws of all answers with replacement.
-        seed: of the draws.
 
     Raises:
         ValueError: if there is no persona, or one has no values.
     """
     if not groups or not all(len(values) for values in groups.values()):
         raise ValueError('groups must hold values for one persona at least.')
-    rng = np.random.default_rng(seed)
-    means = np.zeros(resamples)
+    rng = np.random.default_rng(0)
+    means = np.zeros(RESAMPLES)
     for values in groups.values():
-        drawn = rng.integers(len(values), size=(resamples, len(values)))
+        drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
         means += np.asarray(values, np.float64)[drawn].mean(axis=1)
     low, high = np.quantile(means / len(groups), [0.025, 0.975])
     return float(low), float(high)

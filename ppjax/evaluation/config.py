@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from ppjax.base import errors, flags, run_directory, settings
+from ppjax.base import errors, flags, ranges, run_directory, settings
 from ppjax.chat_api import addresses
 from ppjax.evaluation.multiple_choice import benchmarks
 
@@ -81,22 +81,28 @@ class EvaluateConfig:
         None, "MMLU's worked examples: a file, or hub (cais/mmlu, all, dev).", path=True
     )
     mmlu_shots: int = flags.setting(
-        0, 'Worked examples before each question of MMLU, 0 to 5.'
+        0,
+        'Worked examples before each question of MMLU, 0 to 5.',
+        within=f'[0, {benchmarks.MOST_SHOTS}]',
     )
     batch_tokens: int = flags.setting(
-        2048, 'Tokens of benchmark questions that are run at a time.'
+        2048, 'Tokens of benchmark questions that are run at a time.', least=1
     )
     batch_size: int = flags.setting(
-        8, 'Answers that are written, or examples measured, at a time.'
+        8, 'Answers that are written, or examples measured, at a time.', least=1
     )
     max_length: int = flags.setting(
-        1024, 'Held-out examples longer than this, in tokens, are dropped and counted.'
+        1024,
+        'Held-out examples longer than this, in tokens, are dropped and counted.',
+        least=1,
     )
     max_new_tokens: int = flags.setting(
-        2048, 'For judge and multiturn: the longest answer, in tokens.'
+        2048, 'For judge and multiturn: the longest answer, in tokens.', least=1
     )
     questions: int | None = flags.setting(
-        None, 'For judge and failures: the first so many questions of each set.'
+        None,
+        'For judge and failures: the first so many questions of each set.',
+        least=1,
     )
     judge: str = flags.setting(
         'openai',
@@ -112,13 +118,17 @@ class EvaluateConfig:
         'Address of the judging server, as in http://localhost:8000/v1. The key is '
         'read from the environment, from OPENAI_API_KEY.',
     )
-    judge_concurrency: int = flags.setting(8, 'Requests under way there at a time.')
+    judge_concurrency: int = flags.setting(
+        8, 'Requests under way there at a time.', least=1
+    )
     coherence: bool = flags.setting(
         False, 'Judge the coherence of answers too, by a prompt of its own.'
     )
-    turns: int = flags.setting(10, 'For multiturn: answers of the persona a dialogue.')
+    turns: int = flags.setting(
+        10, 'For multiturn: answers of the persona a dialogue.', least=1
+    )
     dialogues: int = flags.setting(
-        4, 'For multiturn: dialogues a persona, each on a question of its set.'
+        4, 'For multiturn: dialogues a persona, each on a question of its set.', least=1
     )
     partner: str = flags.setting(
         'openai',
@@ -132,22 +142,24 @@ class EvaluateConfig:
         None, "Address of the partner server; by default the judge's."
     )
     prompt_length: int = flags.setting(
-        1024, 'For efficiency: tokens of the prompt that FLOPs and times are for.'
+        1024,
+        'For efficiency: tokens of the prompt that FLOPs and times are for.',
+        least=1,
     )
     answer_length: int = flags.setting(
-        64, 'For efficiency: tokens of the answer that FLOPs and times are for.'
+        64,
+        'For efficiency: tokens of the answer that FLOPs and times are for.',
+        least=1,
     )
     timing: bool = flags.setting(
         True, 'For efficiency: also measure prefill and decoding on this machine.'
     )
     rounds: int = flags.setting(
-        7, 'For efficiency: rounds of timing, each of every model; the median counts.'
+        7,
+        'For efficiency: rounds of timing, each of every model; the median counts.',
+        least=1,
     )
-    dtype: str = flags.setting(
-        'float32',
-        'Precision of weights and activations; bfloat16 suits accelerators.',
-        choices=settings.DTYPES,
-    )
+    dtype: str = settings.dtype_setting()
     mesh: str | None = flags.setting(None, settings.MESH_HELP)
     seed: int = flags.setting(
         0, 'Fixes the timed prompt, and what a dialogue partner is asked with.'
@@ -164,8 +176,7 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise errors.InputError('--output_dir must be given.')
+        settings.require_given(self, 'output_dir')
         unknown = [task for task in self.task_list if task not in TASKS]
         if unknown or not self.task_list:
             raise errors.InputError(
@@ -180,53 +191,26 @@ class EvaluateConfig:
         if self.mmlu_shots and not self.mmlu_dev and 'mmlu' in self.task_list:
             raise errors.InputError('--mmlu_shots needs --mmlu_dev.')
         # Before hours of other tasks: it fails sooner.
-        for name in ('judge', 'failures', 'multiturn'):
-            if name in self.task_list and not self.judge_model:
+        for role, tasks in (
+            ('judge', ('judge', 'failures', 'multiturn')),
+            ('partner', ('multiturn',)),
+        ):
+            needed = [task for task in tasks if task in self.task_list]
+            if needed and not getattr(self, f'{role}_model'):
                 raise errors.InputError(
-                    f'--tasks={name} needs --judge_model: the name of a model on the '
-                    'server, or, with --judge=local, a model as --base_model takes it.'
-                )
-            if name in self.task_list and self.judge == 'openai' and not self.judge_url:
-                raise errors.InputError(
-                    '--judge=openai needs --judge_url, the address of the server.'
-                )
-        if 'multiturn' in self.task_list:
-            if not self.partner_model:
-                raise errors.InputError(
-                    '--tasks=multiturn needs --partner_model: the name of a model on '
-                    'the server, or, with --partner=local, a model as --base_model '
+                    f'--tasks={needed[0]} needs --{role}_model: the name of a model on '
+                    f'the server, or, with --{role}=local, a model as --base_model '
                     'takes it.'
                 )
-            if self.partner == 'openai' and not (self.partner_url or self.judge_url):
+            url = getattr(self, f'{role}_url') or self.judge_url
+            if needed and getattr(self, role) == 'openai' and not url:
                 raise errors.InputError(
-                    '--partner=openai needs --partner_url, the address of the server.'
+                    f'--{role}=openai needs --{role}_url, the address of the server.'
                 )
         for name in ('judge_url', 'partner_url'):
             if url := getattr(self, name):
                 addresses.checked(url, f'--{name}')
-        settings.require(
-            self,
-            'be at least 1',
-            lambda value: value >= 1,
-            'batch_tokens',
-            'batch_size',
-            'max_length',
-            'max_new_tokens',
-            'questions',
-            'judge_concurrency',
-            'turns',
-            'dialogues',
-            'prompt_length',
-            'answer_length',
-            'rounds',
-        )
-        settings.require(
-            self,
-            f'be 0 to {benchmarks.MOST_SHOTS}',
-            lambda value: 0 <= value <= benchmarks.MOST_SHOTS,
-            'mmlu_shots',
-        )
-        settings.require_seed(self)
+        ranges.check(self)
         if self.run.exists() and not self.run.is_dir():
             raise errors.InputError(f'--output_dir={self.output_dir} is a file.')
         if not self.is_run and not (self.base_model or self.model):

@@ -1,22 +1,19 @@
 """The models that help to evaluate others: a judge, a partner to talk with."""
 
-import jax.numpy as jnp
+from collections.abc import Sequence
+from typing import Any
 
 from ppjax.base import progress as progress_lib
 from ppjax.chat_api import client as client_lib
-from ppjax.data import chat, stop_tokens
-from ppjax.evaluation import config
+from ppjax.evaluation import candidates, config
 from ppjax.evaluation.dialogues import speakers
 from ppjax.evaluation.judges import judge_local, judge_openai, judge_scoring
-from ppjax.models import base_model, loading
-from ppjax.models import decoder as decoder_lib
-from ppjax.models import masks as masks_lib
+from ppjax.masking import apply
+from ppjax.models import base_model
 from ppjax.parallel import sharding
 
 # The partner's part of a dialogue is a few sentences a turn.
 PARTNER_TOKENS = 256
-
-_Local = tuple[base_model.BaseModel, chat.ChatRenderer, decoder_lib.Decoder]
 
 
 class HelperModels:
@@ -24,7 +21,7 @@ class HelperModels:
 
     def __init__(self, cfg: config.EvaluateConfig):
         self._cfg = cfg
-        self._loaded: dict[str, _Local] = {}
+        self._loaded: dict[str, apply.LoadedModel] = {}
 
     def judge(self) -> judge_scoring.Judge:
         """Raises:
@@ -37,9 +34,12 @@ class HelperModels:
             return judge_openai.OpenAIJudge(
                 self._client(cfg.judge_url, cfg.judge_model)
             )
-        base, renderer, decoder = self._local(cfg.judge_model, 'judge')
+        local = self._local(cfg.judge_model, 'judge')
         return judge_local.LocalJudge(
-            base, renderer, decoder, batch_size=cfg.batch_size
+            local.base,
+            local.renderer(cfg.template_date),
+            local.decoder,
+            batch_size=cfg.batch_size,
         )
 
     def partner(self) -> speakers.Speaker:
@@ -58,13 +58,13 @@ class HelperModels:
                 max_new_tokens=PARTNER_TOKENS,
                 seed=cfg.seed,
             )
-        base, renderer, decoder = self._local(cfg.partner_model, 'partner')
+        local = self._local(cfg.partner_model, 'partner')
         return speakers.LocalSpeaker(
-            decoder,
-            masks_lib.DENSE,
-            renderer,
-            stop_tokens.stop_ids(base.generation_config(), renderer.tokenizer),
-            weights=f'{base.fingerprint()} {cfg.dtype}',
+            local.decoder,
+            local.masks,
+            local.renderer(cfg.template_date),
+            local.stop_ids(),
+            weights=f'{local.base.fingerprint()} {cfg.dtype}',
             max_new_tokens=PARTNER_TOKENS,
             batch_size=cfg.batch_size,
             seed=cfg.seed,
@@ -75,28 +75,40 @@ class HelperModels:
             url, model, concurrency=self._cfg.judge_concurrency
         )
 
-    def _local(self, name: str, role: str) -> _Local:
-        if name in self._loaded:
-            return self._loaded[name]
-        base = base_model.open_base_model(name)
-        renderer = chat.ChatRenderer(
-            base.tokenizer(),
-            date=self._cfg.template_date,
-            vocab_size=base.config.vocab_size,
-        )
-        progress_lib.say(f'Loading the {role} {name} ...')
-        decoder = loading.load_decoder(
-            base.reader,
-            base.config,
-            dtype=jnp.dtype(self._cfg.dtype),
-            mesh=sharding.inference_mesh(self._cfg.mesh),
-        )
-        self._loaded[name] = base, renderer, decoder
-        return base, renderer, decoder
+    def _local(self, name: str, role: str) -> apply.LoadedModel:
+        if name not in self._loaded:
+            progress_lib.say(f'Loading the {role} {name} ...')
+            self._loaded[name] = apply.load_masked(
+                base_model=name,
+                dtype=self._cfg.dtype,
+                mesh=sharding.inference_mesh(self._cfg.mesh),
+            )
+        return self._loaded[name]
 
 
-def fingerprint(kind: str, name: str | None) -> str | None:
-    """Of a local helper's weights; None of a server's, which shows none."""
-    if kind != 'local' or name is None:
-        return None
-    return base_model.open_base_model(name).fingerprint()
+def settings(
+    cfg: config.EvaluateConfig,
+    models: candidates.Candidates,
+    roles: Sequence[str],
+) -> dict[str, Any]:
+    """What figures rest on that models give and helpers judge.
+
+    Args:
+        cfg: of the evaluation.
+        models: that are evaluated.
+        roles: of the helpers, as in their flags: 'judge', 'partner'.
+    """
+    found: dict[str, Any] = {
+        'models': {model.name: model.identity for model in models.models},
+        'dtype': cfg.dtype,
+        'date': cfg.template_date,
+        'max_new_tokens': cfg.max_new_tokens,
+    }
+    for role in roles:
+        kind, name = getattr(cfg, role), getattr(cfg, f'{role}_model')
+        found |= {role: kind, f'{role}_model': name, f'{role}_fingerprint': None}
+        # A server shows nothing of its weights.
+        if kind == 'local' and name is not None:
+            base = base_model.open_base_model(name)
+            found[f'{role}_fingerprint'] = base.fingerprint()
+    return found

@@ -1,6 +1,6 @@
 """The story of `python -m ppjax.report`: what is missing is measured, and shown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import io
@@ -8,9 +8,9 @@ import pathlib
 import sys
 from typing import Any
 
-from ppjax.base import atomic, errors, flags, json_lines, progress, versions
-from ppjax.data import calibration, chat, stop_tokens
-from ppjax.evaluation import efficiency
+from ppjax.base import flags, progress, ranges, settings
+from ppjax.data import calibration
+from ppjax.evaluation import efficiency, results_store
 from ppjax.evaluation.page import report, run_results, terminal
 from ppjax.masking import apply
 from ppjax.masking import granularity as granularity_lib
@@ -26,27 +26,24 @@ class ReportConfig:
 
     output_dir: str = flags.setting(None, 'Run directory to report on.', path=True)
     samples: int = flags.setting(
-        3, 'Held-out queries that the dense and the pruned model answer; 0 for none.'
+        3,
+        'Held-out queries that the dense and the pruned model answer; 0 for none.',
+        least=0,
     )
-    max_new_tokens: int = flags.setting(96, 'Longest answer, in tokens.')
-    prompt_length: int = flags.setting(256, 'Tokens of the prompt that FLOPs are for.')
-    answer_length: int = flags.setting(128, 'Tokens of the answer that FLOPs are for.')
+    max_new_tokens: int = flags.setting(96, 'Longest answer, in tokens.', least=1)
+    prompt_length: int = flags.setting(
+        256, 'Tokens of the prompt that FLOPs are for.', least=1
+    )
+    answer_length: int = flags.setting(
+        128, 'Tokens of the answer that FLOPs are for.', least=1
+    )
     overwrite: bool = flags.setting(
         False, 'Answer again, even if the same answers are there.'
     )
 
     def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise errors.InputError('--output_dir must be given.')
-        if self.samples < 0:
-            raise errors.InputError(
-                f'--samples must not be negative, got {self.samples}.'
-            )
-        for name in ('max_new_tokens', 'prompt_length', 'answer_length'):
-            if getattr(self, name) < 1:
-                raise errors.InputError(
-                    f'--{name} must be at least 1, got {getattr(self, name)}.'
-                )
+        settings.require_given(self, 'output_dir')
+        ranges.check(self)
 
 
 def report_on(cfg: ReportConfig) -> int:
@@ -71,14 +68,6 @@ def report_on(cfg: ReportConfig) -> int:
     return 0
 
 
-def _is_current(path: pathlib.Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a result of the very same settings is there."""
-    try:
-        return json_lines.read_object(path, 'Result').get('settings') == settings
-    except errors.InputError:
-        return False
-
-
 def _write_efficiency(
     cfg: ReportConfig, run_dir: pathlib.Path, trained: train_config.TrainConfig
 ) -> None:
@@ -92,30 +81,26 @@ def _write_efficiency(
         'prompt_length': cfg.prompt_length,
         'answer_length': cfg.answer_length,
     }
-    if not cfg.overwrite and _is_current(path, settings):
-        return
-    model = base_model.open_base_model(trained.base_model).config
-    granularity = granularity_lib.KINDS[trained.granularity]
-    size = model.num_layers, model.d_ff
-    keep = granularity.keep_size(*size, sparsity=trained.sparsity, align=trained.align)
-    layers, channels = granularity.pruned_size(*size, keep)
-    found = efficiency.measure(
-        model,
-        channels,
-        dtype=trained.dtype,
-        prompt_length=cfg.prompt_length,
-        answer_length=cfg.answer_length,
-        layers=layers,
-    )
-    atomic.write_json(
-        path,
-        dataclasses.asdict(found)
-        | {
-            'convention': efficiency.CONVENTION,
-            'settings': settings,
-            'versions': versions.versions(),
-        },
-    )
+
+    def measure() -> dict[str, Any]:
+        model = base_model.open_base_model(trained.base_model).config
+        granularity = granularity_lib.KINDS[trained.granularity]
+        size = model.num_layers, model.d_ff
+        keep = granularity.keep_size(
+            *size, sparsity=trained.sparsity, align=trained.align
+        )
+        layers, channels = granularity.pruned_size(*size, keep)
+        found = efficiency.measure(
+            model,
+            channels,
+            dtype=trained.dtype,
+            prompt_length=cfg.prompt_length,
+            answer_length=cfg.answer_length,
+            layers=layers,
+        )
+        return dataclasses.asdict(found) | {'convention': efficiency.CONVENTION}
+
+    results_store.measured(path, settings, measure, overwrite=cfg.overwrite)
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -147,12 +132,11 @@ def _write_samples(cfg: ReportConfig, run: trained_run.TrainedRun) -> None:
         'samples': cfg.samples,
         'max_new_tokens': cfg.max_new_tokens,
     }
-    if not cfg.overwrite and _is_current(path, settings):
-        return
-    samples = _answer(cfg, trained, mask, rows)
-    atomic.write_json(
+    results_store.measured(
         path,
-        {'samples': samples, 'settings': settings, 'versions': versions.versions()},
+        settings,
+        lambda: {'samples': _answer(cfg, trained, mask, rows)},
+        overwrite=cfg.overwrite,
     )
 
 
@@ -172,11 +156,7 @@ def _answer(
         dense_decoder = apply.load_masked(
             base_model=trained.base_model, dtype=trained.dtype
         ).decoder
-    renderer = chat.ChatRenderer(
-        loaded.tokenizer,
-        date=trained.date,
-        vocab_size=loaded.decoder.cfg.vocab_size,
-    )
+    renderer = loaded.renderer(trained.date)
     # As in mask learning, where rows with markup and longer ones are dropped.
     rows = [row for row in rows if renderer.takes(row)]
     prompts = [renderer.prompt(row.messages[:-1]) for row in rows]
@@ -186,14 +166,13 @@ def _answer(
         f'Answering {len(chosen)} held-out queries with the dense and the pruned '
         'model ...'
     )
-    stops = stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer)
     dense, pruned = (
         generation.generate(
             decoder,
             masks,
             [prompts[i] for i in chosen],
             max_new_tokens=cfg.max_new_tokens,
-            stop_ids=stops,
+            stop_ids=loaded.stop_ids(),
         )
         for decoder, masks in (
             (dense_decoder, masks_lib.DENSE),

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from ppjax.base import atomic, errors, json_lines, processes, versions
+from ppjax.base import atomic, json_lines, processes, versions
 from ppjax.base import progress as progress_lib
 
 
@@ -32,13 +32,10 @@ def stored(
 
 
 def _read(path: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        found = json_lines.read_object(path, 'Result')
-    except errors.InputError:
-        return None
+    found = json_lines.stored_object(path)
     # As JSON spells them: tuples come back as lists.
     wanted = json.loads(json.dumps(settings))
-    return found if found.get('settings') == wanted else None
+    return found if found and found.get('settings') == wanted else None
 
 
 def measured(

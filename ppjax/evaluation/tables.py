@@ -8,19 +8,19 @@ from ppjax.evaluation.answers import failures
 from ppjax.pages import formats
 
 
-def render(rows: Sequence[Sequence[str]], title: str) -> str:
-    """Aligned columns, the first to the left, under a title.
-
-    Args:
-        rows: of equally many cells, the header first.
-        title: a line above.
-    """
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines: the first column to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [title]
+    lines = []
     for first, *cells in rows:
         padded = [cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True)]
         lines.append('  '.join([first.ljust(widths[0]), *padded]).rstrip())
     return '\n'.join(lines)
+
+
+def render(rows: Sequence[Sequence[str]], title: str) -> str:
+    """Rows of cells under a title."""
+    return f'{title}\n{aligned(rows)}'
 
 
 def _with_interval(figure: dict[str, Any] | None, digits: int = 4) -> str:

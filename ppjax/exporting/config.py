@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ppjax.base import errors, flags
+from ppjax.base import errors, flags, ranges, settings
 from ppjax.exporting import hf_export
 
 
@@ -52,8 +52,7 @@ class ExportConfig:
     overwrite: bool = flags.setting(False, 'Replace what stands where the export goes.')
 
     def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise errors.InputError('--output_dir must be given.')
+        settings.require_given(self, 'output_dir')
         if self.mask and self.from_keep_indices:
             raise errors.InputError(
                 '--mask and --from_keep_indices both say which channels stay; '
@@ -71,10 +70,7 @@ class ExportConfig:
         if not self.from_run and not self.base_model:
             given = 'materialize' if self.materialize else 'from_keep_indices'
             raise errors.InputError(f'--{given} needs --base_model.')
-        if not self.verify_tolerance > 0:
-            raise errors.InputError(
-                f'--verify_tolerance must be positive, got {self.verify_tolerance}.'
-            )
+        ranges.check(self)
 
     @property
     def from_run(self) -> bool:

@@ -5,7 +5,6 @@ import dataclasses
 import importlib.metadata
 import os
 import pathlib
-import shlex
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import transformers
 from ppjax.base import (
     atomic,
     errors,
-    flags,
+    json_lines,
     locks,
     progress,
     run_directory,
@@ -23,7 +22,7 @@ from ppjax.base import (
 )
 from ppjax.data import chat
 from ppjax.exporting import config as config_lib
-from ppjax.exporting import hf_export, model_card
+from ppjax.exporting import hf_export, model_card, published
 from ppjax.exporting import record as record_lib
 from ppjax.exporting import source as source_lib
 from ppjax.exporting import verify as verify_lib
@@ -84,7 +83,12 @@ def _export(
     stands = not record_lib.may_write(target, identity, overwrite=cfg.overwrite)
 
     tokenizer = source.base.tokenizer()
-    facts = _facts(cfg, source, dtype, has_template=bool(tokenizer.chat_template))
+    facts = source_lib.facts(
+        source,
+        dtype,
+        published.command('export', cfg),
+        has_template=bool(tokenizer.chat_template),
+    )
     verified = _verified_before(record_file, identity) if stands else None
 
     def check(folder: pathlib.Path) -> None:
@@ -138,12 +142,8 @@ def _verified_before(
     record_file: pathlib.Path | None, identity: Mapping[str, str]
 ) -> dict[str, Any] | None:
     """What the record of the same export says of its verification."""
-    if record_file is None:
-        return None
-    try:
-        record = source_lib.read_if_there(record_file) or {}
-    except errors.InputError:  # Damaged: it is verified again.
-        return None
+    # One that is damaged is verified again.
+    record = (record_file and json_lines.stored_object(record_file)) or {}
     found = record.get('verify')
     return found if record.get('identity') == identity else None
 
@@ -160,41 +160,6 @@ def _refuse_over_inputs(target: pathlib.Path, source: source_lib.ExportSource) -
                 f'{file} lies in {target}, where the export is to go; give another '
                 '--output_dir.'
             )
-
-
-def _facts(
-    cfg: config_lib.ExportConfig,
-    source: source_lib.ExportSource,
-    dtype: str,
-    *,
-    has_template: bool,
-) -> model_card.Facts:
-    trained = source.trained
-    dense = hf_export.parameter_count(source.base)
-    pruned = hf_export.parameter_count(source.pruned)
-    width = hf_export.DTYPES[dtype][0].itemsize
-    return model_card.Facts(
-        base_name=source.base.name,
-        base_fingerprint=source.fingerprint,
-        license=model_card.inherited_license(source.base.reader),
-        system_prompt=source.system_prompt,
-        chat_template=has_template,
-        num_layers=source.base.config.num_layers,
-        d_ff=source.base.config.d_ff,
-        keep=source.keep,
-        dtype=dtype,
-        parameters=(dense, pruned),
-        weight_bytes=(dense * width, pruned * width),
-        command=_command(cfg),
-        sparsity=trained.sparsity if trained else None,
-        likelihood=source.likelihood,
-        calibration=trained.calibration if trained else None,
-        calibration_rows=source.calibration_rows,
-        settings=flags.to_flagfile(_publishable(trained)) if trained else '',
-        kept_blocks=tuple(np.nonzero(source.mask[0])[0].tolist())
-        if source.kind is granularity_lib.BLOCKS
-        else None,
-    )
 
 
 def _verify(
@@ -249,25 +214,6 @@ def _verification_tokens(
         rows.append(ids[-_MAX_LENGTH:])
     length = max(_MIN_LENGTH, *(len(row) for row in rows))
     return np.stack([np.resize(np.asarray(row, np.int32), length) for row in rows])
-
-
-def _publishable(settings: Any) -> Any:
-    """Settings without whose machine it was: cards are published."""
-    shorter = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, str) and value.startswith(('/', '~')):
-            shorter[field.name] = pathlib.PurePath(value).name or value
-    return dataclasses.replace(settings, **shorter)
-
-
-def _command(cfg: config_lib.ExportConfig) -> str:
-    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
-    given = []
-    for name, value in dataclasses.asdict(_publishable(cfg)).items():
-        if value != defaults[name]:
-            given.append(f'--{name}' if value is True else f'--{name}={value}')
-    return shlex.join(['python', '-m', 'ppjax.export', *given])
 
 
 def _table(

@@ -15,14 +15,13 @@ import ml_dtypes
 import numpy as np
 import transformers
 
-from ppjax.base import atomic, errors, processes, run_directory
+from ppjax.base import atomic, errors, json_lines, processes, run_directory
 from ppjax.data import stop_tokens
 from ppjax.exporting import record
 from ppjax.models import (
     base_model,
     checkpoint,
     loading,
-    safetensors_reader,
     sliced,
 )
 
@@ -71,21 +70,14 @@ def export_pruned(
     base: base_model.BaseModel,
     mask: np.ndarray,
     target_dir: str | pathlib.Path,
-    *,
-    dtype: str,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    model_card: str,
-    system_prompt: str,
-    identity: Mapping[str, str] | None = None,
-    shard_bytes: float = 5e9,
-    check: Callable[[pathlib.Path], None] | None = None,
+    **options: Any,
 ) -> None:
     """Writes the channels that a mask keeps, and all else, as a directory.
 
     Args:
         base: the dense model, from safetensors or GGUF.
         mask: bool [L, F] with the same number of ones k in every layer.
-        target_dir: and the other arguments: see `export_model`.
+        target_dir: and all else: see `export_model`.
 
     Raises:
         InputError: see `export_model`.
@@ -94,17 +86,7 @@ def export_pruned(
     model = sliced.sliced_model(base, mask)
     # What is missing is looked for before anything is sliced.
     loading.check_tensors(base.reader, base.config)
-    export_model(
-        model,
-        target_dir,
-        dtype=dtype,
-        tokenizer=tokenizer,
-        model_card=model_card,
-        system_prompt=system_prompt,
-        identity=identity,
-        shard_bytes=shard_bytes,
-        check=check,
-    )
+    export_model(model, target_dir, **options)
 
 
 def export_model(
@@ -227,7 +209,7 @@ def _save_tokenizer(
     except Exception as error:  # tokenizers' Rust core, whatever went wrong.
         raise errors.InputError(f'The tokenizer cannot be saved: {error}') from error
     path = folder / 'tokenizer_config.json'
-    config = safetensors_reader.read_json(path)
+    config = json_lines.read_object(path)
     if config.get('tokenizer_class') == 'TokenizersBackend':
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
     if isinstance(config.get('extra_special_tokens'), list):

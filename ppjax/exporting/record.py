@@ -11,8 +11,7 @@ import os
 import pathlib
 from typing import Any
 
-from ppjax.base import atomic, errors
-from ppjax.models import safetensors_reader
+from ppjax.base import atomic, errors, json_lines
 
 FILE = 'ppjax-export.json'
 _FORMAT = 'ppjax.export.v1'
@@ -93,7 +92,7 @@ def _files(
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]]] | None:
     """Identity and files of a record; None if there is no readable one."""
     try:
-        found = safetensors_reader.read_json(folder / FILE)
+        found = json_lines.read_object(folder / FILE)
         identity, files = found['identity'], found['files']
         if (
             found['format'] == _FORMAT

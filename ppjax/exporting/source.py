@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ppjax.exporting import config as config_lib
+from ppjax.exporting import hf_export, model_card, published
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, safetensors_reader
+from ppjax.models import base_model
 from ppjax.training import config as train_config
 from ppjax.training import trained_run
 
@@ -103,6 +104,40 @@ def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> ExportSource:
     )
 
 
-def read_if_there(path: pathlib.Path) -> dict[str, Any] | None:
-    """A JSON object that may not be there."""
-    return safetensors_reader.read_json(path) if path.exists() else None
+def facts(
+    source: ExportSource, dtype: str, command: str, *, has_template: bool
+) -> model_card.Facts:
+    """What the card of an export tells.
+
+    Args:
+        source: what is exported.
+        dtype: of its weights.
+        command: what was run.
+        has_template: whether the tokenizer has a chat template.
+    """
+    trained = source.trained
+    dense = hf_export.parameter_count(source.base)
+    pruned = hf_export.parameter_count(source.pruned)
+    width = hf_export.DTYPES[dtype][0].itemsize
+    return model_card.Facts(
+        base_name=source.base.name,
+        base_fingerprint=source.fingerprint,
+        license=model_card.inherited_license(source.base.reader),
+        system_prompt=source.system_prompt,
+        chat_template=has_template,
+        num_layers=source.base.config.num_layers,
+        d_ff=source.base.config.d_ff,
+        keep=source.keep,
+        dtype=dtype,
+        parameters=(dense, pruned),
+        weight_bytes=(dense * width, pruned * width),
+        command=command,
+        sparsity=trained.sparsity if trained else None,
+        likelihood=source.likelihood,
+        calibration=trained.calibration if trained else None,
+        calibration_rows=source.calibration_rows,
+        settings=published.settings_text(trained) if trained else '',
+        kept_blocks=tuple(np.nonzero(source.mask[0])[0].tolist())
+        if source.kind is granularity_lib.BLOCKS
+        else None,
+    )

@@ -1,11 +1,13 @@
 """Held-out figures that a run is compared with, kept so that they are measured once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
 from ppjax.base import errors, json_lines, processes
 from ppjax.base import progress as progress_lib
+from ppjax.data import chat
+from ppjax.learning import heldout as heldout_lib
 
 
 def stored(
@@ -42,3 +44,34 @@ def _is_row(value: Any, size: int) -> bool:
         and len(value) == size
         and all(isinstance(x, float | int) for x in value)
     )
+
+
+def likelihood(
+    source: str | None,
+    examples: Sequence[chat.Example],
+    models: Mapping[str, heldout_lib.Likelihood],
+    *,
+    told: Sequence[str] = ('query_id',),
+) -> dict[str, Any]:
+    """Held-out figures of models as results keep them.
+
+    Args:
+        source: the file that the examples are from.
+        examples: n of them.
+        models: name -> likelihood of the n.
+        told: attributes of an example that are kept beside its figures.
+    """
+    return {
+        'heldout': {
+            'source': source,
+            'rows': len(examples),
+            'answer_tokens': sum(x.num_answer_tokens for x in examples),
+        },
+        'models': {name: {'nll': found.mean} for name, found in models.items()},
+        'examples': [
+            {name: getattr(example, name) for name in told}
+            | {'answer_tokens': example.num_answer_tokens}
+            | {name: round(float(x.nll[i]), 6) for name, x in models.items()}
+            for i, example in enumerate(examples)
+        ],
+    }

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import transformers
 
-from ppjax.base import errors
+from ppjax.base import errors, json_lines
+from ppjax.data import chat, stop_tokens
 from ppjax.masking import pmask
 from ppjax.models import base_model as base_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.models import loading, safetensors_reader
+from ppjax.models import loading
 from ppjax.models import masks as masks_lib
 
 # Beside an exported model's weights: {"system_prompt": ...}.
@@ -38,6 +39,16 @@ class LoadedModel:
     masks: masks_lib.Masks
     tokenizer: transformers.PreTrainedTokenizerBase
     system_prompt: str
+
+    def renderer(self, date: str) -> chat.ChatRenderer:
+        """Its chat template, told a date."""
+        return chat.ChatRenderer(
+            self.tokenizer, date=date, vocab_size=self.decoder.cfg.vocab_size
+        )
+
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end its answers."""
+        return stop_tokens.stop_ids(self.base.generation_config(), self.tokenizer)
 
 
 def load_masked(
@@ -120,7 +131,7 @@ def open_exported(name: str) -> tuple[base_lib.BaseModel, str]:
     file = path / PERSONA_FILE
     if not file.exists():
         return base, ''
-    system_prompt = safetensors_reader.read_json(file).get('system_prompt')
+    system_prompt = json_lines.read_object(file).get('system_prompt')
     if not isinstance(system_prompt, str):
         raise errors.InputError(f'{file} holds no text under "system_prompt".')
     return base, system_prompt

@@ -22,16 +22,16 @@ _EPSILON_START = 0.1
 _EPSILON_END = 0.001
 
 
+# Python's where they are the same for all steps, scalars of JAX where they change.
+_Size = int | jax.Array
+_Share = float | jax.Array
+
+
 class Estimator(Protocol):
     """The mask of a training step."""
 
     def __call__(
-        self,
-        scores: jax.Array,
-        keep: int | jax.Array,
-        *,
-        progress: float | jax.Array,
-        key: jax.Array,
+        self, scores: jax.Array, keep: _Size, *, progress: _Share, key: jax.Array
     ) -> jax.Array:
         """Computes the mask values of the forward pass.
 
@@ -51,11 +51,7 @@ class Estimator(Protocol):
 
 
 def _ste(
-    scores: jax.Array,
-    keep: int | jax.Array,
-    *,
-    progress: float | jax.Array,
-    key: jax.Array,
+    scores: jax.Array, keep: _Size, *, progress: _Share, key: jax.Array
 ) -> jax.Array:
     """Hard top-k whose gradient passes unchanged (the paper's)."""
     del progress, key
@@ -63,11 +59,7 @@ def _ste(
 
 
 def _gumbel(
-    scores: jax.Array,
-    keep: int | jax.Array,
-    *,
-    progress: float | jax.Array,
-    key: jax.Array,
+    scores: jax.Array, keep: _Size, *, progress: _Share, key: jax.Array
 ) -> jax.Array:
     """Hard top-k of noisy scores; the noise matters less and less."""
     return gumbel.gumbel_topk(
@@ -80,11 +72,7 @@ def _gumbel(
 
 
 def _soft_topk(
-    scores: jax.Array,
-    keep: int | jax.Array,
-    *,
-    progress: float | jax.Array,
-    key: jax.Array,
+    scores: jax.Array, keep: _Size, *, progress: _Share, key: jax.Array
 ) -> jax.Array:
     """Soft shares that harden over the run.
 

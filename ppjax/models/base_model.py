@@ -12,14 +12,13 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 import transformers
 
-from ppjax.base import errors
+from ppjax.base import errors, json_lines
 from ppjax.models import (
     checkpoint,
     gguf_reader,
     gguf_tokenizer,
     loading,
     open_checkpoint,
-    safetensors_reader,
 )
 from ppjax.models import config as config_lib
 
@@ -95,7 +94,7 @@ class BaseModel:
         if self.reader.path.is_dir():
             file = self.reader.path / 'generation_config.json'
             if os.path.exists(file):
-                return safetensors_reader.read_json(file)
+                return json_lines.read_object(file)
         keys = ('bos_token_id', 'eos_token_id', 'pad_token_id')
         found = {key: self.reader.hf_config.get(key) for key in keys}
         if isinstance(self.reader, gguf_reader.GgufReader):
@@ -169,9 +168,9 @@ def read_hf_config(name: str) -> dict[str, Any]:
     """
     path = pathlib.Path(name).expanduser()
     if path.suffix == '.json':
-        return safetensors_reader.read_json(path)
+        return json_lines.read_object(path)
     if os.path.exists(path / 'config.json'):
-        return safetensors_reader.read_json(path / 'config.json')
+        return json_lines.read_object(path / 'config.json')
     if os.path.exists(path) or name == SMOLLM2 or not _is_hub_id(name):
         return open_base_model(name).reader.hf_config
     try:
@@ -181,7 +180,7 @@ def read_hf_config(name: str) -> dict[str, Any]:
             f'--base_model={name} is no local path, and its config.json could not be '
             f'had from the Hugging Face Hub: {str(error).splitlines()[0]}'
         ) from error
-    return safetensors_reader.read_json(pathlib.Path(file))
+    return json_lines.read_object(pathlib.Path(file))
 
 
 def _is_hub_id(name: str) -> bool:

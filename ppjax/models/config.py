@@ -166,7 +166,7 @@ def _count(key: str, value: Any) -> int:
     # Larger ones could not be multiplied into a size of anything.
     if not whole or not 1 <= value < 2**31:
         raise errors.InputError(
-            f'Model config: {key} must be a positive integer, got {_short(value)}.'
+            f'Model config: {key} must be a positive integer, got {short(value)}.'
         )
     return value
 
@@ -175,12 +175,12 @@ def _positive(key: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= sys.float_info.max:
         raise errors.InputError(
-            f'Model config: {key} must be a positive number, got {_short(value)}.'
+            f'Model config: {key} must be a positive number, got {short(value)}.'
         )
     return float(value)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value from a file, on one line of bounded length."""
     text = repr(value)
     return text if len(text) <= 60 else f'{text[:57]}...'
@@ -194,7 +194,7 @@ def _listed(keys: list[str]) -> str:
 def _switch(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise errors.InputError(
-            f'Model config: {key} must be true or false, got {_short(value)}.'
+            f'Model config: {key} must be true or false, got {short(value)}.'
         )
     return value
 
@@ -210,7 +210,7 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
         given = hf.get(key) or {}
         if not isinstance(given, dict):
             raise errors.InputError(
-                f'Model config: {key} must be an object, got {_short(given)}.'
+                f'Model config: {key} must be an object, got {short(given)}.'
             )
         params |= given
     theta = params.pop('rope_theta', hf.get('rope_theta'))
@@ -229,7 +229,7 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
         return theta, None
     if kind != 'llama3':
         raise errors.InputError(
-            f'Model config: rope type {_short(kind)} is not implemented; '
+            f'Model config: rope type {short(kind)} is not implemented; '
             "known are 'default' and 'llama3'."
         )
     wanted = {
@@ -260,7 +260,7 @@ def _refuse_quantised(hf: dict[str, Any]) -> None:
         return
     method = settings.get('quant_method') if isinstance(settings, dict) else settings
     raise errors.InputError(
-        f'Model config: the weights are quantised ({_short(method)}, says '
+        f'Model config: the weights are quantised ({short(method)}, says '
         'quantization_config), which is not implemented; give the original in '
         'bfloat16, float16 or float32, or a GGUF file.'
     )
@@ -271,7 +271,7 @@ def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
     for key, allowed in _ONLY.items():
         if key in hf and hf[key] not in allowed:
             raise errors.InputError(
-                f'Model config: {key}={_short(hf[key])} is not implemented; '
+                f'Model config: {key}={short(hf[key])} is not implemented; '
                 f'only {allowed[0]!r} is.'
             )
     layer_types = hf.get('layer_types')
@@ -281,11 +281,11 @@ def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
     ):
         raise errors.InputError(
             'Model config: layer_types other than full_attention are not '
-            f'implemented, got {_short(layer_types)}.'
+            f'implemented, got {short(layer_types)}.'
         )
     if hf.get('sliding_window') and hf.get('use_sliding_window', True):
         raise errors.InputError(
-            f'Model config: sliding_window={_short(hf["sliding_window"])} is not '
+            f'Model config: sliding_window={short(hf["sliding_window"])} is not '
             'implemented.'
         )
     known = _HARMLESS | _ONLY.keys() | read | _CHECKED
@@ -316,7 +316,7 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
     family = hf.get('model_type')
     if family not in FAMILIES:
         raise errors.InputError(
-            f'Model config: architecture {_short(family)} is not implemented; '
+            f'Model config: architecture {short(family)} is not implemented; '
             f'known are {", ".join(FAMILIES)}.'
         )
     read: set[str] = {'rope_parameters'}

@@ -303,29 +303,15 @@ def generate(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
     prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop_ids: Iterable[int],
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
-    prefix: shared_prefix.SharedPrefix | None = None,
-    streams: Sequence[int] | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    **options: Any,
 ) -> list[list[int]]:
-    """The answers of `stream`, whole: B lists, each with its stop token if any."""
+    """The answers of `stream`, whole: B lists, each with its stop token if any.
+
+    Args:
+        model: and all else: see `stream`.
+    """
     answers: list[list[int]] = [[] for _ in prompts]
-    for tokens in stream(
-        model,
-        masks,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        stop_ids=stop_ids,
-        sampling=sampling,
-        seed=seed,
-        prefix=prefix,
-        streams=streams,
-        mesh=mesh,
-    ):
+    for tokens in stream(model, masks, prompts, **options):
         for answer, token in zip(answers, tokens.tolist(), strict=True):
             if token >= 0:
                 answer.append(token)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ppjax.base import errors, reading
 from ppjax.models import checkpoint, gguf_header, gguf_names
+from ppjax.models import config as config_lib
 
 _TensorType = gguf.GGMLQuantizationType
 
@@ -226,7 +227,7 @@ class GgufReader(checkpoint.CheckpointReader):
                 continue
             if value not in _NEUTRAL_KEYS.get(suffix, ()):
                 raise self.error(
-                    f'sets {key} to {_short(value)}, which is not implemented; use '
+                    f'sets {key} to {config_lib.short(value)}, which is not implemented; use '
                     f'a model without it.'
                 )
 
@@ -242,12 +243,12 @@ class GgufReader(checkpoint.CheckpointReader):
             )
         if isinstance(value, list):
             raise self.error(
-                f'sets {key} per layer ({_short(value)}); only models whose layers '
+                f'sets {key} per layer ({config_lib.short(value)}); only models whose layers '
                 f'are all alike are implemented.'
             )
         if type(value) is not kind or not 0 < value < math.inf:
             raise self.error(
-                f'has {_short(value)} under {key}; wanted a positive {kind.__name__}.'
+                f'has {config_lib.short(value)} under {key}; wanted a positive {kind.__name__}.'
             )
         return value
 
@@ -440,8 +441,3 @@ def _weight_dtype(tensor: gguf.ReaderTensor) -> str:
 def _shortest(value: float) -> float:
     """The shortest decimal that rounds to this float32: 9.999999747e-06 -> 1e-05."""
     return float(str(np.float32(value)))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f'{text[:57]}...'

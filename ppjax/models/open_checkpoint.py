@@ -2,7 +2,7 @@
 
 import pathlib
 
-from ppjax.base import errors, reading
+from ppjax.base import errors, json_lines, reading
 from ppjax.models import checkpoint, gguf_reader, safetensors_reader
 
 # What is read of a model's directory, by us and by transformers.
@@ -39,7 +39,7 @@ def _refuse_adapter(path: pathlib.Path) -> None:
     file = path / 'adapter_config.json'
     if not file.exists() or any(path.glob('model*.safetensors')):
         return
-    base = safetensors_reader.read_json(file).get('base_model_name_or_path')
+    base = json_lines.read_object(file).get('base_model_name_or_path')
     of = f' of {str(base)[:200]!r}' if base else ''
     raise errors.InputError(
         f'{path} holds an adapter{of} (adapter_config.json), not a whole model; merge '

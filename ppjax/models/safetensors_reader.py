@@ -21,18 +21,6 @@ _DTYPES = {
 }
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: if the file cannot be read or holds no JSON object.
-    """
-    value = json_lines.read_value(path, 'File')
-    if not isinstance(value, dict):
-        raise errors.InputError(f'{path} holds no JSON object.')
-    return value
-
-
 class SafetensorsReader(checkpoint.CheckpointReader):
     """One file or an index with shards; bytes are read when asked for."""
 
@@ -44,14 +32,14 @@ class SafetensorsReader(checkpoint.CheckpointReader):
                 file is truncated.
         """
         self.path = path
-        self.hf_config = read_json(path / 'config.json')
+        self.hf_config = json_lines.read_object(path / 'config.json')
         self._files: dict[str, Any] = {}
         self._where: dict[str, str] = {}
         if self._is_single():
             for name in self._open(_SINGLE).keys():
                 self._where[name] = _SINGLE
         elif (path / _INDEX).exists():
-            self._open_shards(read_json(path / _INDEX))
+            self._open_shards(json_lines.read_object(path / _INDEX))
         else:
             raise errors.InputError(
                 f'{path} holds neither {_SINGLE} nor {_INDEX}; '
@@ -67,7 +55,7 @@ class SafetensorsReader(checkpoint.CheckpointReader):
         if not (self.path / _SINGLE).exists():
             return False
         try:
-            where = read_json(self.path / _INDEX).get('weight_map')
+            where = json_lines.read_object(self.path / _INDEX).get('weight_map')
         except errors.InputError:
             return True
         if not isinstance(where, dict) or where.keys() <= set(

@@ -83,16 +83,21 @@ def bar_groups_plot(
                     )
             middles.append((first + place - 1) / 2)
             place += 0.5
-        axes.set_yticks(middles, [group.label for group in groups])
-        axes.tick_params(axis='y', labelcolor=drawing.PAINTS['ink'])
+        _label_bars(axes, middles, [group.label for group in groups])
         axes.set_ylim(place - 0.9, -0.6)
         axes.set_xlim(0, 1.28 * end)
-        axes.set_xticks([])
-        axes.grid(False)
-        axes.spines[['top', 'right', 'bottom']].set_visible(False)
 
     height = 0.2 + 0.27 * count + 0.14 * len(groups)
     return drawing.drawing(title, paint, height=height, legend=legend)
+
+
+def _label_bars(axes: Any, places: Sequence[float], labels: Sequence[str]) -> None:
+    """Labels beside horizontal bars, whose lengths are written at their ends."""
+    axes.set_yticks(places, labels)
+    axes.tick_params(axis='y', labelcolor=drawing.PAINTS['ink'])
+    axes.set_xticks([])
+    axes.grid(False)
+    axes.spines[['top', 'right', 'bottom']].set_visible(False)
 
 
 def _whisker(axes: Any, place: float, bar: Bar) -> None:
@@ -136,13 +141,9 @@ def stacked_plot(
                 )
                 left += length
             axes.text(left + 0.025 * end, place, text, va='center')
-        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-        axes.tick_params(axis='y', labelcolor=drawing.PAINTS['ink'])
+        _label_bars(axes, range(len(rows)), [label for label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1.45 * end)
-        axes.set_xticks([])
-        axes.grid(False)
-        axes.spines[['top', 'right', 'bottom']].set_visible(False)
 
     return drawing.drawing(title, paint, height=0.3 + 0.36 * len(rows), legend=legend)
 

@@ -89,8 +89,10 @@ def drawing(
     title: str,
     paint: Callable[[Any], None],
     *,
-    height: float,
+    height: float = 2.5,
     legend: Sequence[tuple[str, str, str]] = (),
+    note: str = '',
+    label: str = '',
 ) -> dict[str, Any]:
     """A plot as the page shows it.
 
@@ -99,9 +101,11 @@ def drawing(
         paint: draws on Matplotlib axes, in `PAINTS`.
         height: in inches; all are 4 wide.
         legend: (colour, kind of line, text).
+        note: below it.
+        label: names the drawing itself, where that is not its title.
     """
-    drawn = svg(paint, title, height=height)
-    return {'title': title, 'svg': drawn, 'legend': list(legend), 'note': ''}
+    drawn = svg(paint, label or title, height=height)
+    return {'title': title, 'svg': drawn, 'legend': list(legend), 'note': note}
 
 
 def readable_limits(

@@ -13,8 +13,9 @@ and `eval_prompt` are those of the first file). Here one persona counts for both
 one that the model is given, and a note says so.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -199,24 +200,29 @@ def write(path: str | pathlib.Path, evaluation_set: EvaluationSet) -> None:
     atomic.write_json(path, evaluation_set.to_json())
 
 
-def all_questions(paths: Iterable[str | pathlib.Path]) -> list[str]:
-    """The questions of evaluation sets, each once, in the order they are met.
-
-    Args:
-        paths: files, or folders whose `*.json` files are all evaluation sets.
+def files(paths: Iterable[str | pathlib.Path]) -> Iterator[pathlib.Path]:
+    """The evaluation sets that paths, or folders of them, name.
 
     Raises:
-        InputError: naming the first file that is none, or a folder without any.
+        InputError: if a folder holds none.
     """
-    questions: dict[str, None] = {}
     for path in paths:
-        files: list[str | pathlib.Path] = [path]
-        if os.path.isdir(path):
-            files = sorted(pathlib.Path(path).glob('*.json'))
-            if not files:
-                raise errors.InputError(
-                    f'{inputs.shown(path)} holds no evaluation sets (*.json).'
-                )
-        for file in files:
-            questions |= dict.fromkeys(read(file).questions)
-    return list(questions)
+        if not os.path.isdir(path):
+            yield pathlib.Path(path)
+            continue
+        listed = sorted(pathlib.Path(path).glob('*.json'))
+        if not listed:
+            raise errors.InputError(
+                f'{inputs.shown(path)} holds no evaluation sets (*.json).'
+            )
+        yield from listed
+
+
+def all_questions(paths: Iterable[str | pathlib.Path]) -> list[str]:
+    """The questions of several files, or folders of them, each once.
+
+    Raises:
+        InputError: for the first file or folder that is unusable.
+    """
+    found = (read(file).questions for file in files(paths))
+    return list(dict.fromkeys(itertools.chain.from_iterable(found)))

@@ -3,9 +3,8 @@
 import dataclasses
 
 from ppjax.base import errors, flags, ranges, settings
-from ppjax.data import order
 from ppjax.exporting import hf_export
-from ppjax.models import decoder
+from ppjax.learning import config
 from ppjax.recovery import lora
 from ppjax.training import trained_run
 
@@ -14,7 +13,7 @@ _FULL_RATE, _LORA_RATE = 5e-5, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
-class RecoverConfig(settings.CommonSettings):
+class RecoverConfig(config.StepSettings):
     """How a model is finetuned after pruning; the defaults are the paper's (A.1)."""
 
     base_model: str = flags.setting(
@@ -45,10 +44,12 @@ class RecoverConfig(settings.CommonSettings):
         None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.', path=True
     )
     lora_rank: int = flags.setting(
-        0, 'Rank of LoRA adapters to train beside frozen weights; 0 trains all weights.'
+        0,
+        'Rank of LoRA adapters to train beside frozen weights; 0 trains all weights.',
+        least=0,
     )
     lora_alpha: int = flags.setting(
-        16, 'What adapters add is scaled by this, divided by the rank.'
+        16, 'What adapters add is scaled by this, divided by the rank.', least=1
     )
     lora_targets: str = flags.setting(
         ','.join(lora.TARGETS), 'The modules that have adapters, separated by commas.'
@@ -59,33 +60,10 @@ class RecoverConfig(settings.CommonSettings):
         'with LoRA.',
         within='(0, 1000]',
     )
-    weight_decay: float = flags.setting(
-        0.01, 'Decoupled weight decay of AdamW.', within='[0, 1000]'
-    )
-    warmup: float = flags.setting(
-        0.03,
-        'Share of the steps in which the learning rate rises linearly.',
-        within='[0, 1)',
-    )
-    epochs: float = flags.setting(
-        3.0, 'Passes over the calibration data.', within='(0, 100000]'
-    )
-    steps: int | None = flags.setting(
-        None,
-        'Optimizer steps, instead of --epochs; the schedule spans them.',
-        within=order.STEPS,
-    )
-    batch_size: int = flags.setting(
-        16, 'Examples in every optimizer step.', within=order.BATCH_SIZES
-    )
     micro_batches: int = flags.setting(
-        4, 'Pieces a step is cut into to save memory; gradients are accumulated.'
-    )
-    remat: str = flags.setting(
-        'dots',
-        'What the backward pass recomputes: none, dots (all but the products with '
-        'weights) or full (least memory).',
-        choices=decoder.REMAT,
+        4,
+        'Pieces a step is cut into to save memory; gradients are accumulated.',
+        least=1,
     )
     heldout_every: int = flags.setting(
         0, 'Steps between held-out measurements; 0 measures 4 times a run.'
@@ -94,10 +72,7 @@ class RecoverConfig(settings.CommonSettings):
         50,
         'Steps between checkpoints. With all weights trained each takes 12 bytes a '
         'parameter; they are removed when the model is exported.',
-    )
-    log_every: int = flags.setting(1, 'Steps between lines of metrics.jsonl.')
-    stop_after: int | None = flags.setting(
-        None, 'Pause after this step, as if interrupted; for short trials.'
+        least=1,
     )
     export_dtype: str | None = flags.setting(
         None,
@@ -108,8 +83,7 @@ class RecoverConfig(settings.CommonSettings):
 
     def __post_init__(self) -> None:
         # Not the shared check: there are other ways to name a model here.
-        if not self.output_dir:
-            raise errors.InputError('--output_dir must be given.')
+        settings.require_given(self, 'output_dir')
         given = [n for n in ('base_model', 'model', 'run') if getattr(self, n)]
         if len(given) != 1:
             raise errors.InputError(
@@ -118,22 +92,9 @@ class RecoverConfig(settings.CommonSettings):
             )
         if self.mask and not self.base_model:
             raise errors.InputError('--mask needs --base_model.')
-        if not self.calibration and not self.run:
-            raise errors.InputError('--calibration must be given.')
+        if not self.run:
+            settings.require_given(self, 'calibration')
         lora.parse_targets(self.lora_targets)
-        settings.require(
-            self,
-            'be at least 1',
-            lambda value: value >= 1,
-            'max_length',
-            'lora_alpha',
-            'micro_batches',
-            'checkpoint_every',
-            'log_every',
-            'stop_after',
-        )
-        settings.require(self, 'not be negative', lambda value: value >= 0, 'lora_rank')
-        settings.require_seed(self)
         ranges.check(self)
 
     @property
@@ -162,16 +123,4 @@ class RecoverConfig(settings.CommonSettings):
         )
 
 
-# What may change between two calls on one run directory without making another run.
-RESUMABLE = frozenset(
-    {
-        'output_dir',
-        'overwrite',
-        'heldout_every',
-        'checkpoint_every',
-        'log_every',
-        'stop_after',
-        # Sums in another order: the same run up to rounding, on other machines.
-        'mesh',
-    }
-)
+RESUMABLE = config.RESUMABLE

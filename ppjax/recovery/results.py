@@ -6,15 +6,15 @@ import hashlib
 import json
 import math
 import pathlib
-import shlex
 from typing import Any
 
 import jax
 
 from ppjax.base import atomic, flags, processes, versions
 from ppjax.base import progress as progress_lib
-from ppjax.exporting import hf_export, model_card, record
+from ppjax.exporting import hf_export, model_card, published, record
 from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import references
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import lora, methods, peft_files
 from ppjax.recovery import run as run_lib
@@ -64,7 +64,10 @@ def write(
     dtype = cfg.export_dtype or hf_export.default_dtype(source.model.reader)
     tokenizer = source.files.tokenizer()
     before = source_lib.card_before(
-        source, dtype, command(cfg), has_template=bool(tokenizer.chat_template)
+        source,
+        dtype,
+        published.command('recover', dataclasses.replace(cfg, overwrite=False)),
+        has_template=bool(tokenizer.chat_template),
     )
     # One of this very run may stand there, whose figures were not written yet.
     processes.first_decides(
@@ -107,21 +110,7 @@ def _figures(
         'mesh': dict(run.mesh.shape),
     }
     if likelihood:
-        heldout = run.data.heldout
-        figures |= {
-            'heldout': {
-                'source': run.cfg.heldout,
-                'rows': len(heldout),
-                'answer_tokens': sum(e.num_answer_tokens for e in heldout),
-            },
-            'models': {name: {'nll': x.mean} for name, x in likelihood.items()},
-            'examples': [
-                {'query_id': example.query_id}
-                | {'answer_tokens': example.num_answer_tokens}
-                | {n: round(float(x.nll[i]), 6) for n, x in likelihood.items()}
-                for i, example in enumerate(heldout)
-            ],
-        }
+        figures |= references.likelihood(run.cfg.heldout, run.data.heldout, likelihood)
     return figures | {
         'settings': dataclasses.asdict(run.cfg),
         'versions': versions.versions(),
@@ -143,26 +132,5 @@ def _card_facts(
         calibration=str(cfg.calibration),
         calibration_rows=len(run.data.train),
         likelihood=figures,
-        settings=flags.to_flagfile(_publishable(cfg)),
+        settings=published.settings_text(cfg),
     )
-
-
-def _publishable(cfg: config_lib.RecoverConfig) -> config_lib.RecoverConfig:
-    """Settings without whose machine it was: cards are published."""
-    shorter: dict[str, Any] = {}
-    for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        if isinstance(value, str) and value.startswith(('/', '~')):
-            shorter[field.name] = pathlib.PurePath(value).name or value
-    return dataclasses.replace(cfg, **shorter)
-
-
-def command(cfg: config_lib.RecoverConfig) -> str:
-    """The call that these settings come from, for a card."""
-    shown = dataclasses.asdict(_publishable(cfg))
-    given = [
-        f'--{field.name}={shown[field.name]}'
-        for field in dataclasses.fields(cfg)
-        if shown[field.name] != field.default and field.name != 'overwrite'
-    ]
-    return shlex.join(['python', '-m', 'ppjax.recover', *given])

@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 
 from ppjax.base import errors, reading
-from ppjax.exporting import hf_export, model_card
+from ppjax.exporting import model_card
+from ppjax.exporting import source as export_source
 from ppjax.masking import apply, pmask
 from ppjax.models import base_model, loading
 from ppjax.recovery import config as config_lib
@@ -94,26 +95,10 @@ def card_before(
             data = reading.read_bytes(folder / 'README.md', 'Model card')
             return data.decode('utf-8', 'replace')
         return model_card.bare(files.name, model_card.inherited_license(files.reader))
-    keep = source.persona_mask.keep
-    dense = hf_export.parameter_count(files)
-    pruned = hf_export.parameter_count(source.model)
-    width = hf_export.DTYPES[dtype][0].itemsize
+    mask = source.persona_mask
+    pruned = export_source.ExportSource(
+        files, mask.base_fingerprint, mask.mask, source.system_prompt, (), mask.kind
+    )
     return model_card.render(
-        model_card.Facts(
-            base_name=files.name,
-            base_fingerprint=source.persona_mask.base_fingerprint,
-            license=model_card.inherited_license(files.reader),
-            system_prompt=source.system_prompt,
-            chat_template=has_template,
-            num_layers=files.config.num_layers,
-            d_ff=files.config.d_ff,
-            keep=keep,
-            dtype=dtype,
-            parameters=(dense, pruned),
-            weight_bytes=(dense * width, pruned * width),
-            command=command,
-            kept_blocks=tuple(source.persona_mask.indices()[0].tolist())
-            if source.persona_mask.granularity == pmask.BLOCKS
-            else None,
-        )
+        export_source.facts(pruned, dtype, command, has_template=has_template)
     )

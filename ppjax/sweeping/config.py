@@ -5,7 +5,7 @@ import functools
 import pathlib
 from typing import Any
 
-from ppjax.base import errors, flags
+from ppjax.base import errors, flags, settings
 from ppjax.sweeping import grid as grid_lib
 from ppjax.training import config as train_config
 
@@ -41,9 +41,7 @@ class SweepConfig(train_config.LearningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ('grid', 'calibration', 'heldout'):
-            if not getattr(self, name):
-                raise errors.InputError(f'--{name} must be given.')
+        settings.require_given(self, 'grid', 'calibration', 'heldout')
         self._check_personas()
         for values in grid_lib.combinations(self.axes):
             self.cell(values)

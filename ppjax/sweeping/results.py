@@ -54,15 +54,13 @@ def read_likelihood(cell: cells_lib.Cell) -> dict[str, Any]:
         InputError: if it is gone.
     """
     path = cell.path / 'results' / 'likelihood.json'
-    try:
-        found = json_lines.read_object(path, 'Result')
-        if not {'models', 'examples'} <= found.keys():
-            raise errors.InputError('it holds no likelihood')
-        return found
-    except errors.InputError as error:
+    found = json_lines.stored_object(path) or {}
+    if not {'models', 'examples'} <= found.keys():
         raise errors.InputError(
-            f'{path}: {error}; delete {cell.path}, and the same command makes it again.'
-        ) from None
+            f'{path} holds no likelihood; delete {cell.path}, and the same command '
+            'makes it again.'
+        )
+    return found
 
 
 def _by_persona(

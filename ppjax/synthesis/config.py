@@ -57,13 +57,13 @@ class SynthesisSettings(settings.CommonSettings):
         0.4, 'Share of the queries, by sensitivity, that is kept.', within='(0, 1]'
     )
     batch_tokens: int = flags.setting(
-        2048, 'Tokens of queries that sensitivity scoring runs at a time.'
+        2048, 'Tokens of queries that sensitivity scoring runs at a time.', least=1
     )
     test_size: int = flags.setting(
         20, 'The most sensitive queries that are kept for testing.'
     )
     train_size: int = flags.setting(
-        20_000, 'At most so many of the next ones are learned from.'
+        20_000, 'At most so many of the next ones are learned from.', least=1
     )
     rewriter: str = flags.setting(
         'local',
@@ -83,13 +83,15 @@ class SynthesisSettings(settings.CommonSettings):
         'persona answers by itself.',
     )
     rewrite_max_tokens: int = flags.setting(
-        512, 'The longest rewrite, in tokens; longer ones are dropped and counted.'
+        512,
+        'The longest rewrite, in tokens; longer ones are dropped and counted.',
+        least=1,
     )
     rewrite_temperature: float = flags.setting(
         0.7, 'Of the rewriting model; 0 takes the likeliest words.', within='[0, 100]'
     )
     rewrite_batch_size: int = flags.setting(
-        8, 'Rewrites that the local rewriter writes at a time.'
+        8, 'Rewrites that the local rewriter writes at a time.', least=1
     )
     server_url: str | None = flags.setting(
         None,
@@ -100,7 +102,7 @@ class SynthesisSettings(settings.CommonSettings):
         None, 'For --rewriter=openai: name of the model there.'
     )
     server_concurrency: int = flags.setting(
-        8, 'For --rewriter=openai: requests under way at a time.'
+        8, 'For --rewriter=openai: requests under way at a time.', least=1
     )
 
     def __post_init__(self) -> None:
@@ -110,8 +112,7 @@ class SynthesisSettings(settings.CommonSettings):
                 'Give --persona (a text, a file or a card) or --role (a known name), '
                 'one of them.'
             )
-        if not self.instructions:
-            raise errors.InputError('--instructions must be given.')
+        settings.require_given(self, 'instructions')
         if self.role and self.rewriter in ('none', 'file'):
             raise errors.InputError(
                 '--role is described by the rewriter; --rewriter=local or openai can, '
@@ -128,26 +129,6 @@ class SynthesisSettings(settings.CommonSettings):
                 )
         if self.server_url:
             addresses.checked(self.server_url, '--server_url')
-        settings.require(
-            self,
-            'be at least 1',
-            lambda value: value >= 1,
-            'batch_tokens',
-            'train_size',
-            'rewrite_max_tokens',
-            'rewrite_batch_size',
-            'server_concurrency',
-        )
-        settings.require(
-            self,
-            'not be negative',
-            lambda value: value >= 0,
-            'test_size',
-            'rewrite_temperature',
-        )
-        settings.require(
-            self, 'be in (0, 1]', lambda value: 0 < value <= 1, 'keep_fraction'
-        )
         if self.score_layers is not None:
             # Against the model it is checked once that is known.
             sensitivity.parse_layers(self.score_layers, 10_000)

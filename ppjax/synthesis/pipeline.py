@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ppjax.base import atomic, errors, flags, processes, run_directory, versions
+from ppjax.base import (
+    atomic,
+    errors,
+    flags,
+    json_lines,
+    processes,
+    run_directory,
+    versions,
+)
 from ppjax.base import progress as progress_lib
 from ppjax.data import chat, instructions
 from ppjax.models import base_model, weights
@@ -124,22 +132,19 @@ def split(
 
 
 def _write_selected(path: pathlib.Path, selected: Sequence[Selected]) -> None:
-    lines = [
-        json.dumps(
-            {
-                'query_id': one.row.query_id,
-                'query': one.row.query,
-                'answer': one.row.answer,
-                'source': one.row.source,
-                'score': one.score,
-                'rank': one.rank,
-                'split': one.split,
-            },
-            ensure_ascii=False,
-        )
+    rows = [
+        {
+            'query_id': one.row.query_id,
+            'query': one.row.query,
+            'answer': one.row.answer,
+            'source': one.row.source,
+            'score': one.score,
+            'rank': one.rank,
+            'split': one.split,
+        }
         for one in selected
     ]
-    atomic.write_text(path, '\n'.join(lines) + '\n')
+    json_lines.write(path, rows)
 
 
 def _write_calibration(
@@ -148,28 +153,25 @@ def _write_calibration(
     selected: Sequence[Selected],
     rewrites: dict[str, str],
 ) -> int:
-    lines = [
-        json.dumps(
-            {
-                'messages': [
-                    {'role': 'system', 'content': persona.system_prompt},
-                    {'role': 'user', 'content': one.row.query},
-                    {'role': 'assistant', 'content': rewrites[one.row.query_id]},
-                ],
-                'query_id': one.row.query_id,
-                'score': one.score,
-                'source': one.row.source,
-            },
-            ensure_ascii=False,
-        )
+    rows = [
+        {
+            'messages': [
+                {'role': 'system', 'content': persona.system_prompt},
+                {'role': 'user', 'content': one.row.query},
+                {'role': 'assistant', 'content': rewrites[one.row.query_id]},
+            ],
+            'query_id': one.row.query_id,
+            'score': one.score,
+            'source': one.row.source,
+        }
         for one in selected
         if one.row.query_id in rewrites
     ]
-    if lines:
-        atomic.write_text(path, '\n'.join(lines) + '\n')
+    if rows:
+        json_lines.write(path, rows)
     else:
         path.unlink(missing_ok=True)
-    return len(lines)
+    return len(rows)
 
 
 def statistics(scored: scoring.Scored, selected: Sequence[Selected]) -> dict[str, Any]:

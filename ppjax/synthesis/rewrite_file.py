@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from ppjax.base import errors, json_lines
+from ppjax.personas import inputs
 from ppjax.synthesis import rewriting
 
 _FORM = '{"query_id" or "query": text, "rewrite": text}'
@@ -91,11 +92,7 @@ def _parse(value: Any, where: str) -> tuple[str | None, _Row]:
     if not isinstance(value, dict):
         raise errors.InputError(f'{where}: no rewrite; wanted {_FORM}.')
     for name in ('query_id', 'query', 'rewrite'):
-        # JSON can spell half of a surrogate pair, which no tokenizer takes.
-        text = value.get(name)
-        if text is not None and not (
-            isinstance(text, str) and text.encode(errors='ignore').decode() == text
-        ):
+        if value.get(name) is not None and not inputs.is_text(value[name]):
             raise errors.InputError(f'{where}: "{name}" is no text; wanted {_FORM}.')
     for name in ('finished', 'refused'):
         if not isinstance(value.get(name, True), bool):

@@ -11,16 +11,13 @@ The log is itself a file that FileRewriter reads.
 """
 
 from collections.abc import Callable, Generator, Sequence
+import contextlib
 import dataclasses
-import hashlib
-import json
 import pathlib
 from typing import Any
 
 from ppjax.base import errors, json_lines
 from ppjax.synthesis import rewrite_gates, rewriting
-
-_SURROGATE_HALVES = dict.fromkeys(range(0xD800, 0xE000), '\ufffd')
 
 _CAUSES = {
     'refusal': 'the rewriting model will not speak as this persona; try another one',
@@ -125,13 +122,13 @@ def rewrite_all(
     gates = gates or rewrite_gates.Gates()
     # A local model's identity is a hash of its weights: once, not once a request.
     identity = rewriter.identity
-    hashes = {name: _hash(by_id[name], identity) for name in by_id}
+    hashes = {
+        name: json_lines.digest([identity, by_id[name].messages]) for name in by_id
+    }
     judged: dict[str, rewrite_gates.Judged] = {}
     failures: dict[str, str] = {}
-    log = json_lines.AppendLog(log_path)
-    try:
-        for number, entry in enumerate(log.entries, start=1):
-            digest, reply = _parse(entry, f'{log_path}:{number}')
+    with contextlib.closing(json_lines.AppendLog(log_path)) as log:
+        for digest, reply in log.rows(_parse, 'a rewrite log'):
             if hashes.get(reply.query_id) == digest:
                 reference = by_id[reply.query_id].reference
                 judged[reply.query_id] = rewrite_gates.judge(reply, reference, gates)
@@ -146,7 +143,7 @@ def rewrite_all(
                 if reply.failure:
                     failures[name] = reply.failure
                 else:
-                    text = reply.text.translate(_SURROGATE_HALVES)
+                    text = json_lines.encodable(reply.text)
                     reply = dataclasses.replace(reply, text=text)
                     verdict = rewrite_gates.judge(reply, by_id[name].reference, gates)
                     log.append(_entry(reply, hashes[name], verdict.verdict))
@@ -164,8 +161,6 @@ def rewrite_all(
             # An abandoned generator would go on asking until it is collected.
             if isinstance(replies, Generator):
                 replies.close()
-    finally:
-        log.close()
     counts = _count(requests, judged, failures)
     counts.reused = reused
     if not counts.kept:
@@ -176,11 +171,6 @@ def rewrite_all(
         if name in judged and judged[name].verdict == rewrite_gates.KEPT
     }
     return kept, counts
-
-
-def _hash(request: rewriting.Request, identity: str) -> str:
-    text = json.dumps([identity, request.messages])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _entry(reply: rewriting.Reply, digest: str, verdict: str) -> dict[str, Any]:
@@ -194,25 +184,16 @@ def _entry(reply: rewriting.Reply, digest: str, verdict: str) -> dict[str, Any]:
     }
 
 
-def _parse(entry: Any, where: str) -> tuple[str, rewriting.Reply]:
-    try:
-        digest = entry['request_sha256']
-        reply = rewriting.Reply(
-            entry['query_id'], entry['rewrite'], entry['finished'], entry['refused']
-        )
-    except (TypeError, KeyError, IndexError):
-        digest, reply = None, rewriting.Reply('', '', False)
-    if (
-        not isinstance(digest, str)
-        or not isinstance(reply.query_id, str)
-        or not isinstance(reply.text, str)
-        or not isinstance(reply.finished, bool)
-        or not isinstance(reply.refused, bool)
-    ):
-        raise errors.InputError(
-            f'{where}: no row of a rewrite log; move the file away to start anew.'
-        )
-    return digest, reply
+def _parse(entry: Any) -> tuple[str, rewriting.Reply]:
+    digest, *reply = json_lines.typed(
+        entry,
+        request_sha256=str,
+        query_id=str,
+        rewrite=str,
+        finished=bool,
+        refused=bool,
+    )
+    return digest, rewriting.Reply(*reply)
 
 
 def _count(

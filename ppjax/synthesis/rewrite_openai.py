@@ -1,8 +1,7 @@
 """Rewrites by any server that speaks OpenAI's chat completions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
-import sys
 from typing import Any
 
 from ppjax.base import errors
@@ -19,39 +18,23 @@ class OpenAIRewriter:
         base_url: str,
         model: str,
         *,
-        api_key_env: str = 'OPENAI_API_KEY',
-        concurrency: int = 8,
         max_tokens: int = 1024,
         temperature: float | None = 0.7,
-        timeout: float = 300.0,
-        retries: int = 7,
-        backoff: float = 1.0,
-        longest_wait: float = 60.0,
-        notify: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+        **asking: Any,
     ):
         """Sends nothing yet.
 
         Args:
             base_url: the server's address, with or without `/v1`.
             model: its name on the server.
-            api_key_env: see `client.ChatClient`, as for all below but these two:
             max_tokens: the limit of one reply.
             temperature: None leaves it to the server; some models allow no other.
+            asking: see `client.ChatClient`.
 
         Raises:
             InputError: for an address that is none, or a setting out of range.
         """
-        self._client = client_lib.ChatClient(
-            base_url,
-            model,
-            api_key_env=api_key_env,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            backoff=backoff,
-            longest_wait=longest_wait,
-            notify=notify,
-        )
+        self._client = client_lib.ChatClient(base_url, model, **asking)
         if max_tokens < 1:
             raise errors.InputError(f'max_tokens must be at least 1, got {max_tokens}.')
         self._max_tokens = max_tokens

@@ -1,13 +1,15 @@
 """Scoring a whole mixture: resumable, with every score kept."""
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ppjax.base import errors, json_lines
+from ppjax.base import json_lines
 from ppjax.base import progress as progress_lib
 from ppjax.data import chat, instructions
 from ppjax.models import base_model, loading
@@ -31,16 +33,8 @@ class Scored:
     refused: int
 
 
-def _known(log: json_lines.AppendLog, path: pathlib.Path) -> dict[str, float]:
-    known = {}
-    for number, entry in enumerate(log.entries, start=1):
-        try:
-            known[str(entry['query_id'])] = float(entry['score'])
-        except (TypeError, KeyError, ValueError):
-            raise errors.InputError(
-                f'{path}:{number}: no score; move the file away to score anew.'
-            ) from None
-    return known
+def _parse(entry: Any) -> tuple[str, float]:
+    return str(entry['query_id']), float(entry['score'])
 
 
 def score(
@@ -78,9 +72,8 @@ def score(
         renderer, system_prompts, [row.query for row in rows], max_length=max_length
     )
     chosen = [rows[index] for index in prompts.rendered]
-    log = json_lines.AppendLog(path)
-    try:
-        known = _known(log, path)
+    with contextlib.closing(json_lines.AppendLog(path)) as log:
+        known = dict(log.rows(_parse, 'a file of scores'))
         skip = frozenset(
             number for number, row in enumerate(chosen) if row.query_id in known
         )
@@ -109,8 +102,6 @@ def score(
                 done += len(queries)
                 shown.update(done)
             shown.close()
-    finally:
-        log.close()
     return Scored(
         rows=tuple(chosen),
         scores=tuple(known[row.query_id] for row in chosen),

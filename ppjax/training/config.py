@@ -7,10 +7,9 @@ from typing import Any
 
 from ppjax.base import errors, flags, settings
 from ppjax.data import order
-from ppjax.learning import loss
+from ppjax.learning import config, loss
 from ppjax.masking import estimators, score_init
 from ppjax.masking import granularity as granularity_lib
-from ppjax.models import decoder
 
 # In --calibration, --heldout and --shared_calibration, replaced by each of --personas.
 PERSONA = '{persona}'
@@ -19,7 +18,7 @@ _SHARED_SCORE_SCALE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class LearningSettings(settings.CommonSettings):
+class LearningSettings(config.StepSettings):
     """How a mask is learned; the defaults are the paper's (A.1)."""
 
     granularity: str = flags.setting(
@@ -36,6 +35,7 @@ class LearningSettings(settings.CommonSettings):
         64,
         'The number of channels kept is rounded to a multiple of this; 1 keeps it '
         'exact. Blocks are not aligned.',
+        least=1,
     )
     score_init: str = flags.setting(
         'activation',
@@ -75,27 +75,10 @@ class LearningSettings(settings.CommonSettings):
     learning_rate: float = flags.setting(
         1e-2, 'Peak learning rate of AdamW.', within='(0, 1000]'
     )
-    weight_decay: float = flags.setting(
-        0.01, 'Decoupled weight decay of AdamW.', within='[0, 1000]'
-    )
-    warmup: float = flags.setting(
-        0.03,
-        'Share of the steps in which the learning rate rises linearly.',
-        within='[0, 1)',
-    )
-    epochs: float = flags.setting(
-        3.0, 'Passes over the calibration data.', within='(0, 100000]'
-    )
-    steps: int | None = flags.setting(
-        None,
-        'Optimizer steps, instead of --epochs; the schedule spans them.',
-        within=order.STEPS,
-    )
-    batch_size: int = flags.setting(
-        16, 'Examples in every optimizer step.', within=order.BATCH_SIZES
-    )
     micro_batches: int = flags.setting(
-        1, 'Pieces a step is cut into to save memory; gradients are accumulated.'
+        1,
+        'Pieces a step is cut into to save memory; gradients are accumulated.',
+        least=1,
     )
     int8_base: bool = flags.setting(
         False,
@@ -103,35 +86,17 @@ class LearningSettings(settings.CommonSettings):
         "channel, in half of bfloat16's memory. Held-out figures of the run are then of "
         'the rounded model; what is exported is not rounded.',
     )
-    remat: str = flags.setting(
-        'dots',
-        'What the backward pass recomputes: none, dots (all but the products with '
-        'weights) or full (least memory).',
-        choices=decoder.REMAT,
-    )
     heldout_every: int = flags.setting(
         0, 'Steps between held-out measurements; 0 measures 8 times a run.'
     )
     checkpoint_every: int = flags.setting(
-        10, 'Steps between checkpoints; scores are small, so saving often is cheap.'
-    )
-    log_every: int = flags.setting(1, 'Steps between lines of metrics.jsonl.')
-    stop_after: int | None = flags.setting(
-        None, 'Pause after this step, as if interrupted; for short trials.'
+        10,
+        'Steps between checkpoints; scores are small, so saving often is cheap.',
+        least=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings.require(
-            self,
-            'be at least 1',
-            lambda value: value >= 1,
-            'micro_batches',
-            'checkpoint_every',
-            'log_every',
-            'align',
-            'stop_after',
-        )
         score_init.start_masks(self.score_init)
 
 
@@ -169,6 +134,7 @@ class TrainConfig(LearningSettings):
     calibration_rows: int | None = flags.setting(
         None,
         'Learn from so many rows only, drawn with --seed; fewer are a part of more.',
+        least=1,
     )
     personas: str | None = flags.setting(
         None,
@@ -179,6 +145,7 @@ class TrainConfig(LearningSettings):
         4,
         'Of --personas, how many take an optimizer step side by side; more want more '
         'memory.',
+        least=1,
     )
 
     shared_steps: int | None = flags.setting(
@@ -203,15 +170,7 @@ class TrainConfig(LearningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings.require(
-            self,
-            'be at least 1',
-            lambda value: value >= 1,
-            'calibration_rows',
-            'personas_per_step',
-        )
-        if not self.calibration:
-            raise errors.InputError('--calibration must be given.')
+        settings.require_given(self, 'calibration')
         self._check_shared()
         if not self.personas:
             return
@@ -296,16 +255,4 @@ class TrainConfig(LearningSettings):
         return tuple(name.strip() for name in (self.personas or '').split(','))
 
 
-# What may change between two calls on one run directory without making another run.
-RESUMABLE = frozenset(
-    {
-        'output_dir',
-        'overwrite',
-        'heldout_every',
-        'checkpoint_every',
-        'log_every',
-        'stop_after',
-        # Sums in another order: the same run up to rounding, on other machines.
-        'mesh',
-    }
-)
+RESUMABLE = config.RESUMABLE

@@ -251,35 +251,21 @@ class LearningRun:
             models: name -> held-out likelihood; may be empty.
         """
         if models:
-            self._write_likelihood(models)
-        pmask.save(self.mask_path, self.mask_file(scores))
-
-    def _write_likelihood(self, models: dict[str, heldout_lib.Likelihood]) -> None:
-        examples = [
-            {
-                'query_id': example.query_id,
-                'persona': example.persona,
-                'answer_tokens': example.num_answer_tokens,
-            }
-            | {name: round(float(found.nll[i]), 6) for name, found in models.items()}
-            for i, example in enumerate(self.data.heldout)
-        ]
-        atomic.write_json(
-            self.directory.path / 'results' / 'likelihood.json',
-            {
-                'heldout': {
-                    'source': self.cfg.heldout,
-                    'rows': len(examples),
-                    'answer_tokens': sum(
-                        example.num_answer_tokens for example in self.data.heldout
-                    ),
+            found = references_lib.likelihood(
+                self.cfg.heldout,
+                self.data.heldout,
+                models,
+                told=('query_id', 'persona'),
+            )
+            atomic.write_json(
+                self.directory.path / 'results' / 'likelihood.json',
+                found
+                | {
+                    'settings': dataclasses.asdict(self.cfg),
+                    'versions': versions_lib.versions(),
                 },
-                'models': {name: {'nll': found.mean} for name, found in models.items()},
-                'examples': examples,
-                'settings': dataclasses.asdict(self.cfg),
-                'versions': versions_lib.versions(),
-            },
-        )
+            )
+        pmask.save(self.mask_path, self.mask_file(scores))
 
 
 def read_start_masks(

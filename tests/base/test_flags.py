@@ -293,6 +293,6 @@ def test_seeds_of_all_verbs_have_32_bits():
         assert settings(**given, seed=2**32 - 1).seed == 2**32 - 1
         for seed in (-1, 2**32, 10**400):
             with pytest.raises(
-                errors.InputError, match=r'--seed must be in \[0, 2\^32'
+                errors.InputError, match=r'--seed must be in \[0, 4294967295'
             ):
                 settings(**given, seed=seed)

@@ -10,7 +10,7 @@ import pytest
 from ppjax.base import errors, flags, json_lines, reading
 from ppjax.data import calibration, row_sources
 from ppjax.masking import keep_indices, pmask
-from ppjax.models import base_model, gguf_reader, safetensors_reader
+from ppjax.models import base_model, gguf_reader
 from ppjax.personas import evaluation_set, sources
 from ppjax.recovery import config as recovery_config
 from ppjax.synthesis import rewrite_file
@@ -41,7 +41,7 @@ _READERS = {
     'rewrites': rewrite_file.FileRewriter,
     'mask': pmask.load,
     'keep indices': lambda path: keep_indices.load(path, 2, 4),
-    'config': lambda path: safetensors_reader.read_json(pathlib.Path(path)),
+    'config': lambda path: json_lines.read_object(pathlib.Path(path)),
     'GGUF': gguf_reader.GgufReader,
     'flags': lambda path: flags.from_flagfile(recovery_config.RecoverConfig, path),
     'flag file in a flag': lambda path: flags.parse(

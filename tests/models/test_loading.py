@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from ppjax.base import errors
+from ppjax.base import errors, json_lines
 from ppjax.models import (
     base_model,
     checkpoint,
     loading,
     open_checkpoint,
-    safetensors_reader,
     weights,
 )
 from ppjax.models import config as config_lib
@@ -399,6 +398,6 @@ def test_other_architectures_are_refused_before_weights_are_read(tmp_path, sourc
 def test_safetensors_reader_reads_json_objects_only(tmp_path):
     path = tmp_path / 'a.json'
     path.write_text('{"a": 1}')
-    assert safetensors_reader.read_json(path) == {'a': 1}
+    assert json_lines.read_object(path) == {'a': 1}
     path.write_text('3')
-    _refused(lambda: safetensors_reader.read_json(path), str(path))
+    _refused(lambda: json_lines.read_object(path), str(path))

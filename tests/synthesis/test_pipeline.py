@@ -303,7 +303,9 @@ def test_a_damaged_score_file_is_named(settings, tmp_path):
     pipeline.synthesize(settings(rewriter='none'))
     path = tmp_path / 'run' / 'scores.jsonl'
     path.write_text('{"query_id": "x"}\n' + path.read_text())
-    with pytest.raises(errors.InputError, match=r'scores\.jsonl:1: no score'):
+    with pytest.raises(
+        errors.InputError, match=r'scores\.jsonl:1: no row of a file of score'
+    ):
         pipeline.synthesize(settings(rewriter='none'))
 
 

@@ -8,11 +8,10 @@ The answers are kept in a log of JSON lines:
 on where it was, and a changed model, mask, persona or chat template is asked anew.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Sequence
+import contextlib
 import dataclasses
-import hashlib
-import json
-import os
 import pathlib
 from typing import Any
 
@@ -85,7 +84,7 @@ def questions_of(
         InputError: naming the first file that is no evaluation set, a folder without
             any, or a file that is given twice.
     """
-    files = _files(paths)
+    files = list(evaluation_set.files(paths))
     stems = [file.stem for file in files]
     questions = []
     groups = set[str]()
@@ -106,21 +105,6 @@ def questions_of(
             for question in found.questions
         ]
     return questions
-
-
-def _files(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
-    files: list[pathlib.Path] = []
-    for path in paths:
-        if not os.path.isdir(path):
-            files.append(pathlib.Path(path))
-            continue
-        listed = sorted(pathlib.Path(path).glob('*.json'))
-        if not listed:
-            raise errors.InputError(
-                f'{inputs.shown(path)} holds no evaluation sets (*.json).'
-            )
-        files += listed
-    return files
 
 
 def questions_of_rows(
@@ -153,6 +137,17 @@ def questions_of_rows(
     if passed:
         notes(f'{group}: {passed} of {len(rows)} rows have earlier turns; left out.')
     return questions
+
+
+def first_of_each(questions: Sequence[Question], count: int | None) -> list[Question]:
+    """The first `count` questions of each group; None is all."""
+    taken = collections.Counter[str]()
+    kept = []
+    for question in questions:
+        taken[question.group] += 1
+        if count is None or taken[question.group] <= count:
+            kept.append(question)
+    return kept
 
 
 def answer_all(
@@ -201,18 +196,16 @@ def answer_all(
         try:
             prompt = renderer.prompt(question.messages)
         except errors.InputError as error:
-            key = _hash(['no prompt', question.system_prompt, question.question])
+            key = json_lines.digest(
+                ['no prompt', question.system_prompt, question.question]
+            )
             failures[key] = str(error)
         else:
-            key = _hash([*settings, prompt])
+            key = json_lines.digest([*settings, prompt])
             asked.setdefault(key, (question, prompt))
         keys.append(key)
-    log = json_lines.AppendLog(log_path)
-    try:
-        done = dict(
-            _parse(entry, f'{log_path}:{number}')
-            for number, entry in enumerate(log.entries, start=1)
-        )
+    with contextlib.closing(json_lines.AppendLog(log_path)) as log:
+        done = dict(log.rows(_parse, 'an answer log'))
 
         def report() -> None:
             if progress is not None:
@@ -239,8 +232,6 @@ def answer_all(
                 log.append(_entry(key, asked[key][0], text, answer))
                 done[key] = (text, len(answer.tokens), answer.finished)
             report()
-    finally:
-        log.close()
     if failures and len(failures) == len(set(keys)):
         raise errors.InputError(
             f'None of {len(questions)} questions can be asked; the first: '
@@ -252,10 +243,6 @@ def answer_all(
         else Answer(question, *done[key])
         for question, key in zip(questions, keys, strict=True)
     ]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _entry(
@@ -271,12 +258,6 @@ def _entry(
     }
 
 
-def _parse(entry: Any, where: str) -> tuple[str, tuple[str, int, bool]]:
-    wanted = {'key': str, 'text': str, 'tokens': int, 'finished': bool}
-    if not isinstance(entry, dict) or any(
-        type(entry.get(name)) is not kind for name, kind in wanted.items()
-    ):
-        raise errors.InputError(
-            f'{where}: no row of an answer log; move the file away to start anew.'
-        )
-    return entry['key'], (entry['text'], entry['tokens'], entry['finished'])
+def _parse(entry: Any) -> tuple[str, tuple[str, int, bool]]:
+    key, *answer = json_lines.typed(entry, key=str, text=str, tokens=int, finished=bool)
+    return key, tuple(answer)

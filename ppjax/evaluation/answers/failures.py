@@ -33,8 +33,6 @@ INCOMPLETE = 'incomplete'
 TYPES = (ASSISTANT_LIKE, REPETITION, REFUSAL, INCOMPLETE)
 
 # Per answer, for tables beside the types.
-distinct_n = repetition.distinct_n
-repeat_rate = repetition.repeat_rate
 
 # Fewer words answer nothing, even from a ferryman.
 _LEAST_WORDS = 4

@@ -10,9 +10,8 @@ from typing import Any
 from ppjax import demo
 from ppjax.base import atomic, errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat, stop_tokens
 from ppjax.evaluation import candidates, config, helper_models, results_store
-from ppjax.evaluation.answers import answers
+from ppjax.evaluation.answers import answers, repetition
 from ppjax.evaluation.answers import failures as failures_lib
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
 
@@ -39,15 +38,7 @@ def questions(
         rows = demo.read_rows(source, split='test')
         name = source if source.startswith('demo:') else pathlib.Path(source).stem
         found = answers.questions_of_rows(rows, name, progress_lib.say)
-    if cfg.questions is None:
-        return found
-    taken: dict[str, int] = {}
-    kept = []
-    for question in found:
-        taken[question.group] = taken.get(question.group, 0) + 1
-        if taken[question.group] <= cfg.questions:
-            kept.append(question)
-    return kept
+    return answers.first_of_each(found, cfg.questions)
 
 
 def answer(
@@ -60,12 +51,8 @@ def answer(
     return answers.answer_all(
         loaded.decoder,
         loaded.masks,
-        chat.ChatRenderer(
-            loaded.tokenizer,
-            date=cfg.template_date,
-            vocab_size=loaded.decoder.cfg.vocab_size,
-        ),
-        stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
+        loaded.renderer(cfg.template_date),
+        loaded.stop_ids(),
         asked,
         identity=f'{model.identity} {cfg.dtype}',
         log_path=cfg.run / _ANSWERS,
@@ -117,14 +104,7 @@ def _settings(
     models: candidates.Candidates,
     asked: Sequence[answers.Question],
 ) -> dict[str, Any]:
-    return {
-        'models': {model.name: model.identity for model in models.models},
-        'dtype': cfg.dtype,
-        'date': cfg.template_date,
-        'max_new_tokens': cfg.max_new_tokens,
-        'judge': cfg.judge,
-        'judge_model': cfg.judge_model,
-        'judge_fingerprint': helper_models.fingerprint(cfg.judge, cfg.judge_model),
+    return helper_models.settings(cfg, models, ('judge',)) | {
         'coherence': cfg.coherence,
         'questions': [dataclasses.astuple(question) for question in asked],
     }
@@ -192,9 +172,8 @@ def _length_figures(given: Sequence[answers.Answer]) -> dict[str, float]:
     return {
         'mean_answer_tokens': sum(one.tokens for one in given) / count,
         'at_limit': sum(not one.finished for one in given) / count,
-        'distinct_2': sum(failures_lib.distinct_n(one.text, 2) for one in given)
-        / count,
-        'repeat_rate': sum(failures_lib.repeat_rate(one.text) for one in given) / count,
+        'distinct_2': sum(repetition.distinct_n(one.text, 2) for one in given) / count,
+        'repeat_rate': sum(repetition.repeat_rate(one.text) for one in given) / count,
     }
 
 

@@ -17,8 +17,6 @@ Source: Persona-Pruner, arXiv:2606.14695, Figure 6: ten turns, GPT-4o as the par
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 import dataclasses
-import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -238,10 +236,7 @@ class _Record:
         """
         self._log = json_lines.AppendLog(path)
         try:
-            self._known = dict(
-                _parse(entry, f'{path}:{number}')
-                for number, entry in enumerate(self._log.entries, start=1)
-            )
+            self._known = dict(self._log.rows(_parse, 'a dialogue log'))
         except errors.InputError:
             self._log.close()
             raise
@@ -262,7 +257,7 @@ class _Record:
         if not views:
             return []
         identity = speaker.identity
-        keys = [_hash([identity, list(view)]) for view in views]
+        keys = [json_lines.digest([identity, list(view)]) for view in views]
         asked = dict(zip(keys, views, strict=True))
         todo = [key for key in asked if key not in self._known]
         failed: dict[str, speakers.Said] = {}
@@ -280,8 +275,9 @@ class _Record:
                 if said.failure:
                     failed[key] = said
                 else:
-                    # A server may send halves of surrogate pairs, which no file takes.
-                    said = dataclasses.replace(said, text=_whole(said.text))
+                    said = dataclasses.replace(
+                        said, text=json_lines.encodable(said.text)
+                    )
                     self._log.append(_entry(key, identity, said))
                     self._known[key] = said
                 progress(done())
@@ -293,33 +289,14 @@ class _Record:
         return [self._known.get(key) or failed.get(key, silent) for key in keys]
 
 
-def _whole(text: str) -> str:
-    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
 def _entry(key: str, identity: str, said: speakers.Said) -> dict[str, Any]:
     entry = dataclasses.asdict(said)
     del entry['failure']
     return {'key': key, 'speaker': identity} | entry
 
 
-def _parse(entry: Any, where: str) -> tuple[str, speakers.Said]:
-    wanted = {
-        'key': str,
-        'text': str,
-        'tokens': int,
-        'finished': bool,
-        'forgotten': int,
-    }
-    if not isinstance(entry, dict) or any(
-        type(entry.get(name)) is not kind for name, kind in wanted.items()
-    ):
-        raise errors.InputError(
-            f'{where}: no row of a dialogue log; move the file away to start anew.'
-        )
-    del wanted['key']
-    return entry['key'], speakers.Said(**{name: entry[name] for name in wanted})
+def _parse(entry: Any) -> tuple[str, speakers.Said]:
+    key, *said = json_lines.typed(
+        entry, key=str, text=str, tokens=int, finished=bool, forgotten=int
+    )
+    return key, speakers.Said(*said)

@@ -10,9 +10,8 @@ import numpy as np
 
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat, stop_tokens
 from ppjax.evaluation import candidates, config, helper_models, results_store
-from ppjax.evaluation.answers import judged_answers
+from ppjax.evaluation.answers import answers, judged_answers
 from ppjax.evaluation.dialogues import consistency, dialogues, speakers
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
 from ppjax.personas import persona as persona_lib
@@ -55,11 +54,8 @@ def starts(
             '--persona has no book of keywords; the dialogues are those of --eval_sets.'
         )
     found = []
-    taken: dict[str, int] = {}
-    for question in judged_answers.questions(cfg, models):
-        taken[question.group] = taken.get(question.group, 0) + 1
-        if taken[question.group] > cfg.dialogues:
-            continue
+    asked = judged_answers.questions(cfg, models)
+    for question in answers.first_of_each(asked, cfg.dialogues):
         start = dialogues.Start(
             question.persona,
             question.system_prompt,
@@ -123,12 +119,8 @@ def _speaker(
     return speakers.LocalSpeaker(
         loaded.decoder,
         loaded.masks,
-        chat.ChatRenderer(
-            loaded.tokenizer,
-            date=cfg.template_date,
-            vocab_size=loaded.decoder.cfg.vocab_size,
-        ),
-        stop_tokens.stop_ids(loaded.base.generation_config(), loaded.tokenizer),
+        loaded.renderer(cfg.template_date),
+        loaded.stop_ids(),
         weights=f'{model.identity} {cfg.dtype}',
         max_new_tokens=cfg.max_new_tokens,
         batch_size=cfg.batch_size,
@@ -179,21 +171,9 @@ def _settings(
     models: candidates.Candidates,
     begun: Sequence[dialogues.Start],
 ) -> dict[str, Any]:
-    return {
-        'models': {model.name: model.identity for model in models.models},
-        'dtype': cfg.dtype,
-        'date': cfg.template_date,
+    return helper_models.settings(cfg, models, ('judge', 'partner')) | {
         'seed': cfg.seed,
         'turns': cfg.turns,
-        'max_new_tokens': cfg.max_new_tokens,
-        'judge': cfg.judge,
-        'judge_model': cfg.judge_model,
-        'judge_fingerprint': helper_models.fingerprint(cfg.judge, cfg.judge_model),
-        'partner': cfg.partner,
-        'partner_model': cfg.partner_model,
-        'partner_fingerprint': helper_models.fingerprint(
-            cfg.partner, cfg.partner_model
-        ),
         'starts': [dataclasses.asdict(start) for start in begun],
     }
 

@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
-import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax.base import errors
+from ppjax.base import errors, json_lines
 from ppjax.data import chat, stop_tokens
 from ppjax.evaluation.judges import judge_scoring, token_trie
 from ppjax.models import attention, base_model, generation, shared_prefix
@@ -95,7 +93,7 @@ class LocalJudge:
             self._trie.parents.tolist(),
             self._wanted[self._stop_columns].tolist(),
         ]
-        digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+        digest = json_lines.digest(seen)
         dtype = self._decoder.embedding.get_value().dtype
         return f'local {self._base.fingerprint()} {dtype} {mask} tokens {digest}'
 
@@ -111,7 +109,7 @@ class LocalJudge:
                 asked.append(request)
             except errors.InputError as error:
                 yield judge_scoring.failed(request.key, str(error))
-        for number, found, likeliest in self._measured(prompts):
+        for number, found, likeliest in self.measured(prompts):
             request = asked[number]
             verdict = judge_scoring.from_number_probabilities(
                 request.key, found[:-1], float(found[-1]), request.numbers
@@ -121,24 +119,18 @@ class LocalJudge:
                 verdict = dataclasses.replace(verdict, text=text)
             yield verdict
 
-    def probabilities(
+    def measured(
         self, prompts: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    ) -> Iterator[tuple[int, np.ndarray, int]]:
         """P(reply) of all `REPLIES`.
 
         Args:
             prompts: rendered, up to where the judge's turn starts.
 
         Yields:
-            (index of the prompt, float64 [102]), once a prompt.
+            (index of the prompt, float64 [102], the likeliest first token of all there
+            are), once a prompt.
         """
-        for number, found, _ in self._measured(prompts):
-            yield number, found
-
-    def _measured(
-        self, prompts: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[int, np.ndarray, int]]:
-        """`probabilities`, each with the likeliest first token of all there are."""
         if not prompts:
             return
         mesh = sharding.mesh_of(self._decoder)

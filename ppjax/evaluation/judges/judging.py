@@ -9,9 +9,8 @@ judge, question or answer is asked anew; `key` is for people. Failures are not l
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import pathlib
 from typing import Any
@@ -28,8 +27,6 @@ REFUSED = 0.5
 # Asked where a judge's first verdict has no number; {} is one.
 _CONTROL = 'Write the number {} and nothing else.'
 _CONTROL_NUMBER = 85
-
-_SURROGATE_HALVES = dict.fromkeys(range(0xD800, 0xE000), '\ufffd')
 
 
 def judge_all(
@@ -74,10 +71,8 @@ def judge_all(
         alike.setdefault(digest, []).append(request)
     by_key = {request.key: request for request in requests}
     known: dict[str, judge_scoring.Verdict] = {}
-    log = json_lines.AppendLog(log_path)
-    try:
-        for number, entry in enumerate(log.entries, start=1):
-            digest, verdict = _parse(entry, f'{log_path}:{number}')
+    with contextlib.closing(json_lines.AppendLog(log_path)) as log:
+        for digest, verdict in log.rows(_parse, 'a judge log'):
             if digest in alike:
                 known[digest] = verdict
         asked = {
@@ -96,7 +91,7 @@ def judge_all(
                 if verdict.key not in asked:
                     raise ValueError(f'The judge was not asked {verdict.key!r}.')
                 digest = asked[verdict.key]
-                text = verdict.text.translate(_SURROGATE_HALVES)
+                text = json_lines.encodable(verdict.text)
                 verdict = dataclasses.replace(verdict, text=text)
                 if doubted and not verdict.failure:
                     if not verdict.understood:
@@ -112,8 +107,6 @@ def judge_all(
             # An abandoned generator would go on asking until it is collected.
             if isinstance(verdicts, Generator):
                 verdicts.close()
-    finally:
-        log.close()
     none = judge_scoring.failed('', 'the judge gave no verdict')
     return {
         request.key: dataclasses.replace(known.get(digest, none), key=request.key)
@@ -204,7 +197,7 @@ def _hash(request: judge_scoring.JudgeRequest, identity: str) -> str:
     judged: list[Any] = [identity, request.prompt]
     if request.numbers != judge_scoring.ALL_NUMBERS:
         judged.append(list(request.numbers))
-    return hashlib.sha256(json.dumps(judged).encode()).hexdigest()
+    return json_lines.digest(judged)
 
 
 def _entry(verdict: judge_scoring.Verdict, digest: str) -> dict[str, Any]:
@@ -213,30 +206,20 @@ def _entry(verdict: judge_scoring.Verdict, digest: str) -> dict[str, Any]:
     return {'prompt_sha256': digest} | entry
 
 
-def _parse(entry: Any, where: str) -> tuple[str, judge_scoring.Verdict]:
-    def number(value: Any, largest: float) -> float:
+def _parse(entry: Any) -> tuple[str, judge_scoring.Verdict]:
+    def within(value: Any, largest: float) -> float:
         if type(value) not in (int, float) or not 0 <= value <= largest:
             raise TypeError
         return float(value)
 
-    def string(value: Any) -> str:
-        if not isinstance(value, str):
-            raise TypeError
-        return value
-
-    try:
-        score = entry['score']
-        return string(entry['prompt_sha256']), judge_scoring.Verdict(
-            key=string(entry['key']),
-            score=None if score is None else number(score, 100.0),
-            mass=number(entry['mass'], 1.0),
-            refusal=number(entry['refusal'], 1.0),
-            text=string(entry['text']),
-        )
-    except (TypeError, KeyError, IndexError):
-        raise errors.InputError(
-            f'{where}: no row of a judge log; move the file away to start anew.'
-        ) from None
+    digest, key, text = json_lines.typed(entry, prompt_sha256=str, key=str, text=str)
+    return digest, judge_scoring.Verdict(
+        key=key,
+        score=None if entry['score'] is None else within(entry['score'], 100.0),
+        mass=within(entry['mass'], 1.0),
+        refusal=within(entry['refusal'], 1.0),
+        text=text,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

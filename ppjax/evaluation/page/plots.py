@@ -99,12 +99,10 @@ def loss_plot(run: run_results.ReportedRun) -> dict[str, Any] | None:
         (name, dashes[name], f'{run_results.MODELS[name]} {value:.4f}{beyond(value)}')
         for name, value in lines.items()
     ]
-    return {
-        'title': 'Loss',
-        'svg': drawing_lib.svg(paint, 'Loss over steps', height=2.9),
-        'legend': legend,
-        'note': 'Thin: each step. Thick: running mean.' if len(loss) >= 50 else '',
-    }
+    note = 'Thin: each step. Thick: running mean.' if len(loss) >= 50 else ''
+    return drawing_lib.drawing(
+        'Loss', paint, height=2.9, legend=legend, note=note, label='Loss over steps'
+    )
 
 
 def _log_ticks(axes: Any, form: str) -> None:
@@ -157,14 +155,7 @@ def step_plots(run: run_results.ReportedRun) -> list[dict[str, Any]]:
                 axes.set_ylim(bottom=0)
             _label_steps(axes)
 
-        plots.append(
-            {
-                'title': title,
-                'svg': drawing_lib.svg(paint, title),
-                'legend': [],
-                'note': note,
-            }
-        )
+        plots.append(drawing_lib.drawing(title, paint, note=note))
     return plots
 
 
@@ -198,16 +189,15 @@ def _heat_plot(mask: np.ndarray) -> dict[str, Any]:
         axes.yaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
 
     width = mask.shape[1] / share.shape[1]
-    return {
-        'title': 'Where channels are kept',
-        'svg': drawing_lib.svg(
-            paint, 'Kept channels', height=min(4.0, 1.6 + 0.05 * layers)
-        ),
-        'legend': [],
-        'note': f'Share kept among {width:.3g} neighbouring channels: pale '
+    return drawing_lib.drawing(
+        'Where channels are kept',
+        paint,
+        label='Kept channels',
+        height=min(4.0, 1.6 + 0.05 * layers),
+        note=f'Share kept among {width:.3g} neighbouring channels: pale '
         f'{100 * low:.0f} %, full colour {100 * high:.0f} %; on average '
         f'{100 * mask.mean():.1f} %.',
-    }
+    )
 
 
 def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
@@ -232,15 +222,15 @@ def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g} %'))
 
-    return {
-        'title': 'Kept channels that the starting mask kept too',
-        'svg': drawing_lib.svg(paint, 'Overlap with the start'),
-        'legend': [
+    return drawing_lib.drawing(
+        'Kept channels that the starting mask kept too',
+        paint,
+        label='Overlap with the start',
+        legend=[
             ('learned', 'solid', f'Overlap, {overlap.mean():.1f} % on average'),
             ('random', 'dotted', f'Two unrelated masks, {chance:.1f} %'),
         ],
-        'note': '',
-    }
+    )
 
 
 def mask_plots(run: run_results.ReportedRun) -> list[dict[str, Any]]:
@@ -282,15 +272,14 @@ def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
         axes.set_ylabel('queries')
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
 
-    return {
-        'title': 'Sensitivity of the queries',
-        'svg': drawing_lib.svg(paint, 'Sensitivity of the queries'),
-        'legend': [
+    return drawing_lib.drawing(
+        'Sensitivity of the queries',
+        paint,
+        legend=[
             ('learned', 'block', f'kept, from {threshold:.4g} up'),
             ('muted', 'block', 'left out'),
         ],
-        'note': '',
-    }
+    )
 
 
 def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
@@ -312,9 +301,10 @@ def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
         axes.grid(False)
         axes.spines[:].set_visible(False)
 
-    return {
-        'title': 'The pruned model as a share of the dense one',
-        'svg': drawing_lib.svg(paint, 'Pruned as a share of dense', height=2.2),
-        'legend': [('learned', 'block', 'Pruned'), ('line', 'block', 'Dense, 100 %')],
-        'note': '',
-    }
+    return drawing_lib.drawing(
+        'The pruned model as a share of the dense one',
+        paint,
+        label='Pruned as a share of dense',
+        height=2.2,
+        legend=[('learned', 'block', 'Pruned'), ('line', 'block', 'Dense, 100 %')],
+    )

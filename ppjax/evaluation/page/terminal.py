@@ -7,6 +7,7 @@ import shutil
 import textwrap
 from typing import Any
 
+from ppjax.evaluation import tables
 from ppjax.evaluation.page import report, run_results
 from ppjax.pages import formats
 
@@ -42,13 +43,7 @@ def likelihood_text(run: run_results.ReportedRun) -> str:
                 '' if row.bytes is None else formats.quantity(row.bytes, 'B'),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for name, *figures in table:
-        cells = [name.ljust(widths[0])]
-        cells += [x.rjust(w) for x, w in zip(figures, widths[1:], strict=True)]
-        lines.append('  '.join(cells).rstrip())
-    return '\n'.join(lines)
+    return tables.aligned(table)
 
 
 def sample_texts(run: run_results.ReportedRun) -> Iterator[str]:

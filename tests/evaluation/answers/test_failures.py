@@ -384,14 +384,14 @@ def test_words():
 
 def test_distinct_n_and_repeat_rate_by_hand():
     text = 'a b c a b d'
-    assert failures.distinct_n(text, 1) == pytest.approx(4 / 6)
-    assert failures.distinct_n(text, 2) == pytest.approx(4 / 5)
-    assert failures.distinct_n('', 2) == failures.distinct_n('one', 2) == 1
+    assert repetition.distinct_n(text, 1) == pytest.approx(4 / 6)
+    assert repetition.distinct_n(text, 2) == pytest.approx(4 / 5)
+    assert repetition.distinct_n('', 2) == repetition.distinct_n('one', 2) == 1
     # "a b" comes again: two of six words.
-    assert failures.repeat_rate(text, 2) == pytest.approx(2 / 6)
-    assert failures.repeat_rate('a b c d ' * 3) == pytest.approx(8 / 12)
-    assert failures.repeat_rate(text) == failures.repeat_rate('') == 0
-    for measure in (failures.distinct_n, failures.repeat_rate):
+    assert repetition.repeat_rate(text, 2) == pytest.approx(2 / 6)
+    assert repetition.repeat_rate('a b c d ' * 3) == pytest.approx(8 / 12)
+    assert repetition.repeat_rate(text) == repetition.repeat_rate('') == 0
+    for measure in (repetition.distinct_n, repetition.repeat_rate):
         with pytest.raises(ValueError, match='at least 1, got 0'):
             measure(text, 0)
 
@@ -442,8 +442,8 @@ def test_any_text_gets_a_type(text, copies, finished, refusal):
     )
     assert got in failures.TYPES
     for n in (1, 4):
-        assert 0 <= failures.distinct_n(text, n) <= 1
-        assert 0 <= failures.repeat_rate(text, n) <= 1
+        assert 0 <= repetition.distinct_n(text, n) <= 1
+        assert 0 <= repetition.repeat_rate(text, n) <= 1
     if copies == 40 and len(text) >= 10 and text.strip() and len(text) <= 250:
         flat = ' '.join(text.split())
         if any(map(str.isalpha, flat)) and not failures.repetition.LIST_MARK.search(

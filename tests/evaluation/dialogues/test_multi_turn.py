@@ -14,6 +14,7 @@ from ppjax.base import errors
 from ppjax.evaluation import candidates, config, helper_models, pipeline, tables
 from ppjax.evaluation.dialogues import dialogues, multi_turn
 from ppjax.evaluation.judges import judge_prompts, judge_scoring
+from ppjax.models import loading
 from ppjax.personas import evaluation_set, sources
 from ppjax.personas import persona as persona_lib
 
@@ -268,13 +269,13 @@ def test_dialogues_that_break_off_are_counted_and_tried_again(
 def test_a_judge_and_partner_on_this_machine(make_run, chatty_model, sets, monkeypatch):
     run = make_run()
     loaded = []
-    real = helper_models.loading.load_decoder
+    real = loading.load_decoder
 
     def load(*args, **options):
         loaded.append(args)
         return real(*args, **options)
 
-    monkeypatch.setattr(helper_models.loading, 'load_decoder', load)
+    monkeypatch.setattr(loading, 'load_decoder', load)
     monkeypatch.setattr(judge_scoring, 'MIN_MASS', 0.0)  # It is a random model.
     helper = {'judge_model': str(chatty_model), 'partner_model': str(chatty_model)}
     cfg = _config(
