@@ -7,8 +7,6 @@ import math
 import pathlib
 from typing import Any
 
-import tensorboardX
-
 from ppjax.base import atomic, errors, json_lines, processes, reading
 from ppjax.base import progress as progress_lib
 
@@ -35,6 +33,10 @@ class MetricsLog:
         self._events: Any = None
         self._folder = run / 'tensorboard'
         if processes.is_first():
+            # It loads PyTorch where that is installed: seconds, which neither a
+            # refusal nor --help should take.
+            import tensorboardX
+
             with self._as_disk_error():
                 self._events = tensorboardX.SummaryWriter(
                     str(self._folder), purge_step=resume_step + 1
