@@ -1,6 +1,9 @@
 """Orbax checkpoints of the training state."""
 
+import functools
+import os
 import pathlib
+import shutil
 from typing import Any, TypeVar
 
 import jax
@@ -50,7 +53,7 @@ class Checkpoints:
             raise _failed(error) from error
 
     def newest(self, like: State) -> tuple[int, State | None]:
-        """The newest checkpoint that is whole; damaged newer ones are removed.
+        """The newest checkpoint that can be read; newer ones are put aside.
 
         Args:
             like: structure, shapes and placement of the state, as arrays or without.
@@ -71,12 +74,19 @@ class Checkpoints:
             if processes.everywhere(state is not None):
                 return step, state
             progress_lib.say(
-                f'Checkpoint {self._path / str(step)} is damaged and was removed '
-                f'({reason or "another process cannot read it"}); going on from the '
-                'one before.'
+                f'Checkpoint {self._path / str(step)} is damaged or of another version '
+                f'({reason or "another process cannot read it"}); it was put aside as '
+                f'{_aside(step)}, going on from the one before.'
             )
-            self._manager.delete(step)
+            processes.first_decides(functools.partial(self._put_aside, step))
+            self._manager.reload()
         return 0, None
+
+    def _put_aside(self, step: int) -> None:
+        # Not removed: what another version wrote, or a disk fails to give, is whole.
+        aside = self._path / _aside(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(self._path / str(step), aside)
 
     def wait(self) -> None:
         """Returns once all saves are on disk.
@@ -99,6 +109,10 @@ class Checkpoints:
             self._manager.close()
         except (OSError, ValueError) as error:
             raise _failed(error) from error
+
+
+def _aside(step: int) -> str:
+    return f'{step}.damaged'
 
 
 def _failed(error: Exception) -> errors.DiskError:

@@ -74,6 +74,21 @@ def test_a_damaged_one_is_said_and_the_one_before_taken(saved, damage, capsys):
     assert step == 2
     np.testing.assert_array_equal(state['scores'], np.full((3, 5), 2.0))
     assert 'going on from the one before' in capsys.readouterr().err
+    names = {path.name for path in (saved / 'checkpoints').iterdir()}
+    assert names == {'2', '4', '4.damaged'}
+
+
+def test_one_of_another_version_is_not_lost(saved):
+    checkpoints = checkpoints_lib.Checkpoints(saved)
+    try:
+        other = jax.eval_shape(lambda: {'scores': jax.numpy.zeros(2)})
+        assert checkpoints.newest(other) == (0, None)
+    finally:
+        checkpoints.close()
+    for step in (2, 4):
+        folder = saved / 'checkpoints' / f'{step}.damaged'
+        folder.rename(folder.with_name(str(step)))
+    assert _newest(saved)[0] == 4
 
 
 def test_without_a_whole_one_the_run_starts_anew(saved):
