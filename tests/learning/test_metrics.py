@@ -88,5 +88,5 @@ def test_a_torn_last_line_is_no_damage(tmp_path, torn, capsys):
 
 def test_a_folder_in_its_place_is_one_line(tmp_path):
     (tmp_path / 'metrics.jsonl').mkdir()
-    with pytest.raises(errors.InputError, match=r'metrics\.jsonl: Is a directory'):
+    with pytest.raises(errors.InputError, match=r'metrics\.jsonl is a folder'):
         metrics.MetricsLog(tmp_path, resume_step=0)

@@ -141,7 +141,7 @@ def test_finished_run_is_not_done_again(finished, chatty_model, calibration_file
     [
         ({'seed': 1}, r'--seed \(0 there, 1 now\)'),
         ({'sparsity': 0.5}, '--sparsity'),
-        ({'steps': 9, 'learning_rate': 0.1}, r'--learning_rate .*; --steps '),
+        ({'steps': 9, 'learning_rate': 0.1}, r'--steps .*; --learning_rate '),
     ],
 )
 def test_another_runs_directory_is_refused(
