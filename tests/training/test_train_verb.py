@@ -1,10 +1,19 @@
 """`python -m ppjax.train` from outside: exit codes, one clear line, nothing left."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+
+import pytest
+
+from ppjax import demo
+from ppjax.base import errors
+from ppjax.training import config as config_lib
+from ppjax.training import loop
 
 
 def _train(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -94,35 +103,32 @@ def _remove_template(model: pathlib.Path) -> None:
     path.write_text(json.dumps(config))
 
 
-def test_full_disk_is_one_line(chatty_model, calibration_files, tmp_path, monkeypatch):
-    """The mask cannot be written: the run fails plainly and can be gone on with."""
+def test_a_full_disk_ends_the_run_which_then_goes_on(
+    chatty_model, calibration_files, tmp_path, monkeypatch
+):
     run = tmp_path / 'run'
-    command = (
-        f'--base_model={chatty_model}',
-        f'--calibration={calibration_files[0]}',
-        f'--output_dir={run}',
-        '--align=1',
-        '--steps=2',
-        '--batch_size=4',
+    cfg = config_lib.TrainConfig(
+        base_model=str(chatty_model),
+        calibration=str(calibration_files[0]),
+        output_dir=str(run),
+        align=1,
+        steps=2,
+        batch_size=4,
     )
-    # A module that is loaded first makes writing the mask fail as a full disk does.
-    hook = tmp_path / 'site' / 'sitecustomize.py'
-    hook.parent.mkdir()
-    hook.write_text(
-        'import errno, os, pathlib\n'
-        'write = pathlib.Path.write_bytes\n'
-        'def full(path, content):\n'
-        '    if path.name.startswith(".mask.pmask"):\n'
-        '        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n'
-        '    return write(path, content)\n'
-        'pathlib.Path.write_bytes = full\n'
-    )
-    monkeypatch.setenv('PYTHONPATH', str(hook.parent))
-    result = _train(*command)
-    assert result.returncode == 1
-    assert 'No space left on device' in _error_line(result)
+    rows = demo.read_rows(cfg.calibration, split='train')
+    write = pathlib.Path.write_bytes
+
+    def full(path: pathlib.Path, content: bytes) -> int:
+        if path.name.startswith('.mask.pmask'):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, 'write_bytes', full)
+        with pytest.raises(errors.DiskError, match='No space left on device'):
+            loop.learn_mask(cfg, rows, [])
+    assert json.loads((run / 'status.json').read_text())['state'] == 'failed'
     assert not (run / 'mask.pmask').exists()
     assert not list(run.glob('.*tmp*'))
-    monkeypatch.delenv('PYTHONPATH')
-    assert _train(*command).returncode == 0
+    assert loop.learn_mask(cfg, rows, []) == run / 'mask.pmask'
     assert (run / 'mask.pmask').is_file()
