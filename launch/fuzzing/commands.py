@@ -60,10 +60,11 @@ def _spoilt(
     elif kind == 5 and 'output_dir' in given:
         file = folder / 'a_file'
         file.write_text('mine')
-        bad = [str(file), str(file / 'in'), 'o' * 300, '/proc/none', '']
         # Where results alone go may be any folder.
-        bad += [] if verb == 'evaluate' else ['/']
-        given['output_dir'] = rng.choice(bad)
+        root = '/' if verb != 'evaluate' else ''
+        given['output_dir'] = rng.choice(
+            [str(file), str(file / 'in'), root, 'o' * 300, '/proc/none', '']
+        )
     elif kind == 6:
         more = [rng.choice(['word', damage.text(rng).replace('\0', '') or 'word'])]
         more = [more[0].encode('utf-8', 'replace').decode().strip() or 'word']

@@ -1,6 +1,7 @@
 """Orbax checkpoints of the training state."""
 
 import functools
+import logging
 import os
 import pathlib
 import shutil
@@ -26,6 +27,7 @@ class Checkpoints:
         run: the run directory.
         keep: how many stay.
         """
+        logging.getLogger('absl').addFilter(_is_not_raised)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True
         )
@@ -109,6 +111,11 @@ class Checkpoints:
             self._manager.close()
         except (OSError, ValueError) as error:
             raise _failed(error) from error
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """False of what Orbax logs of an error, whole, that it also raises here."""
+    return not (record.exc_info and '/orbax/' in record.pathname)
 
 
 def _aside(step: int) -> str:

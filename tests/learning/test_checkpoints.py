@@ -1,12 +1,16 @@
 """A damaged newest checkpoint makes way for the one before."""
 
+import errno
+import os
 import pathlib
 import shutil
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
 
+from ppjax.base import errors
 from ppjax.learning import checkpoints as checkpoints_lib
 
 
@@ -95,3 +99,16 @@ def test_without_a_whole_one_the_run_starts_anew(saved):
     for step in (2, 4):
         _cut(saved / 'checkpoints' / str(step))
     assert _newest(saved) == (0, None)
+
+
+def test_a_failed_save_is_one_error_and_no_traceback(tmp_path, monkeypatch, caplog):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpoints = checkpoints_lib.Checkpoints(tmp_path)
+    # Orbax's threads write their own records by it.
+    monkeypatch.setattr(epath.Path, 'write_text', full)
+    with pytest.raises(errors.DiskError, match=r'No space left .* one before'):
+        checkpoints.save(2, _state(2))
+        checkpoints.wait()
+    assert not [record for record in caplog.records if record.exc_info]
