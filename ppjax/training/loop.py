@@ -211,6 +211,8 @@ def _learn(
             progress_lib.say(
                 f'{run.mask_path} is there already; nothing is left to do.'
             )
+            # One that was killed after its mask had not said so yet.
+            run.directory.done(step=run.total, total_steps=run.total)
         directory.done(step=joint.total, total_steps=joint.total)
         return True
     checkpoints = checkpoints_lib.Checkpoints(directory.path)

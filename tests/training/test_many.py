@@ -111,6 +111,18 @@ def test_each_persona_has_an_ordinary_run_directory(finished):
         assert '--personas=' not in text
 
 
+def test_one_killed_before_it_said_that_it_was_done_says_so_later(finished):
+    cfg, run, _ = finished
+    status = run / 'personas' / _names()[-1] / 'status.json'
+    before = json.loads(status.read_text())
+    status.unlink()
+    _learn(cfg)
+    after = json.loads(status.read_text())
+    for name in ('state', 'step', 'total_steps'):
+        assert after[name] == before[name]
+    assert after['state'] == 'done'
+
+
 def test_paused_and_resumed_run_is_bit_identical(finished, chatty_model, tmp_path):
     _, _, masks = finished
     run = tmp_path / 'paused'
