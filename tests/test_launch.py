@@ -116,7 +116,7 @@ def test_a_slurm_job_saves_goes_back_into_the_queue_and_goes_on(
         f'--base_model={chatty_model}',
         f'--calibration={calibration_files[0]}',
         f'--output_dir={run}',
-        *('--align=1', '--batch_size=4', '--steps=60', '--mesh=data:2,fsdp:2'),
+        *('--align=1', '--batch_size=4', '--steps=30', '--mesh=data:2,fsdp:2'),
         VENV=sys.prefix,
         NODES='2',
     ).stdout
@@ -147,5 +147,5 @@ def test_a_slurm_job_saves_goes_back_into_the_queue_and_goes_on(
     queue.unlink()
     subprocess.run(['bash', '-c', job], env=environment, check=True, timeout=240)
     status = json.loads((run / 'status.json').read_text())
-    assert (status['state'], status['step']) == ('done', 60)
+    assert (status['state'], status['step']) == ('done', 30)
     assert not queue.exists()

@@ -55,7 +55,7 @@ def test_benchmarks(chatty_model, piqa_file, tmp_path):
 
 
 def test_personas(chatty_model, tmp_path):
-    names = list(demo.personas())[:2]
+    names = list(demo.personas())[:1]
     found = _run(
         'personas',
         chatty_model,
