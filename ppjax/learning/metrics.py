@@ -85,7 +85,9 @@ def _keep(path: pathlib.Path, resume_step: int) -> list[dict[str, Any]]:
     """The entries up to a step; what else the file has is dropped from it."""
     if not path.exists():
         return []
-    data = reading.read_bytes(path, 'Metrics')
+    # Whole: a long run's log is larger than what people bring may be.
+    with reading.opened(path, 'Metrics') as file:
+        data = file.read()
     lines = data.splitlines()
     kept, damaged = [], 0
     # What follows the last line break was being written when the run was killed.

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ppjax.base import errors
+from ppjax.base import errors, reading
 from ppjax.learning import metrics
 
 
@@ -90,3 +90,11 @@ def test_a_folder_in_its_place_is_one_line(tmp_path):
     (tmp_path / 'metrics.jsonl').mkdir()
     with pytest.raises(errors.InputError, match=r'metrics\.jsonl is a folder'):
         metrics.MetricsLog(tmp_path, resume_step=0)
+
+
+def test_a_log_larger_than_what_people_bring_is_gone_on_with(tmp_path, monkeypatch):
+    log = metrics.MetricsLog(tmp_path, resume_step=0)
+    log.write('train', 1, loss=2.0)
+    log.close()
+    monkeypatch.setattr(reading, 'MAX_FILE_BYTES', 8)
+    assert metrics.MetricsLog(tmp_path, resume_step=1).has('train', 1)

@@ -168,7 +168,10 @@ def _settled(status: dict[str, Any]) -> dict[str, Any]:
 
 def _read_metrics(file: pathlib.Path) -> list[dict[str, Any]]:
     entries = []
-    for line in reading.read_bytes(file, 'Metrics').splitlines():
+    # Whole: a long run's log is larger than what people bring may be.
+    with reading.opened(file, 'Metrics') as opened:
+        lines = opened.read().splitlines()
+    for line in lines:
         try:
             entry = json_lines.parse(line, str(file))
         except errors.InputError:  # The torn last line of a live run.
