@@ -96,7 +96,13 @@ class _Step:
         everyone = np.arange(shape.batch)
         self.batch = packing.pack(self.examples, everyone, self.packed)
         learning = step_lib.Learning(
-            keep=topk.keep_size(cfg.d_ff, sparsity, 1), remat=remat
+            keep=topk.keep_size(cfg.d_ff, sparsity, 1),
+            estimator='ste',
+            objective='ce',
+            anneal=0.0,
+            weight_decay=0.01,
+            remat=remat,
+            seed=0,
         )
         scores = jax.random.normal(jax.random.key(1), (1, cfg.num_layers, cfg.d_ff))
         turn = turns.make_turn([0], [0], [1], [lambda _: 1e-2], slots=1)

@@ -65,7 +65,15 @@ def _our_step(
     shape = packing.plan_shape(
         examples, batches, prefix=packing.common_prefix(examples)
     )
-    learning = step_lib.Learning(keep=keep, weight_decay=_WEIGHT_DECAY, remat=remat)
+    learning = step_lib.Learning(
+        keep=keep,
+        estimator='ste',
+        objective='ce',
+        anneal=0.0,
+        weight_decay=_WEIGHT_DECAY,
+        remat=remat,
+        seed=0,
+    )
     train_step = step_lib.make_train_step(learning, shape)
     state = step_lib.init_state(scores[None], learning)
 

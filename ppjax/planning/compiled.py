@@ -108,8 +108,12 @@ def compile_step(
     )
     learning = step_lib.Learning(
         keep=topk.keep_size(cfg.d_ff, wanted.sparsity, 1),
+        estimator='ste',
         objective=wanted.objective,
+        anneal=0.0,
+        weight_decay=0.01,
         remat=wanted.remat,
+        seed=0,
     )
     step = step_lib.make_train_step(learning, packed, mesh=mesh)
     batch = packing.pack(examples, np.arange(wanted.shape.batch), packed)

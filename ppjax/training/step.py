@@ -79,12 +79,12 @@ class Learning:
     """
 
     keep: int
+    estimator: str
+    objective: str
+    anneal: float
+    weight_decay: float
     remat: str
-    estimator: str = 'ste'
-    objective: str = 'ce'
-    anneal: float = 0.0
-    weight_decay: float = 0.01
-    seed: int = 0
+    seed: int
     granularity: str = granularity_lib.CHANNELS.name
 
 
