@@ -30,6 +30,19 @@ def personas() -> dict[str, str]:
     return {row['name']: row['persona'] for row in _table('personas.jsonl')}
 
 
+def persona(name: str) -> str:
+    """The text of one of them.
+
+    Raises:
+        InputError: if there is no such character.
+    """
+    if name not in personas():
+        raise errors.InputError(
+            f'There is no demo persona {name!r}; there are {", ".join(personas())}.'
+        )
+    return personas()[name]
+
+
 def instructions() -> list[tuple[str, str, str]]:
     """(query id, query, plain answer) of every query."""
     return [
@@ -49,10 +62,7 @@ def rewrites(name: str) -> dict[str, str]:
     Raises:
         InputError: if there is no such character.
     """
-    if name not in personas():
-        raise errors.InputError(
-            f'There is no demo persona {name!r}; there are {", ".join(personas())}.'
-        )
+    persona(name)
     return {
         row['query_id']: row['rewrite']
         for row in _table('rewrites.jsonl')
@@ -71,7 +81,7 @@ def rows(name: str, split: str) -> list[calibration.Row]:
         InputError: if there is no such character.
     """
     answers = rewrites(name)
-    system = prompts.persona_prompt(personas()[name])
+    system = prompts.persona_prompt(persona(name))
     return [
         calibration.parse_row(
             {

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 
-from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import generation, prompt_batches
 from ppjax.models import masks as masks_lib
-from ppjax.models import tokens as tokens_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,23 +23,6 @@ class Generated:
     tokens: list[int]
     finished: bool
     failure: str = ''
-
-
-def _check(
-    cfg: config_lib.ModelConfig,
-    prompts: Sequence[Sequence[int] | str],
-    masks: masks_lib.Masks,
-    batch_size: int,
-) -> None:
-    if batch_size < 1:
-        raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
-    masks.check(cfg)
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f'prompt {number} is empty; wanted one token at least.')
-        if not isinstance(prompt, str):
-            # In the shared prefix, where generation itself does not look, too.
-            tokens_lib.refuse_unembedded(prompt, cfg.vocab_size)
 
 
 def generate_all(
@@ -85,16 +66,23 @@ def generate_all(
         ValueError: if a prompt is empty, or a number of tokens or rows is not positive.
         AssertionError: if a mask has another shape.
     """
-    _check(model.cfg, prompts, masks, batch_size)
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
+    masks.check(model.cfg)
     stops = frozenset(stop_ids)
     streams = range(len(prompts)) if streams is None else streams
-    fitting: dict[int, Sequence[int]] = {}
+    room = model.cfg.max_position
+    fitting = {
+        index: prompt
+        for index, prompt in enumerate(prompts)
+        if not isinstance(prompt, str) and len(prompt) < room
+    }
+    # In the shared prefix, where generation itself does not look, too.
+    generation.check_prompts(model.cfg, list(fitting.values()))
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             yield Generated(index, [], False, prompt)
-        elif len(prompt) < model.cfg.max_position:
-            fitting[index] = prompt
-        else:
+        elif index not in fitting:
             reason = f'its prompt of {len(prompt)} tokens leaves no room in the model'
             yield Generated(index, [], False, reason)
     if not fitting:

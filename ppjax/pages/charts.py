@@ -49,7 +49,7 @@ class BarGroup:
 
 def bar_groups_plot(
     title: str, groups: Sequence[BarGroup], legend: Sequence[tuple[str, str, str]] = ()
-) -> dict[str, Any] | None:
+) -> drawing.Drawing | None:
     """Bars from zero with whiskers; None if there is no bar."""
     groups = [group for group in groups if group.bars]
     if not groups:
@@ -88,7 +88,7 @@ def bar_groups_plot(
         axes.set_xlim(0, 1.28 * end)
 
     height = 0.2 + 0.27 * count + 0.14 * len(groups)
-    return drawing.drawing(title, paint, height=height, legend=legend)
+    return drawing.Drawing(title, paint, height=height, legend=legend)
 
 
 def _label_bars(axes: Any, places: Sequence[float], labels: Sequence[str]) -> None:
@@ -120,7 +120,7 @@ def stacked_plot(
     title: str,
     rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]],
     legend: Sequence[tuple[str, str, str]],
-) -> dict[str, Any] | None:
+) -> drawing.Drawing | None:
     """Stacked bars; None if there are none.
 
     Args:
@@ -145,7 +145,7 @@ def stacked_plot(
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1.45 * end)
 
-    return drawing.drawing(title, paint, height=0.3 + 0.36 * len(rows), legend=legend)
+    return drawing.Drawing(title, paint, height=0.3 + 0.36 * len(rows), legend=legend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ class DialogueLine:
 
 def turns_plot(
     title: str, courses: Sequence[DialogueLine], legend: Sequence[tuple[str, str, str]]
-) -> dict[str, Any] | None:
+) -> drawing.Drawing | None:
     """Mean scores of 1 to 5 over turns, with a band of one standard deviation."""
     if not courses:
         return None
@@ -191,12 +191,10 @@ def turns_plot(
                 color=colour,
                 linestyle=course.style,
                 marker='o',
-                markersize=3.5,
-                linewidth=1.7,
             )
         axes.set_ylim(0.9, 5.1)
         axes.set_yticks([1, 2, 3, 4, 5])
         axes.set_xlabel('turn')
         axes.xaxis.set_major_locator(ticker.MaxNLocator(10, integer=True))
 
-    return drawing.drawing(title, paint, height=2.7, legend=legend)
+    return drawing.Drawing(title, paint, height=2.7, legend=legend)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 from typing import Any
 
-from ppjax.pages import formats
+from ppjax.pages import drawing, formats
 
 # Longer tables and lists would make a page that opens on no phone.
 MOST_ROWS = 100
@@ -65,7 +65,7 @@ class Section:
     Attributes:
         title: its heading.
         intro: what was measured, in a sentence or two.
-        plots: as the functions of `charts` give them.
+        plots: drawn once the page is.
         tables: under them.
         note: how to read these.
         questions: with judged answers, the worst first.
@@ -74,7 +74,7 @@ class Section:
 
     title: str
     intro: str
-    plots: Sequence[dict[str, Any]] = ()
+    plots: Sequence[drawing.Drawing] = ()
     tables: Sequence[Table] = ()
     note: str = ''
     questions: Sequence[JudgedQuestion] = ()

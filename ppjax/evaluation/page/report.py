@@ -240,9 +240,7 @@ def render(run: run_results.ReportedRun) -> str:
         learned=next((row for row in rows if row.name == 'learned'), None),
         heldout=run_results.mapping(run.likelihood.get('heldout')),
         resamples=bootstrap.RESAMPLES,
-        curves=[
-            plot for plot in (plots.loss_plot(run), *plots.step_plots(run)) if plot
-        ],
+        curves=plots.step_plots(run),
         masks=plots.mask_plots(run),
         kept_blocks=[] if run.mask is None else (run.mask.indices()[0] + 1).tolist(),
         evaluation=report_evaluation.sections(run.evaluation),
