@@ -4,28 +4,27 @@ import dataclasses
 import sys
 from typing import Any
 
+import transformers
+
 from ppjax.base import errors
 
 FAMILIES = ('llama', 'qwen2', 'qwen3')
 
-# Keys that change no logit of the architectures above. A key that is neither here
-# nor read by `from_hf_config` is refused: it may change the maths unseen.
+# Keys that change no logit of the architectures above. A key that is neither here, nor
+# read by `from_hf_config`, nor a setting of generation is refused: it may change the
+# maths unseen.
 _HARMLESS = frozenset(
     [
         '_name_or_path',
         'architectures',
         'attention_dropout',
         'auto_map',
-        'bad_words_ids',
         'bos_token_id',
         'chunk_size_feed_forward',
         'cross_attention_hidden_size',
-        'decoder_start_token_id',
         'dtype',
         'eos_token_id',
         'finetuning_task',
-        'forced_bos_token_id',
-        'forced_eos_token_id',
         'id2label',
         'initializer_range',
         'is_decoder',
@@ -35,8 +34,6 @@ _HARMLESS = frozenset(
         'max_position_embeddings',
         'max_window_layers',
         'model_type',
-        'output_attentions',
-        'output_hidden_states',
         'pad_token_id',
         'prefix',
         'problem_type',
@@ -52,47 +49,22 @@ _HARMLESS = frozenset(
         'transformers_version',
         'transformers.js_config',
         'use_cache',
-        # What generates, trains or stores, and never enters the forward pass.
+        # What trains or stores, and never enters the forward pass.
         '_commit_hash',
         '_flash_attn_2_enabled',
-        'diversity_penalty',
-        'do_sample',
-        'early_stopping',
-        'encoder_no_repeat_ngram_size',
-        'exponential_decay_length_penalty',
         'generation_config',
         'gradient_checkpointing',
         'ignore_index',
-        'length_penalty',
-        'max_length',
-        'max_new_tokens',
-        'min_length',
-        'min_new_tokens',
-        'min_p',
         'name_or_path',
         'neftune_noise_alpha',
-        'no_repeat_ngram_size',
-        'num_beam_groups',
-        'num_beams',
-        'num_return_sequences',
-        'output_scores',
         'pad_token',
         'bos_token',
         'eos_token',
         'unk_token',
         'unk_token_id',
-        'remove_invalid_values',
-        'repetition_penalty',
-        'return_dict_in_generate',
-        'suppress_tokens',
-        'begin_suppress_tokens',
-        'temperature',
         'tf_legacy_loss',
         'tokenizer_model_max_length',
         'tokenizer_padding_side',
-        'top_k',
-        'top_p',
-        'typical_p',
         'use_bfloat16',
     ]
 )
@@ -199,11 +171,14 @@ def _switch(key: str, value: Any) -> bool:
     return value
 
 
-def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
+def rope_of(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
     """RoPE's base and scaling from either spelling of the config.
 
     Until transformers 4 the base stands in `rope_theta` and the scaling in
     `rope_scaling`; from 5 on both stand in `rope_parameters`.
+
+    Raises:
+        InputError: if there is no base, or the scaling is none that is known.
     """
     params: dict[str, Any] = {}
     for key in ('rope_scaling', 'rope_parameters'):
@@ -288,7 +263,9 @@ def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
             f'Model config: sliding_window={short(hf["sliding_window"])} is not '
             'implemented.'
         )
-    known = _HARMLESS | _ONLY.keys() | read | _CHECKED
+    # Old configs hold settings of generation, of which no logit depends.
+    generation = transformers.GenerationConfig().to_dict()
+    known = _HARMLESS | generation.keys() | _ONLY.keys() | read | _CHECKED
     unknown = sorted(
         key for key in hf if key not in known and not key.startswith(_HARMLESS_STARTS)
     )
@@ -329,7 +306,7 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
             raise errors.InputError(f'Model config: key {key!r} is missing.')
         return default[0]
 
-    theta, scaling = _rope(hf)
+    theta, scaling = rope_of(hf)
 
     def count(key: str, *default: int) -> int:
         return _count(key, get(key, *default))
