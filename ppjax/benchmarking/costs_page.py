@@ -5,7 +5,6 @@ from typing import Any
 
 from matplotlib import ticker
 
-import ppjax
 from ppjax.pages import charts, drawing, formats, templates, views
 
 _LABELS = {
@@ -193,7 +192,9 @@ def render(found: Mapping[str, Any]) -> str:
         found: of `costs.measure`, with `settings` and `versions`.
     """
     base = found['base']
-    page = templates.load('ppjax.benchmarking', 'costs.html.jinja').render(
+    return templates.render(
+        'ppjax.benchmarking',
+        'costs.html.jinja',
         model=found['settings']['base_model'],
         device=found['device'],
         dtype=found['settings']['dtype'],
@@ -204,6 +205,4 @@ def render(found: Mapping[str, Any]) -> str:
         sections=sections(found),
         settings=list(found['settings'].items()),
         versions=list(found['versions'].items()),
-        tool_version=ppjax.__version__,
     )
-    return page.encode('utf-8', 'replace').decode('utf-8')

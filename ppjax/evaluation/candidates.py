@@ -1,10 +1,10 @@
 """The models that an evaluation compares, in their order: the reference first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
+import functools
 import hashlib
 import pathlib
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +17,6 @@ from ppjax.models import base_model
 from ppjax.parallel import sharding
 from ppjax.training import trained_run
 
-_LABELS = {'dense': 'Dense', 'masked': 'Masked', 'pruned': 'Pruned'}
-
-
-def label(name: str) -> str:
-    """A model as people read it; one that is none of ours has its name."""
-    return _LABELS.get(name, name)
-
 
 @dataclasses.dataclass
 class Candidate:
@@ -33,15 +26,16 @@ class Candidate:
         name: its key in results; ours are 'dense', 'masked' (a mask on the dense
             model) and 'pruned' (exported).
         base: the files of its weights, without blocks that a mask drops.
+        read: makes it from these.
         mask: bool [L, F], or None.
         system_prompt: that it was made for; '' if it does not say.
     """
 
     name: str
     base: base_model.BaseModel
+    read: Callable[[], apply.LoadedModel]
     mask: np.ndarray | None = None
     system_prompt: str = ''
-    _load: Callable[[], apply.LoadedModel] | None = None
     _loaded: apply.LoadedModel | None = None
 
     @property
@@ -59,9 +53,8 @@ class Candidate:
     def load(self) -> apply.LoadedModel:
         """The model in memory."""
         if self._loaded is None:
-            assert self._load is not None
             progress_lib.say(f'Loading the {self.name} model ...')
-            self._loaded = self._load()
+            self._loaded = self.read()
         return self._loaded
 
 
@@ -106,16 +99,6 @@ def heldout_source(cfg: config_lib.EvaluateConfig, models: Candidates) -> str:
     )
 
 
-def _exported(path: str, how: Mapping[str, Any]) -> Candidate:
-    base, system_prompt = apply.open_exported(path)
-    return Candidate(
-        'pruned',
-        base,
-        system_prompt=system_prompt,
-        _load=lambda: apply.load_masked(model=path, **how),
-    )
-
-
 def find(cfg: config_lib.EvaluateConfig) -> Candidates:
     """The models that flags and run directory name.
 
@@ -131,22 +114,14 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
         named = cfg.mask or cfg.model
         run = (own.open if named else own.open_finished)(cfg.run, flag='output_dir')
     name = cfg.base_model or (run.settings.base_model if run else None)
+    read = functools.partial(
+        apply.load_masked, dtype=cfg.dtype, mesh=sharding.inference_mesh(cfg.mesh)
+    )
     found = []
     base = None
-    # How weights are loaded.
-    how: dict[str, Any] = {
-        'dtype': cfg.dtype,
-        'mesh': sharding.inference_mesh(cfg.mesh),
-    }
     if name:
         base = base_model.open_base_model(name)
-        found.append(
-            Candidate(
-                'dense',
-                base,
-                _load=lambda: apply.load_masked(base_model=name, **how),
-            )
-        )
+        found.append(Candidate('dense', base, functools.partial(read, base_model=name)))
     mask_path, exported = cfg.mask, cfg.model
     if run and not (mask_path or exported):
         if run.exported:
@@ -155,35 +130,34 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
             mask_path = str(run.mask_file)
     if mask_path:
         assert base is not None
-        found.append(_masked(mask_path, base, found[0], how))
+        found.append(_masked(mask_path, base, found[0], read))
     if exported:
-        pruned = _exported(exported, how)
-        if base is not None and pruned.base.config.vocab_size != base.config.vocab_size:
+        files, system_prompt = apply.open_exported(exported)
+        if base is not None and files.config.vocab_size != base.config.vocab_size:
             raise errors.InputError(
-                f'{exported} embeds {pruned.base.config.vocab_size} tokens, the dense '
+                f'{exported} embeds {files.config.vocab_size} tokens, the dense '
                 f'model {base.name} {base.config.vocab_size}: it was made from another '
                 'base model.'
             )
-        found.append(pruned)
+        pruned = functools.partial(read, model=exported)
+        found.append(Candidate('pruned', files, pruned, system_prompt=system_prompt))
     return Candidates(tuple(found), run)
 
 
 def _masked(
-    path: str, base: base_model.BaseModel, dense: Candidate, how: Mapping[str, Any]
+    path: str,
+    base: base_model.BaseModel,
+    dense: Candidate,
+    read: Callable[..., apply.LoadedModel],
 ) -> Candidate:
     file = pmask.load(pathlib.Path(path).expanduser())
     file.check_base(base.fingerprint(), base.config.num_layers, base.config.d_ff)
     if file.granularity == pmask.BLOCKS:
-        return Candidate(
-            'masked',
-            file.kind.pruned(base, file.mask),
-            system_prompt=file.system_prompt,
-            _load=lambda: apply.load_masked(
-                base_model=base.name, mask_path=path, **how
-            ),
-        )
+        shorter = file.kind.pruned(base, file.mask)
+        own = functools.partial(read, base_model=base.name, mask_path=path)
+        return Candidate('masked', shorter, own, system_prompt=file.system_prompt)
 
-    def load() -> apply.LoadedModel:
+    def on_dense() -> apply.LoadedModel:
         # The dense weights serve both.
         return dataclasses.replace(
             dense.load(),
@@ -191,4 +165,4 @@ def _masked(
             system_prompt=file.system_prompt,
         )
 
-    return Candidate('masked', base, file.mask, file.system_prompt, load)
+    return Candidate('masked', base, on_dense, file.mask, file.system_prompt)

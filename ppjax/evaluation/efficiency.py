@@ -137,6 +137,7 @@ def _figures(
     blocks = cfg.num_layers * (block_weights(cfg, keep) + _block_vectors(cfg, keep))
     untied = blocks + 2 * table + cfg.d_model
     unique = untied - table if cfg.tie_embeddings else untied
+    cached = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim
     prefill = prefill_flops(cfg, keep, prompt)
     # The decoded tokens 2 to T attend to S + 1 .. S + T - 1 tokens, a mean of S + T/2.
     decoded = (answer - 1) * decode_flops(cfg, keep, prompt + answer / 2)
@@ -148,11 +149,7 @@ def _figures(
         parameters_blocks=blocks,
         bytes=unique * itemsize,
         decode_weight_bytes=(untied - table) * itemsize,
-        kv_bytes_per_token=2
-        * cfg.num_layers
-        * cfg.num_kv_heads
-        * cfg.head_dim
-        * itemsize,
+        kv_bytes_per_token=cached * itemsize,
         prefill_flops=prefill,
         prefill_flops_with_head=prefill + 2 * table,
         decode_flops=decode_flops(cfg, keep, prompt + 1),
@@ -263,10 +260,7 @@ def table(stored: Mapping[str, Any]) -> list[TableRow]:
         ('decode_flops', 'Decoding the next token', 'FLOP', True),
         ('total_flops', f'Prefill {prompt} + answer {answer}', 'FLOP', True),
     ):
-        before, after = (
-            formats.number(dense.get(name)),
-            formats.number(pruned.get(name)),
-        )
+        before, after = (formats.number(x.get(name)) for x in (dense, pruned))
         if not before or after is None:
             continue
         if name == 'layers' and before == after:  # Only channels were removed.

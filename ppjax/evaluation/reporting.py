@@ -72,15 +72,9 @@ def _write_efficiency(
     cfg: ReportConfig, run_dir: pathlib.Path, trained: train_config.TrainConfig
 ) -> None:
     path = run_dir / 'results' / 'efficiency.json'
-    settings = {
-        'base_model': trained.base_model,
-        'granularity': trained.granularity,
-        'sparsity': trained.sparsity,
-        'align': trained.align,
-        'dtype': trained.dtype,
-        'prompt_length': cfg.prompt_length,
-        'answer_length': cfg.answer_length,
-    }
+    lengths = {'prompt_length': cfg.prompt_length, 'answer_length': cfg.answer_length}
+    names = ('base_model', 'granularity', 'sparsity', 'align', 'dtype')
+    settings = {name: getattr(trained, name) for name in names} | lengths
 
     def measure() -> dict[str, Any]:
         model = base_model.open_base_model(trained.base_model).config
@@ -91,12 +85,7 @@ def _write_efficiency(
         )
         layers, channels = granularity.pruned_size(*size, keep)
         found = efficiency.measure(
-            model,
-            channels,
-            dtype=trained.dtype,
-            prompt_length=cfg.prompt_length,
-            answer_length=cfg.answer_length,
-            layers=layers,
+            model, channels, dtype=trained.dtype, layers=layers, **lengths
         )
         return dataclasses.asdict(found) | {'convention': efficiency.CONVENTION}
 

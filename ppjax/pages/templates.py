@@ -1,14 +1,13 @@
 """Page templates: macros and style that pages share, and how values are shown."""
 
-from collections.abc import Callable
 import functools
-import importlib.resources
+import re
 from typing import Any
 
 import jinja2
 
-_SHARED = ('macros.html.jinja', 'style.html.jinja')
-
+import ppjax
+from ppjax.pages import formats
 
 # Longer texts are cut: a page with megabytes of them opens on no phone.
 _LONGEST_TEXT = 20_000
@@ -22,33 +21,31 @@ def clip(text: Any, limit: int = _LONGEST_TEXT) -> str:
     return f'{text[:limit]} … ({len(text) - limit} more characters)'
 
 
-def load(package: str, name: str, **filters: Callable[..., Any]) -> jinja2.Template:
-    """A page's template, which may import the shared ones by their file names.
+def render(package: str, name: str, **values: Any) -> str:
+    """A page as HTML text.
 
     Args:
-        package: that holds it.
-        name: of its file.
-        **filters: that it uses beside `clip`.
+        package: that holds the page's template, which may import the shared ones by
+            their file names.
+        name: of the template's file.
+        **values: that it shows.
     """
-    return _environment(package, name, tuple(filters.items())).get_template(name)
+    page = _environment(package).get_template(name).render(values)
+    # Neither lone surrogates nor control characters may stand in HTML.
+    page = page.encode('utf-8', 'replace').decode('utf-8')
+    return re.sub(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]', '\ufffd', page)
 
 
 @functools.cache
-def _environment(
-    package: str, name: str, filters: tuple[tuple[str, Callable[..., Any]], ...]
-) -> jinja2.Environment:
-    owners = dict.fromkeys(_SHARED, __package__) | {name: package}
+def _environment(package: str) -> jinja2.Environment:
+    owners = (package, __package__)
     environment = jinja2.Environment(
         autoescape=True,
-        loader=jinja2.DictLoader(
-            {
-                file: (importlib.resources.files(owner) / file).read_text('utf-8')
-                for file, owner in owners.items()
-            }
-        ),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(x, '') for x in owners]),
         lstrip_blocks=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {'clip': clip} | dict(filters)
+    environment.filters |= {'clip': clip, 'signed': formats.signed}
+    environment.globals['tool_version'] = ppjax.__version__
     return environment

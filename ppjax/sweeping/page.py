@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 
-import ppjax
 from ppjax.base import flags
 from ppjax.pages import drawing, templates, views
 from ppjax.sweeping import aggregate, charts, clock, grid, results, tables
@@ -126,7 +125,9 @@ def render(
         seconds: cell -> what it took.
         versions: what the sweep ran with.
     """
-    page = templates.load('ppjax.sweeping', 'sweep.html.jinja').render(
+    return templates.render(
+        'ppjax.sweeping',
+        'sweep.html.jinja',
         cfg=cfg,
         axes=[
             (axis.name, ', '.join(map(grid.text_of, axis.values))) for axis in cfg.axes
@@ -137,7 +138,4 @@ def render(
         sections=parts,
         settings=flags.to_flagfile(cfg, omit=('overwrite',)),
         versions=list(versions.items()),
-        tool_version=ppjax.__version__,
     )
-    # Lone surrogates may not stand in HTML.
-    return page.encode('utf-8', 'replace').decode('utf-8')

@@ -7,16 +7,15 @@ can be looked at while it is still learning.
 from collections.abc import Sequence
 import datetime
 import json
+import math
 import pathlib
 import re
 import shlex
 import textwrap
 from typing import Any
 
-import jinja2
 import numpy as np
 
-import ppjax
 from ppjax.base import atomic, flags
 from ppjax.evaluation import bootstrap, efficiency
 from ppjax.evaluation.page import (
@@ -99,12 +98,8 @@ def _flat(value: Any, name: str = '') -> list[tuple[str, str]]:
             for key, part in value.items()
             for pair in _flat(part, f'{name}.{key}' if name else str(key))
         ]
-    return [
-        (
-            name,
-            templates.clip(json.dumps(value) if not isinstance(value, str) else value),
-        )
-    ]
+    text = value if isinstance(value, str) else json.dumps(value)
+    return [(name, templates.clip(text))]
 
 
 def _commands(run: run_results.ReportedRun) -> dict[str, str]:
@@ -140,8 +135,9 @@ def _speed(run: run_results.ReportedRun) -> str:
     return ', '.join(parts)
 
 
-def _perplexity(value: float) -> str:
-    """Three decimals, fewer where they mean nothing."""
+def _perplexity(nll: float) -> str:
+    """exp(nll), infinite where that overflows; fewer decimals where they mean nothing."""
+    value = math.exp(nll) if nll < 700 else math.inf
     if value < 1000:
         return f'{value:.3f}'
     return f'{value:.0f}' if value < 1e7 else f'{value:.3g}'
@@ -162,7 +158,7 @@ def likelihood_table(run: run_results.ReportedRun) -> views.Table:
             run_results.MODELS[row.name],
             [
                 views.TableCell(f'{row.nll:.4f}'),
-                views.TableCell(_perplexity(row.perplexity)),
+                views.TableCell(_perplexity(row.nll)),
                 views.cell(row.difference, formats.signed, row.interval),
                 views.cell(row.parameters, formats.quantity),
                 views.cell(row.bytes, lambda x: formats.quantity(x, 'B')),
@@ -248,22 +244,16 @@ def _missing(run: run_results.ReportedRun) -> list[str]:
     return [name for name, value in parts.items() if not value]
 
 
-def _template() -> jinja2.Template:
-    return templates.load(
-        'ppjax.evaluation.page',
-        'report.html.jinja',
-        signed=formats.signed,
-        time=_time,
-    )
-
-
 def render(run: run_results.ReportedRun) -> str:
     """The page as HTML text."""
     rows = run_results.likelihood_rows(run)
     sizes = efficiency.table(run.efficiency)
-    page = _template().render(
+    return templates.render(
+        'ppjax.evaluation.page',
+        'report.html.jinja',
         run=run,
         headline=_headline(run),
+        updated=_time(run.status.get('updated') or ''),
         facts=_facts(run),
         likelihood=likelihood_table(run),
         learned=next((row for row in rows if row.name == 'learned'), None),
@@ -282,20 +272,17 @@ def render(run: run_results.ReportedRun) -> str:
         settings=flags.to_flagfile(run.settings) if run.settings else '',
         versions=_flat(run_results.mapping(run.likelihood.get('versions'))),
         inputs=_flat(run.inputs),
-        export=[
-            pair
-            for name in ('parameters', 'bytes', 'verify')
-            if name in run.export
-            for pair in _flat(run.export[name], name)
-        ],
+        export=_flat(
+            {
+                x: run.export[x]
+                for x in ('parameters', 'bytes', 'verify')
+                if x in run.export
+            }
+        ),
         commands=_commands(run),
         verdict=_verdict(rows),
         missing=_missing(run),
-        tool_version=ppjax.__version__,
     )
-    # Neither lone surrogates nor control characters may stand in HTML.
-    page = page.encode('utf-8', 'replace').decode('utf-8')
-    return re.sub(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]', '\ufffd', page)
 
 
 def write_report(run_dir: str | pathlib.Path) -> pathlib.Path:

@@ -341,11 +341,10 @@ def headline(results: Mapping[str, dict[str, Any]]) -> tuple[str, str, str] | No
     if not models:
         return None
     reference, (name, own) = next(iter(models)), list(models.items())[-1]
-    found = mapping(own.get('roleplay'))
-    score = number(found.get('mean_over_personas'))
+    score = number(at(own, 'roleplay.mean_over_personas'))
     if score is None:
         return None
-    change = number(mapping(found.get('to_dense')).get('mean'))
+    change = number(at(own, 'roleplay.to_dense.mean'))
     detail = '0 to 100, by a judge'
     if change is not None:
         detail += f'; {formats.points(change)} to the {reference} model'

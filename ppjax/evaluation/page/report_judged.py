@@ -134,31 +134,30 @@ def _persona_table(figures: Mapping[str, dict[str, Any]]) -> views.Table:
     return views.Table('judge-personas', columns, rows, title, len(rows) > 12)
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Whose answer to which question."""
+    name, group, question = (
+        str(row.get(key, '')) for key in ('model', 'group', 'question')
+    )
+    return name, group, question
+
+
 def _judged(
     result: Mapping[str, Any], failed: Mapping[str, Any]
 ) -> tuple[list[views.JudgedQuestion], int]:
     """The questions whose answers are worst, and how many there are in all."""
-    rows = [mapping(row) for row in _listed(result.get('answers'))]
     asked: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    seen: dict[tuple[str, ...], int] = {}
-    for row in rows:
-        name, group, question = (
-            str(row.get(key, '')) for key in ('model', 'group', 'question')
-        )
+    seen: dict[tuple[str, str, str], int] = {}
+    for row in map(mapping, _listed(result.get('answers'))):
+        name, group, question = key = _key(row)
         if not name:
             continue
         # The same question may be asked twice.
-        turn = seen[name, group, question] = seen.get((name, group, question), 0) + 1
+        turn = seen[key] = seen.get(key, 0) + 1
         asked.setdefault((group, question, turn), {})[name] = row
     names = list(dict.fromkeys(name for name, _, _ in seen))
-    if not names:
-        return [], 0
-    types = {
-        tuple(str(row.get(key, '')) for key in ('model', 'group', 'question')): str(
-            row.get('type', '')
-        )
-        for row in map(mapping, _listed(failed.get('answers')))
-    }
+    rows = map(mapping, _listed(failed.get('answers')))
+    types = {_key(row): str(row.get('type', '')) for row in rows}
 
     def badness(own: dict[str, dict[str, Any]]) -> tuple[bool, float, float]:
         last, first = own.get(names[-1], {}), own.get(names[0], {})

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ppjax.evaluation import candidates, efficiency
+from ppjax.evaluation import efficiency
 from ppjax.evaluation.page.run_results import mapping
 from ppjax.pages import charts, formats, views
+
+_LABELS = {'dense': 'Dense', 'masked': 'Masked', 'pruned': 'Pruned'}
 
 # Of the models in their order; more of them begin again, in other pairs.
 _PAINTS = ('dense', 'learned', 'heldout', 'one_shot', 'random')
@@ -25,8 +27,8 @@ def order(results: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def label(name: str) -> str:
-    """As `candidates.label`, short and of characters that can be drawn."""
-    shown = formats.printable(candidates.label(name))
+    """A model as people read it, short and of characters that can be drawn."""
+    shown = formats.printable(_LABELS.get(name, name))
     # A longer one beside a bar leaves no room for the bars.
     return shown if len(shown) <= 25 else f'{shown[:24]}…'
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import math
 import pathlib
 from typing import Any
 
@@ -192,11 +191,6 @@ class LikelihoodRow:
     interval: tuple[float, float] | None
     parameters: float | None
     bytes: float | None
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nll); infinite where that overflows."""
-        return math.exp(self.nll) if self.nll < 700 else math.inf
 
 
 def likelihood_rows(run: ReportedRun) -> list[LikelihoodRow]:
