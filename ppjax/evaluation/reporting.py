@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import hashlib
-import io
 import pathlib
-import sys
 from typing import Any
 
 from ppjax.base import flags, progress, ranges, settings
@@ -48,22 +46,15 @@ class ReportConfig:
 
 def report_on(cfg: ReportConfig) -> int:
     """Measures what is missing, writes the page, prints the gist."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show an emoji is no reason to stop.
-        sys.stdout.reconfigure(errors='replace')
     trained = trained_run.TrainedRun.open(cfg.output_dir, flag='output_dir')
     _write_efficiency(cfg, trained.path, trained.settings)
     _write_samples(cfg, trained)
     page = report.write_report(trained.path)
     run = run_results.read_run(trained.path)
-    print(
-        '\n\n'.join(
-            (
-                terminal.likelihood_text(run),
-                *terminal.sample_texts(run),
-                terminal.paths(run, page),
-            )
-        )
+    terminal.show(
+        terminal.likelihood_text(run),
+        *terminal.sample_texts(run),
+        terminal.paths(run, page),
     )
     return 0
 
