@@ -26,18 +26,13 @@ def _bytes(value: float) -> str:
     return formats.quantity(value, 'B')
 
 
-def _seconds(point: Point) -> views.TableCell:
-    spread = point['step_seconds']
-    return views.cell(
-        spread['median'], lambda x: f'{x:.3f} s', [spread['min'], spread['max']]
-    )
-
-
 # How each column of a table shows a row.
 Columns = Mapping[str, Callable[[Any], views.TableCell]]
 
 _POINT: Columns = {
-    'A step': _seconds,
+    'A step': lambda point: views.cell(
+        point['step_seconds']['median'], lambda x: f'{x:.3f} s', point['step_seconds']
+    ),
     'An example': lambda point: views.cell(
         1e3 * point['seconds_per_example'], lambda x: f'{x:.1f} ms'
     ),
