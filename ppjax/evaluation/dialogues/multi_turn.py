@@ -165,18 +165,6 @@ def _verdicts(
     }
 
 
-def _settings(
-    cfg: config.EvaluateConfig,
-    models: candidates.Candidates,
-    begun: Sequence[dialogues.Start],
-) -> dict[str, Any]:
-    return helper_models.settings(cfg, models, ('judge', 'partner')) | {
-        'seed': cfg.seed,
-        'turns': cfg.turns,
-        'starts': [dataclasses.asdict(start) for start in begun],
-    }
-
-
 def measure(
     cfg: config.EvaluateConfig, models: candidates.Candidates
 ) -> dict[str, Any]:
@@ -187,7 +175,11 @@ def measure(
             what was said and judged so far stays.
     """
     begun = starts(cfg, models)
-    settings = _settings(cfg, models, begun)
+    settings = helper_models.settings(cfg, models, ('judge', 'partner')) | {
+        'seed': cfg.seed,
+        'turns': cfg.turns,
+        'starts': [dataclasses.asdict(start) for start in begun],
+    }
     path = cfg.run / 'results' / 'multiturn.json'
     if there := results_store.stored(path, settings, overwrite=cfg.overwrite):
         return there
@@ -270,7 +262,7 @@ def summary(
             if verdict.score is not None:
                 scores[row, turn] = verdict.score
     groups = [dialogue.start.group for dialogue in held]
-    found = dataclasses.asdict(consistency.summarise(scores, judged, there, groups))
+    found = consistency.summarise(scores, judged, there, groups)
     said = [turn for dialogue in held for turn in dialogue.turns]
     return found | {
         'dialogues': len(held),

@@ -7,7 +7,6 @@ are computed once.
 """
 
 from collections.abc import Iterator, Sequence
-import functools
 from typing import NamedTuple
 
 import jax
@@ -138,13 +137,6 @@ def _log_probabilities(
     return execution.whole(-nll.reshape(batch.targets.shape))
 
 
-@functools.partial(jax.jit, static_argnames=('slots',))
-def _no_prefix(model: decoder_lib.Decoder, *, slots: int) -> shared_prefix.SharedPrefix:
-    return shared_prefix.SharedPrefix(
-        shared_prefix.empty_cache(model, 1, slots), jnp.int32(0)
-    )
-
-
 def log_likelihoods(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
@@ -175,11 +167,8 @@ def log_likelihoods(
         row_multiple=sharding.row_shards(mesh),
     )
     slots = generation.bucket(max(shared, 1))
-    prefix = (
-        shared_prefix.compute(model, masks, choices[0].context[:shared], slots=slots)
-        if shared
-        else _no_prefix(model, slots=slots)
-    )
+    start = choices[0].context[:shared]
+    prefix = shared_prefix.compute(model, masks, start, slots=slots)
     model = sharding.on_mesh(model, mesh)
     masks, prefix = sharding.replicate((masks, prefix), mesh)
     most: dict[int, int] = {}  # By capacity, so that calls of one have one shape.

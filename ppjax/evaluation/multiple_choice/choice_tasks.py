@@ -1,6 +1,6 @@
 """A benchmark on one model: its log-likelihoods, predictions and accuracies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 from typing import Any
@@ -15,27 +15,6 @@ from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """What one model makes of a benchmark.
-
-    Attributes:
-        log_likelihoods: of every question's choices, in nats.
-        plain: the likeliest choice of each question.
-        by_character: the likeliest by character.
-        acc: share of `plain` that is right.
-        acc_norm: share of `by_character`; None where choices are letters.
-        groups: `acc` by subject; empty where there are none.
-    """
-
-    log_likelihoods: list[list[float]]
-    plain: list[int]
-    by_character: list[int]
-    acc: benchmarks.Accuracy
-    acc_norm: benchmarks.Accuracy | None
-    groups: Mapping[str, benchmarks.Accuracy]
-
-
 def evaluate(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
@@ -44,8 +23,8 @@ def evaluate(
     *,
     batch_tokens: int,
     progress: Callable[[int, int], None],
-) -> Scores:
-    """Scores every choice of every question.
+) -> dict[str, Any]:
+    """Scores every choice of every question; see `summarise` for the result.
 
     Args:
         model: the decoder.
@@ -99,50 +78,31 @@ def evaluate(
 
 
 def summarise(
-    questions: Sequence[benchmarks.ChoiceQuestion], scores: list[list[float]]
-) -> Scores:
-    """Predictions and accuracies from the log-likelihoods of choices."""
-    plain, by_character = benchmarks.predictions(questions, scores)
-    gold = [question.gold for question in questions]
-    right = [a == b for a, b in zip(plain, gold, strict=True)]
-    groups: dict[str, list[bool]] = {}
-    for question, hit in zip(questions, right, strict=True):
-        if question.group:
-            groups.setdefault(question.group, []).append(hit)
-    by_group = {name: benchmarks.accuracy(hits) for name, hits in groups.items()}
-    return Scores(
-        log_likelihoods=scores,
-        plain=plain,
-        by_character=by_character,
-        acc=(
-            benchmarks.pooled(list(by_group.values()))
-            if by_group
-            else benchmarks.accuracy(right)
-        ),
-        acc_norm=(
-            None
-            if by_group
-            else benchmarks.accuracy(
-                [a == b for a, b in zip(by_character, gold, strict=True)]
-            )
-        ),
-        groups=by_group,
-    )
-
-
-def as_json(
-    questions: Sequence[benchmarks.ChoiceQuestion], scores: Scores
+    questions: Sequence[benchmarks.ChoiceQuestion], scores: Sequence[list[float]]
 ) -> dict[str, Any]:
-    """The figures of one model as results/TASK.json keeps them."""
+    """The figures of one model as results/TASK.json keeps them.
 
-    def figure(accuracy: benchmarks.Accuracy | None) -> dict[str, Any] | None:
-        return None if accuracy is None else dataclasses.asdict(accuracy)
+    Args:
+        questions: of one task.
+        scores: log-likelihoods of every question's choices, in nats.
 
-    return {
-        'acc': figure(scores.acc),
-        'acc_norm': figure(scores.acc_norm),
-        'groups': {name: figure(part) for name, part in scores.groups.items()},
-        'questions': [
+    Returns:
+        `acc`, the share of questions whose likeliest choice is right; `acc_norm`, that
+        of the likeliest by character, None where choices are letters; `acc` by subject,
+        if there are any, in `groups`; and all `questions` with both choices.
+    """
+    right: list[bool] = []
+    right_by_character: list[bool] = []
+    groups: dict[str, list[bool]] = {}
+    listed = []
+    for question, values, plain, by_character in zip(
+        questions, scores, *benchmarks.predictions(questions, scores), strict=True
+    ):
+        right.append(plain == question.gold)
+        right_by_character.append(by_character == question.gold)
+        if question.group:
+            groups.setdefault(question.group, []).append(right[-1])
+        listed.append(
             {
                 'where': question.where,
                 'gold': question.gold,
@@ -150,12 +110,17 @@ def as_json(
                 'acc_norm': by_character,
                 'log_likelihoods': values,
             }
-            for question, plain, by_character, values in zip(
-                questions,
-                scores.plain,
-                scores.by_character,
-                scores.log_likelihoods,
-                strict=True,
-            )
-        ],
+        )
+    by_group = {name: benchmarks.accuracy(hits) for name, hits in groups.items()}
+    acc = (
+        benchmarks.pooled(list(by_group.values()))
+        if by_group
+        else benchmarks.accuracy(right)
+    )
+    by_character_acc = None if by_group else benchmarks.accuracy(right_by_character)
+    return {
+        'acc': dataclasses.asdict(acc),
+        'acc_norm': by_character_acc and dataclasses.asdict(by_character_acc),
+        'groups': {name: dataclasses.asdict(part) for name, part in by_group.items()},
+        'questions': listed,
     }
