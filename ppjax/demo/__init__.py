@@ -83,17 +83,12 @@ def rows(name: str, split: str) -> list[calibration.Row]:
     answers = rewrites(name)
     system = prompts.persona_prompt(persona(name))
     return [
-        calibration.parse_row(
-            {
-                'messages': [
-                    {'role': 'system', 'content': system},
-                    {'role': 'user', 'content': row['instruction']},
-                    {'role': 'assistant', 'content': answers[row['query_id']]},
-                ],
-                'query_id': row['query_id'],
-            },
+        calibration.Row(
+            calibration.conversation(
+                system, row['instruction'], answers[row['query_id']]
+            ),
+            row['query_id'],
             where=f'{SCHEME}{name} {row["query_id"]}',
-            default_id=row['query_id'],
         )
         for row in _table('instructions.jsonl')
         if row['split'] == split and row['persona'] == name

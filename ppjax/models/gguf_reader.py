@@ -43,25 +43,8 @@ _QUANTISED_TYPES = (
     _TensorType.Q6_K,
 )
 
-# Keys below `<architecture>.` that the config is built from or checked against.
-_KNOWN_KEYS = frozenset(
-    {
-        'attention.head_count',
-        'attention.head_count_kv',
-        'attention.key_length',
-        'attention.layer_norm_rms_epsilon',
-        'attention.value_length',
-        'block_count',
-        'context_length',
-        'embedding_length',
-        'feed_forward_length',
-        'rope.dimension_count',
-        'rope.freq_base',
-        'vocab_size',
-    }
-)
-# Keys that are harmless at these values and change the model at any other. A key
-# in neither table is refused: nobody has checked what it does to the output.
+# Keys that are harmless at these values and change the model at any other. A key that
+# is neither here nor read is refused: nobody has checked what it does to the output.
 _NEUTRAL_KEYS: dict[str, tuple[Any, ...]] = {
     'attention.causal': (True,),
     'expert_count': (0,),
@@ -108,7 +91,7 @@ class GgufReader(checkpoint.CheckpointReader):
         stored = {tensor.name: tensor for tensor in source.tensors}
         self._check_part_of_set()
         self._arch = self._architecture()
-        self._check_unknown_keys()
+        self._read: set[str] = set()
         blocks = self._number('block_count', int)
         if blocks > len(stored):  # Before a million names are made up.
             raise self.error(
@@ -117,6 +100,7 @@ class GgufReader(checkpoint.CheckpointReader):
             )
 
         self.hf_config = self._config(stored)
+        self._check_unread_keys()
         stored.pop(_ROPE_FREQS, None)
         self._tensors = self._renamed(stored)
 
@@ -210,11 +194,11 @@ class GgufReader(checkpoint.CheckpointReader):
             )
         return arch
 
-    def _check_unknown_keys(self) -> None:
+    def _check_unread_keys(self) -> None:
         prefix = f'{self._arch}.'
         for key, value in self._metadata.items():
             suffix = key.removeprefix(prefix)
-            if suffix == key or suffix in _KNOWN_KEYS:
+            if suffix == key or suffix in self._read:
                 continue
             if value not in _NEUTRAL_KEYS.get(suffix, ()):
                 raise self.error(
@@ -226,6 +210,7 @@ class GgufReader(checkpoint.CheckpointReader):
         self, suffix: str, kind: type[int] | type[float], default: Any = None
     ) -> Any:
         """A positive `<architecture>.<suffix>`, required unless `default` is given."""
+        self._read.add(suffix)
         key = f'{self._arch}.{suffix}'
         value = self.metadata(key, default)
         if value is None:

@@ -176,14 +176,11 @@ class _Reader:
         return personas
 
     def _json(self, data: bytes, where: str) -> list[persona_lib.Persona]:
-        try:
-            value = inputs.parse_json(data, where)
-        except errors.InputError:
-            # JSON lines often go by the name of .json.
-            first, _, rest = data.strip().partition(b'\n')
-            if not rest or not _is_json(first):
-                raise
+        # JSON lines often go by the name of .json.
+        first, _, rest = data.strip().partition(b'\n')
+        if rest and _is_json(first):
             return self._lines(data, where)
+        value = inputs.parse_json(data, where)
         if not isinstance(value, list):
             return [self._value(value, where)]
         if not value:
