@@ -16,6 +16,25 @@ from ppjax.parallel import sharding
 PARTNER_TOKENS = 256
 
 
+def local_speaker(
+    cfg: config.EvaluateConfig,
+    model: apply.LoadedModel,
+    identity: str,
+    max_new_tokens: int,
+) -> speakers.LocalSpeaker:
+    """A model on this machine as it takes part in dialogues, greedily."""
+    return speakers.LocalSpeaker(
+        model.decoder,
+        model.masks,
+        model.renderer(cfg.template_date),
+        model.stop_ids(),
+        weights=f'{identity} {cfg.dtype}',
+        max_new_tokens=max_new_tokens,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+    )
+
+
 class HelperModels:
     """What `--judge*` and `--partner*` name; a model that is both is loaded once."""
 
@@ -59,16 +78,7 @@ class HelperModels:
                 seed=cfg.seed,
             )
         local = self._local(cfg.partner_model, 'partner')
-        return speakers.LocalSpeaker(
-            local.decoder,
-            local.masks,
-            local.renderer(cfg.template_date),
-            local.stop_ids(),
-            weights=f'{local.base.fingerprint()} {cfg.dtype}',
-            max_new_tokens=PARTNER_TOKENS,
-            batch_size=cfg.batch_size,
-            seed=cfg.seed,
-        )
+        return local_speaker(cfg, local, local.base.fingerprint(), PARTNER_TOKENS)
 
     def _client(self, url: str, model: str) -> client_lib.ChatClient:
         return client_lib.ChatClient(

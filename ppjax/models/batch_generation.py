@@ -85,8 +85,6 @@ def generate_all(
         elif index not in fitting:
             reason = f'its prompt of {len(prompt)} tokens leaves no room in the model'
             yield Generated(index, [], False, reason)
-    if not fitting:
-        return
 
     def answers(batch: prompt_batches.Batch) -> list[list[int]]:
         return generation.generate(

@@ -47,13 +47,15 @@ def run(
         call: gives what it finds for each row of a batch, in their order.
         model: the decoder; rows are spread over all devices.
         masks: what of it is masked.
-        prompts: number -> token ids, one at least; any numbers.
+        prompts: number -> token ids; any numbers.
         batch_size: rows at a time, rounded up to a multiple of what they are spread
             over.
 
     Yields:
         (number of a prompt, what was found), each prompt once.
     """
+    if not prompts:
+        return
     mesh = sharding.mesh_of(model)
     model = sharding.on_mesh(model, mesh)
     masks = sharding.replicate(masks, mesh)

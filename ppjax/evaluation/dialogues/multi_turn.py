@@ -12,7 +12,7 @@ from ppjax.base import errors
 from ppjax.base import progress as progress_lib
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import answers, judged_answers
-from ppjax.evaluation.dialogues import consistency, dialogues, speakers
+from ppjax.evaluation.dialogues import consistency, dialogues
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import prompts, sources
@@ -112,22 +112,6 @@ def _group(persona: persona_lib.Persona) -> str:
     return persona.name or 'persona'
 
 
-def _speaker(
-    cfg: config.EvaluateConfig, model: candidates.Candidate
-) -> speakers.Speaker:
-    loaded = model.load()
-    return speakers.LocalSpeaker(
-        loaded.decoder,
-        loaded.masks,
-        loaded.renderer(cfg.template_date),
-        loaded.stop_ids(),
-        weights=f'{model.identity} {cfg.dtype}',
-        max_new_tokens=cfg.max_new_tokens,
-        batch_size=cfg.batch_size,
-        seed=cfg.seed,
-    )
-
-
 def _verdicts(
     cfg: config.EvaluateConfig,
     judge: judge_scoring.Judge,
@@ -188,7 +172,9 @@ def measure(
     judge, partner = helpers.judge(), helpers.partner()
     held = {
         model.name: dialogues.hold_all(
-            _speaker(cfg, model),
+            helper_models.local_speaker(
+                cfg, model.load(), model.identity, cfg.max_new_tokens
+            ),
             partner,
             begun,
             turns=cfg.turns,

@@ -1,6 +1,6 @@
 """Judging by a local model, exactly: the probability of every reply there may be."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 
@@ -115,16 +115,14 @@ class LocalJudge:
     def _judge_group(
         self, requests: Sequence[judge_scoring.JudgeRequest]
     ) -> Iterator[judge_scoring.Verdict]:
-        prompts: list[list[int]] = []
-        asked: list[judge_scoring.JudgeRequest] = []
-        for request in requests:
+        prompts = {}
+        for number, request in enumerate(requests):
             try:
-                prompts.append(self._tokens(request.prompt))
-                asked.append(request)
+                prompts[number] = self._tokens(request.prompt)
             except errors.InputError as error:
                 yield judge_scoring.failed(request.key, str(error))
-        for number, found, likeliest in self.measured(prompts):
-            request = asked[number]
+        for number, (found, likeliest) in self.measured(prompts):
+            request = requests[number]
             verdict = judge_scoring.from_number_probabilities(
                 request.key, found[:-1], float(found[-1]), request.numbers
             )
@@ -134,19 +132,17 @@ class LocalJudge:
             yield verdict
 
     def measured(
-        self, prompts: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[int, np.ndarray, int]]:
+        self, prompts: Mapping[int, Sequence[int]]
+    ) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
         """P(reply) of all `REPLIES`.
 
         Args:
-            prompts: rendered, up to where the judge's turn starts.
+            prompts: rendered, up to where the judge's turn starts, by any numbers.
 
-        Yields:
-            (index of the prompt, float64 [102], the likeliest first token of all there
-            are), once a prompt.
+        Returns:
+            (number of the prompt, (float64 [102], the likeliest first token of all
+            there are)), once a prompt.
         """
-        if not prompts:
-            return
 
         def replies(
             batch: prompt_batches.Batch,
@@ -168,14 +164,13 @@ class LocalJudge:
             found, likeliest = map(np.asarray, jax.device_get(found))
             return zip(self._replies(found), likeliest.tolist(), strict=True)
 
-        for number, (values, likeliest) in prompt_batches.run(
+        return prompt_batches.run(
             replies,
             self._decoder,
             self._masks,
-            dict(enumerate(prompts)),
+            prompts,
             batch_size=self._batch_size,
-        ):
-            yield number, values, likeliest
+        )
 
     def _tokens(self, prompt: str) -> list[int]:
         """A rendered prompt.
