@@ -1,6 +1,6 @@
 """Rewriting by the base model itself (the paper's self-synthesis, Table 15)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 import hashlib
 
 import jax
@@ -63,7 +63,7 @@ class LocalRewriter:
 
     def rewrite(
         self, requests: Sequence[rewriting.Request]
-    ) -> Iterator[rewriting.Reply]:
+    ) -> Generator[rewriting.Reply, None, None]:
         """See `rewriting.Rewriter`; replies come batch by batch, short prompts first."""
         prompts: list[list[int] | str] = []
         for request in requests:

@@ -73,11 +73,11 @@ def judge_all(
             keys,
             functools.partial(_asked, judge, doubted=doubted),
             _entry,
-            progress,
+            silent=judge_scoring.failed('', 'the judge gave no verdict'),
+            progress=progress,
         )
-    none = judge_scoring.failed('', 'the judge gave no verdict')
     return {
-        request.key: dataclasses.replace(verdict or none, key=request.key)
+        request.key: dataclasses.replace(verdict, key=request.key)
         for request, verdict in zip(requests, found, strict=True)
     }
 
