@@ -121,7 +121,7 @@ class LocalJudge:
                 prompts[number] = self._tokens(request.prompt)
             except errors.InputError as error:
                 yield judge_scoring.failed(request.key, str(error))
-        for number, (found, likeliest) in self.measured(prompts):
+        for number, found, likeliest in self.measured(prompts):
             request = requests[number]
             verdict = judge_scoring.from_number_probabilities(
                 request.key, found[:-1], float(found[-1]), request.numbers
@@ -133,44 +133,36 @@ class LocalJudge:
 
     def measured(
         self, prompts: Mapping[int, Sequence[int]]
-    ) -> Iterator[tuple[int, tuple[np.ndarray, int]]]:
+    ) -> Iterator[tuple[int, np.ndarray, int]]:
         """P(reply) of all `REPLIES`.
 
         Args:
             prompts: rendered, up to where the judge's turn starts, by any numbers.
 
-        Returns:
-            (number of the prompt, (float64 [102], the likeliest first token of all
-            there are)), once a prompt.
+        Yields:
+            (number of the prompt, float64 [102], the likeliest first token of all there
+            are), once a prompt.
         """
-
-        def replies(
-            batch: prompt_batches.Batch,
-        ) -> Iterator[tuple[np.ndarray, int]]:
+        if not prompts:
+            return
+        on = prompt_batches.behind(self._decoder, self._masks, [*prompts.values()])
+        for rows, padded in prompt_batches.batches(prompts, self._batch_size, on.mesh):
             # The last token of every prompt is the root of the tree.
-            tokens, lengths = self._pack(batch.own)
+            tokens, lengths = self._pack([prompts[row][on.shared :] for row in padded])
             found = execution.call(
-                batch.mesh,
+                on.mesh,
                 _log_probs,
-                batch.model,
-                batch.masks,
-                batch.prefix,
-                sharding.shard_rows(tokens, batch.mesh),
-                sharding.shard_rows(lengths, batch.mesh),
+                on.model,
+                on.masks,
+                on.prefix,
+                sharding.shard_rows(tokens, on.mesh),
+                sharding.shard_rows(lengths, on.mesh),
                 self._trie.depths,
                 self._trie.ancestors(),
                 self._wanted,
             )
             found, likeliest = map(np.asarray, jax.device_get(found))
-            return zip(self._replies(found), likeliest.tolist(), strict=True)
-
-        return prompt_batches.run(
-            replies,
-            self._decoder,
-            self._masks,
-            prompts,
-            batch_size=self._batch_size,
-        )
+            yield from zip(rows, self._replies(found), likeliest.tolist(), strict=False)
 
     def _tokens(self, prompt: str) -> list[int]:
         """A rendered prompt.

@@ -198,8 +198,7 @@ def _probabilities(judge, model, prompts) -> np.ndarray:
         for p in prompts
     ]
     found = {
-        number: values
-        for number, (values, _) in judge.measured(dict(enumerate(tokens)))
+        number: values for number, values, _ in judge.measured(dict(enumerate(tokens)))
     }
     assert sorted(found) == list(range(len(prompts)))
     return np.array([found[number] for number in range(len(prompts))])
