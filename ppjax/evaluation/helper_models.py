@@ -74,6 +74,7 @@ class HelperModels:
     def _client(self, role: str) -> client_lib.ChatClient:
         cfg = self._cfg
         url = getattr(cfg, f'{role}_url') or cfg.judge_url
+        assert url
         name = getattr(cfg, f'{role}_model')
         return client_lib.ChatClient(url, name, concurrency=cfg.judge_concurrency)
 
