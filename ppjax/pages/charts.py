@@ -48,7 +48,10 @@ class BarGroup:
 
 
 def bar_groups_plot(
-    title: str, groups: Sequence[BarGroup], legend: Sequence[tuple[str, str, str]] = ()
+    title: str,
+    groups: Sequence[BarGroup],
+    legend: Sequence[tuple[str, str, str]] = (),
+    note: str = '',
 ) -> drawing.Drawing | None:
     """Bars from zero with whiskers; None if there is no bar."""
     groups = [group for group in groups if group.bars]
@@ -88,7 +91,7 @@ def bar_groups_plot(
         axes.set_xlim(0, 1.28 * end)
 
     height = 0.2 + 0.27 * count + 0.14 * len(groups)
-    return drawing.Drawing(title, paint, height=height, legend=legend)
+    return drawing.Drawing(title, paint, height, legend, note)
 
 
 def _label_bars(axes: Any, places: Sequence[float], labels: Sequence[str]) -> None:
@@ -120,6 +123,7 @@ def stacked_plot(
     title: str,
     rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]],
     legend: Sequence[tuple[str, str, str]],
+    note: str = '',
 ) -> drawing.Drawing | None:
     """Stacked bars; None if there are none.
 
@@ -127,6 +131,7 @@ def stacked_plot(
         title: above the chart.
         rows: (label, (colour, length) of each part, text beside the bar).
         legend: of the colours.
+        note: below it.
     """
     if not rows:
         return None
@@ -145,7 +150,7 @@ def stacked_plot(
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1.45 * end)
 
-    return drawing.Drawing(title, paint, height=0.3 + 0.36 * len(rows), legend=legend)
+    return drawing.Drawing(title, paint, 0.3 + 0.36 * len(rows), legend, note)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,4 +202,5 @@ def turns_plot(
         axes.set_xlabel('turn')
         axes.xaxis.set_major_locator(ticker.MaxNLocator(10, integer=True))
 
-    return drawing.Drawing(title, paint, height=2.7, legend=legend)
+    note = 'Bands: one standard deviation, none where it is not known.'
+    return drawing.Drawing(title, paint, 2.7, legend, note)
