@@ -91,36 +91,31 @@ def summarise(
         of the likeliest by character, None where choices are letters; `acc` by subject,
         if there are any, in `groups`; and all `questions` with both choices.
     """
-    right: list[bool] = []
-    right_by_character: list[bool] = []
-    groups: dict[str, list[bool]] = {}
-    listed = []
-    for question, values, plain, by_character in zip(
-        questions, scores, *benchmarks.predictions(questions, scores), strict=True
-    ):
-        right.append(plain == question.gold)
-        right_by_character.append(by_character == question.gold)
-        if question.group:
-            groups.setdefault(question.group, []).append(right[-1])
-        listed.append(
-            {
-                'where': question.where,
-                'gold': question.gold,
-                'acc': plain,
-                'acc_norm': by_character,
-                'log_likelihoods': values,
-            }
+    listed: list[dict[str, Any]] = [
+        {
+            'where': question.where,
+            'gold': question.gold,
+            'acc': plain,
+            'acc_norm': by_character,
+            'log_likelihoods': values,
+        }
+        for question, values, plain, by_character in zip(
+            questions, scores, *benchmarks.predictions(questions, scores), strict=True
         )
-    by_group = {name: benchmarks.accuracy(hits) for name, hits in groups.items()}
-    acc = (
-        benchmarks.pooled(list(by_group.values()))
-        if by_group
-        else benchmarks.accuracy(right)
-    )
-    by_character_acc = None if by_group else benchmarks.accuracy(right_by_character)
+    ]
+    hits: dict[str, list[bool]] = {}
+    for question, row in zip(questions, listed, strict=True):
+        if question.group:
+            hits.setdefault(question.group, []).append(row['acc'] == row['gold'])
+    groups = {name: benchmarks.accuracy(own) for name, own in hits.items()}
+
+    def over_all(metric: str) -> benchmarks.Accuracy:
+        return benchmarks.accuracy([row[metric] == row['gold'] for row in listed])
+
+    acc = benchmarks.pooled([*groups.values()]) if groups else over_all('acc')
     return {
         'acc': dataclasses.asdict(acc),
-        'acc_norm': by_character_acc and dataclasses.asdict(by_character_acc),
-        'groups': {name: dataclasses.asdict(part) for name, part in by_group.items()},
+        'acc_norm': None if groups else dataclasses.asdict(over_all('acc_norm')),
+        'groups': {name: dataclasses.asdict(own) for name, own in groups.items()},
         'questions': listed,
     }

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -154,20 +155,14 @@ def test_a_score_is_the_mean_of_the_numbers_by_probability(server):
 
 
 @pytest.fixture
-def candidates(monkeypatch):
-    """What verdicts are made of: the (text, probability) pairs of each, in order."""
-    seen = []
-    read = judge_scoring.from_top_tokens
-
-    def reads(key, tokens, numbers):
-        seen.append(list(tokens))
-        return read(key, tokens, numbers)
-
-    monkeypatch.setattr(judge_scoring, 'from_top_tokens', reads)
+def read(monkeypatch):
+    """Sees the (text, probability) pairs that verdicts are made of."""
+    seen = mock.Mock(wraps=judge_scoring.from_top_tokens)
+    monkeypatch.setattr(judge_scoring, 'from_top_tokens', seen)
     return seen
 
 
-def test_the_candidates_are_probabilities(server, candidates):
+def test_the_candidates_are_probabilities(server, read):
     over = _completion([('85', 1.0)])
     top = over['choices'][0]['logprobs']['content'][0]['top_logprobs']
     top[0]['logprob'] = 1e-6  # As rounding may leave it.
@@ -177,7 +172,7 @@ def test_the_candidates_are_probabilities(server, candidates):
     server.plan = lambda prompt: (200, over)
     (found,) = _judge(server).judge(_requests('a'))
     assert found.key == 'id-a'
-    assert candidates[-1] == [('85', 1.0), ('', 0.0), ('9', 0.0), ('8', 1.0)]
+    assert read.call_args.args[1] == [('85', 1.0), ('', 0.0), ('9', 0.0), ('8', 1.0)]
 
 
 def test_the_identity_is_the_models_wherever_it_runs():
@@ -465,10 +460,10 @@ def _real(url: str) -> judge_openai.OpenAIJudge:
     )
 
 
-def test_llama_cpps_candidates_are_our_models(llama_cpp, smollm2, candidates):
+def test_llama_cpps_candidates_are_our_models(llama_cpp, smollm2, read):
     # Of digits alone: its model has no tokens for whole numbers.
     list(_real(llama_cpp).judge([judge_scoring.JudgeRequest('a', _PROMPT, (0, 9))]))
-    (found,) = candidates
+    found = read.call_args.args[1]
     renderer = chat.ChatRenderer(smollm2.tokenizer, date='2024-01-01')
     tokens = np.array([renderer.prompt([{'role': 'user', 'content': _PROMPT}])])
 
@@ -493,9 +488,8 @@ def test_llama_cpps_candidates_are_our_models(llama_cpp, smollm2, candidates):
         assert probability == pytest.approx(ours[text], abs=0.02), text
     likeliest = sorted(ours, key=ours.__getitem__)[-20:]
     assert len({text for text, _ in whole} & set(likeliest)) >= 16
-    every = judge_scoring.ALL_NUMBERS
-    got = judge_scoring.from_top_tokens('a', found, every)
-    want = judge_scoring.from_top_tokens('a', [(x, ours[x]) for x in likeliest], every)
+    got = judge_scoring.from_top_tokens('a', found)
+    want = judge_scoring.from_top_tokens('a', [(x, ours[x]) for x in likeliest])
     assert want.score is not None
     assert got.score == pytest.approx(want.score, abs=0.3)
     assert got.mass == pytest.approx(want.mass, abs=0.03)
