@@ -10,5 +10,6 @@ export HF_HUB_OFFLINE=1
 "$bin/ruff" format --check .
 "$bin/ruff" check .
 "$bin/mypy"
-# A file stays with one worker: else both make its fixtures, and compile the same.
-"$bin/python" -m pytest -n 2 --dist loadfile --durations=15 "$@"
+# A file stays with one worker: else both make its fixtures, and compile the same. Files
+# run in the order of collection, which tests/conftest.py sets: the longest first.
+"$bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 "$@"

@@ -12,8 +12,8 @@ goes on.
 
 from ppjax.base import compile_cache, flags, processes, run_directory
 from ppjax.base import progress as progress_lib
-from ppjax.evaluation import config, pipeline, tables
-from ppjax.evaluation.page import report
+from ppjax.evaluation import config, pipeline
+from ppjax.evaluation.page import report, terminal
 
 
 def main(cfg: config.EvaluateConfig) -> int:
@@ -22,7 +22,7 @@ def main(cfg: config.EvaluateConfig) -> int:
     with run_directory.visiting(cfg.run, makes=pipeline.MAKES):
         for task, result in pipeline.Evaluation(cfg).run():
             if processes.is_first():
-                print(f'{tables.TABLES[task](result)}\n', flush=True)
+                print(f'{terminal.result_text(task, result)}\n', flush=True)
     if cfg.is_run and processes.is_first():
         progress_lib.say(f'Report: {report.write_report(cfg.run)}')
     progress_lib.say(f'Results: {cfg.run / "results"}')

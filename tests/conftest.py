@@ -47,6 +47,36 @@ hypothesis.settings.register_profile('ppjax', deadline=None, database=None)
 hypothesis.settings.load_profile('ppjax')
 
 
+# Minutes each, in one test or a few. One that came last would run beside an idle worker.
+_LONGEST_FILES = (
+    'parallel/test_processes.py',
+    'planning/test_plan.py',
+    'benchmarking/test_costs.py',
+    'test_launch.py',
+    'benchmarking/test_smoke.py',
+    'test_chaos.py',
+    'test_sweep_verb.py',
+    'recovery/test_loop.py',
+    'training/test_mesh.py',
+    'test_run.py',
+    'training/test_train_verb.py',
+    'training/test_loop.py',
+    'parallel/test_inference.py',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first; the order within a file stays."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
+        if path in _LONGEST_FILES:
+            return _LONGEST_FILES.index(path)
+        return len(_LONGEST_FILES)
+
+    items.sort(key=place)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # In a suite started in the background Ctrl-C is ignored, and would be by every
     # program that a test starts.

@@ -57,7 +57,7 @@ def test_measured_once_and_kept_when_a_later_task_fails(
     )
     result = _evaluate(*command, '--tasks=efficiency,likelihood')
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith('Persona likelihood, nats per answer token')
+    assert result.stdout.startswith('Persona likelihood, model by model')
     assert 'Sizes and FLOPs' in result.stdout
     for name in ('persona_likelihood', 'measured_efficiency'):
         path = tmp_path / 'new' / 'results' / f'{name}.json'
@@ -65,7 +65,7 @@ def test_measured_once_and_kept_when_a_later_task_fails(
     again = _evaluate(*command, '--tasks=likelihood,piqa', '--piqa=absent.jsonl')
     assert again.returncode == 1
     assert 'absent.jsonl does not exist' in _error_line(again)
-    assert again.stdout == result.stdout[: result.stdout.index('Sizes and FLOPs')]
+    assert again.stdout == result.stdout[: result.stdout.index('Measured speed')]
     assert 'Loading' not in again.stderr
     assert 'is there already' in again.stderr
 

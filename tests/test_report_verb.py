@@ -203,15 +203,15 @@ def test_the_table_on_stdout(make_run, no_answers, capsys):
     verb.main(_config(run))
     out = capsys.readouterr().out
     head, *lines = out.split('\n\n')[0].splitlines()
-    assert head.split('  ')[0] == 'model'
-    assert head.endswith('float32 weights')
+    assert head.split()[:3] == ['NLL,', 'nats', 'per']
+    assert head.endswith('Weights in float32')
     assert len({len(line) for line in (head, *lines)}) == 1
     cells = [line.split() for line in lines]
     assert cells[0][:4] == ['Dense', 'model', '2.5000', '12.182']
     assert '+' not in lines[0]
     assert cells[1][2:5] == ['900.0000', 'inf', '+897.5000']
     assert cells[3][2:5] == ['2.3750', '10.751', '-0.1250']
-    assert cells[3][5:8] == ['-0.1250', 'to', '-0.1250']
+    assert cells[3][5:8] == ['(-0.1250', 'to', '-0.1250)']
     figures = _stored(run, 'efficiency')
     for line, side in zip(lines, ('dense', *3 * ('pruned',)), strict=True):
         assert formats.quantity(figures[side]['parameters']) in line

@@ -178,5 +178,5 @@ def test_a_missing_persona_file_is_one_clear_line(tmp_path):
 def test_bench_wants_to_know_what():
     result = _call('ppjax.bench', 'everything')
     assert result.returncode == 2
-    *others, last = bench.WHAT
+    *others, last = bench.COMPARISONS
     assert f'Say which: {", ".join(others)} or {last}; got everything.' in result.stderr

@@ -47,7 +47,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'export': ('ppjax.exporting.config:ExportConfig', ('output_dir',)),
     'report': ('ppjax.evaluation.reporting:ReportConfig', ('output_dir',)),
     'plan': ('ppjax.plan:PlanConfig', ()),
-    'bench': ('ppjax.bench:BenchConfig', ()),
+    'bench': ('ppjax.benchmarking.config:BenchConfig', ()),
     'chat': ('ppjax.chatting.config:ChatConfig', ()),
 }
 

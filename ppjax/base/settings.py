@@ -36,6 +36,21 @@ def require_given(settings: Any, *names: str) -> None:
             raise errors.InputError(f'--{name} must be given.')
 
 
+def numbers(settings: Any, name: str, *, least: int = 0) -> list[int]:
+    """Reads a flag of whole numbers with commas between them.
+
+    Raises:
+        InputError: if one is none, or less than the least.
+    """
+    text = getattr(settings, name)
+    parts = [part.strip() for part in text.split(',')]
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise errors.InputError(
+            f'--{name} must be numbers of at least {least}, got {text!r}.'
+        )
+    return [int(part) for part in parts]
+
+
 @dataclasses.dataclass(frozen=True)
 class CommonSettings:
     """Which model, where to, and how conversations become tokens."""

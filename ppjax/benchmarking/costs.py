@@ -4,11 +4,9 @@ Of a model with random weights and of random tokens: only time and memory are as
 `config.json` is enough.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import statistics
-import time
 from typing import Any
 
 import jax
@@ -17,20 +15,18 @@ import numpy as np
 
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.benchmarking import (
-    matrix_peak,
-    torch_mask_step,
-    torch_model,
-)
+from ppjax.benchmarking import config, matrix_peak, torch_mask_step, torch_model
 from ppjax.data import packing
 from ppjax.evaluation import efficiency, timing
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import topk
+from ppjax.models import base_model
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import rope as rope_lib
 from ppjax.pages import formats
-from ppjax.planning import step_shape, useful_flops
+from ppjax.planning import step_shape
+from ppjax.sweeping import grid
 from ppjax.training import step as step_lib
 from ppjax.training import turns
 
@@ -52,26 +48,19 @@ def read_curves(text: str, num_layers: int) -> dict[str, list[int]]:
         InputError: for an unknown axis and for what is no number or no such depth.
     """
     curves: dict[str, list[int]] = {}
-    for part in filter(str.strip, text.split(';')):
-        axis, _, listed = (piece.strip() for piece in part.partition('='))
-        if axis not in AXES:
-            raise errors.InputError(
-                f'--curves: unknown axis {axis!r}; there are {", ".join(AXES)}.'
-            )
+    for axis, texts in grid.listed('curves', filter(str.strip, text.split(';')), AXES):
+        listed = ','.join(texts)
         try:
-            values = [float(value) for value in listed.split(',')]
+            values = [float(value) for value in texts]
         except ValueError:
             raise errors.InputError(
-                f'--curves: {part.strip()!r} is no axis with numbers; wanted '
-                'axis=number,number and semicolons between axes.'
+                f"--curves: '{axis}={listed}' is no axis with numbers."
             ) from None
+        most, upper = np.inf, ''
         if axis == 'layers':
-            values = [
-                value * num_layers if 0 < value <= 1 else value for value in values
-            ]
-        most = num_layers if axis == 'layers' else np.inf
+            values = [x * num_layers if 0 < x <= 1 else x for x in values]
+            most, upper = num_layers, f' and at most {num_layers}'
         if not all(1 <= value <= most for value in values):
-            upper = f' and at most {num_layers}' if axis == 'layers' else ''
             raise errors.InputError(
                 f'--curves: values of {axis} must be at least 1{upper}, got {listed}.'
             )
@@ -86,38 +75,24 @@ class _Step:
         self,
         model: decoder_lib.Decoder,
         shape: step_shape.Shape,
-        *,
-        sparsity: float,
-        remat: str,
+        learning: step_lib.Learning,
     ):
         cfg = model.cfg
         self.examples = shape.examples(cfg.vocab_size)
         self.packed = shape.packed(self.examples)
         everyone = np.arange(shape.batch)
         self.batch = packing.pack(self.examples, everyone, self.packed)
-        learning = step_lib.Learning(
-            keep=topk.keep_size(cfg.d_ff, sparsity, 1),
-            estimator='ste',
-            objective='ce',
-            anneal=0.0,
-            weight_decay=0.01,
-            remat=remat,
-            seed=0,
-        )
         scores = jax.random.normal(jax.random.key(1), (1, cfg.num_layers, cfg.d_ff))
-        turn = turns.make_turn([0], [0], [1], [lambda _: 1e-2], slots=1)
+        turn = turns.make_turn(
+            [0], [0], [1], [lambda _: step_shape.LEARNING_RATE], slots=1
+        )
         batch = jax.tree.map(lambda x: x[None], self.batch)
         self._args = (step_lib.init_state(scores, learning), model, batch, turn)
         step = step_lib.make_train_step(learning, self.packed)
         self._compiled = jax.jit(step).lower(*self._args).compile()
-        self.useful_flops = useful_flops.mask_step(
-            cfg,
-            prefix=shape.persona,
-            own=[shape.own] * shape.batch,
-            answers=shape.answer * shape.batch,
-        )
+        self.useful_flops = shape.useful_flops(cfg)
 
-    def __call__(self) -> None:
+    def __call__(self, _: int) -> None:
         jax.block_until_ready(self._compiled(*self._args))
 
     def memory(self) -> dict[str, float | None]:
@@ -129,7 +104,20 @@ class _Step:
         }
 
 
-def _parts(model: decoder_lib.Decoder, step: _Step) -> dict[str, Callable[[], None]]:
+def _with_gradient(
+    part: Callable[..., jax.Array], weights: Any, *inputs: jax.Array
+) -> Callable[[int], None]:
+    """A part of the model and the gradient of its inputs, compiled."""
+
+    def run(weights: Any, *inputs: jax.Array) -> Any:
+        out, pull = jax.vjp(functools.partial(part, weights), *inputs)
+        return out, pull(out)
+
+    compiled = jax.jit(run).lower(weights, *inputs).compile()
+    return lambda _: jax.block_until_ready(compiled(weights, *inputs))
+
+
+def _parts(model: decoder_lib.Decoder, step: _Step) -> dict[str, Callable[[int], None]]:
     """Attention and FFN of one block and the unembedding, each with its gradient.
 
     Of the activations, and of the mask: what the step differentiates.
@@ -148,70 +136,44 @@ def _parts(model: decoder_lib.Decoder, step: _Step) -> dict[str, Callable[[], No
     hidden = jax.random.normal(jax.random.key(3), (rows.targets.size, cfg.d_model))
     targets = jnp.asarray(rows.targets.reshape(-1))
 
-    def attending(block: decoder_lib.DecoderBlock, x: jax.Array) -> Any:
-        def run(x: jax.Array) -> jax.Array:
-            return block.attention(
-                decoder_lib.rms_norm(x, block.attn_norm[...], cfg.norm_eps),
-                rope,
-                attend,
-                None,
-                {},
-            )[0]
+    def attention(block: decoder_lib.DecoderBlock, x: jax.Array) -> jax.Array:
+        x = decoder_lib.rms_norm(x, block.attn_norm[...], cfg.norm_eps)
+        return block.attention(x, rope, attend, None, {})[0]
 
-        out, pull = jax.vjp(run, x)
-        return out, pull(x)
+    def ffn(
+        block: decoder_lib.DecoderBlock, x: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        x = decoder_lib.rms_norm(x, block.ffn_norm[...], cfg.norm_eps)
+        return block.ffn(x, mask, {})[0]
 
-    def ffn(block: decoder_lib.DecoderBlock, x: jax.Array) -> Any:
-        def run(x: jax.Array, mask: jax.Array) -> jax.Array:
-            x = decoder_lib.rms_norm(x, block.ffn_norm[...], cfg.norm_eps)
-            return block.ffn(x, mask, {})[0]
-
-        out, pull = jax.vjp(run, x, jnp.ones(cfg.d_ff))
-        return out, pull(x)
-
-    def unembedding(model: decoder_lib.Decoder, hidden: jax.Array) -> Any:
-        def run(hidden: jax.Array) -> jax.Array:
-            losses = loss_lib.token_losses(model, hidden, targets, None, objective='ce')
-            return jnp.sum(losses)
-
-        return jax.value_and_grad(run)(hidden)
-
-    def ready(part: Callable[..., Any], *args: Any) -> Callable[[], None]:
-        compiled = jax.jit(part).lower(*args).compile()
-
-        def run() -> None:
-            jax.block_until_ready(compiled(*args))
-
-        return run
+    def unembedding(model: decoder_lib.Decoder, hidden: jax.Array) -> jax.Array:
+        losses = loss_lib.token_losses(model, hidden, targets, None, objective='ce')
+        return jnp.sum(losses)
 
     return {
-        'attention': ready(attending, block, x),
-        'ffn': ready(ffn, block, x),
-        'unembedding': ready(unembedding, model, hidden.astype(dtype)),
+        'attention': _with_gradient(attention, block, x),
+        'ffn': _with_gradient(ffn, block, x, jnp.ones(cfg.d_ff)),
+        'unembedding': _with_gradient(unembedding, model, hidden.astype(dtype)),
     }
 
 
 def _take_turns(
-    runs: Mapping[Any, Callable[[], None]], rounds: int, label: str
-) -> dict[Any, list[float]]:
+    runs: Mapping[Any, Callable[[int], Any]], rounds: int, label: str
+) -> dict[Any, dict[str, float]]:
     """Seconds of each, one a round, after one that is not counted."""
-    seconds: dict[Any, list[float]] = {name: [] for name in runs}
-    for name in progress_lib.over([*runs] * (rounds + 1), label):
-        began = time.perf_counter()
-        runs[name]()
-        seconds[name].append(time.perf_counter() - began)
-    return {name: times[1:] for name, times in seconds.items()}
+    taken = timing.in_turn(runs, range(rounds + 1), progress_lib.counter(label))
+    return {
+        name: timing.spread([seconds for seconds, _ in own[1:]])
+        for name, own in taken.items()
+    }
 
 
 def _where_time_goes(
     model: decoder_lib.Decoder, step: _Step, rounds: int
 ) -> dict[str, Any]:
     """Shares of a step's time, its parts timed alone and taken L times."""
-    runs = _parts(model, step) | {'step': step}
-    seconds = {
-        name: statistics.median(times)
-        for name, times in _take_turns(runs, rounds, 'Parts').items()
-    }
+    times = _take_turns(_parts(model, step) | {'step': step}, rounds, 'Parts')
+    seconds = {name: spread['median'] for name, spread in times.items()}
     whole = seconds.pop('step')
     for name in ('attention', 'ffn'):
         seconds[name] *= model.cfg.num_layers
@@ -229,20 +191,20 @@ def _reference(
     batch = torch_mask_step.padded(step.examples, range(len(step.examples)))
     model = torch_model.random(hf_config, dtype=dtype)
     rng = np.random.default_rng(1)
-    config = model.config
+    sizes = model.config
     learner = torch_mask_step.MaskLearner(
         model,
-        rng.normal(size=(config.num_hidden_layers, config.intermediate_size)),
+        rng.normal(size=(sizes.num_hidden_layers, sizes.intermediate_size)),
         keep,
-        learning_rate=1e-2,
-        weight_decay=0.01,
+        learning_rate=step_shape.LEARNING_RATE,
+        weight_decay=step_shape.WEIGHT_DECAY,
     )
-
-    def take() -> None:
-        learner.step(batch)
-
-    times = _take_turns({'ppjax': step, 'pytorch': take}, rounds, 'Beside PyTorch')
-    ours, theirs = (timing.spread(times[name]) for name in ('ppjax', 'pytorch'))
+    runs: dict[str, Callable[[int], Any]] = {
+        'ppjax': step,
+        'pytorch': lambda _: learner.step(batch),
+    }
+    times = _take_turns(runs, rounds, 'Beside PyTorch')
+    ours, theirs = times['ppjax'], times['pytorch']
     return {
         'ppjax': {'step_seconds': ours},
         'pytorch': {'step_seconds': theirs, 'device': str(model.device)},
@@ -250,29 +212,12 @@ def _reference(
     }
 
 
-def measure(
-    hf_config: Mapping[str, Any],
-    base: step_shape.Shape,
-    curves: Mapping[str, Sequence[int]],
-    *,
-    sparsity: float,
-    dtype: str,
-    remat: str,
-    rounds: int,
-    reference: bool = False,
-) -> dict[str, Any]:
+def measure(cfg: config.BenchConfig) -> dict[str, Any]:
     """Times steps of many shapes, in turn, each differing from one in one number.
 
-    Args:
-        hf_config: what the model's config.json holds; its weights are drawn.
-        base: the shape that the others differ from, with all layers.
-        curves: axis of `Shape` -> its values.
-        sparsity: share of channels removed. Masked ones are computed too, so that it
-            changes neither time nor memory of a step.
-        dtype: of weights and activations.
-        remat: see `Decoder.__call__`.
-        rounds: each runs every shape once.
-        reference: whether PyTorch takes steps of the base shape too.
+    The model has what `--base_model`'s config.json says, and weights that are drawn.
+    Masked channels are computed too, so that the sparsity changes neither time nor
+    memory of a step.
 
     Returns:
         For each axis the points with seconds a step and an example, useful FLOPs and
@@ -284,34 +229,39 @@ def measure(
         InputError: for a config that is not implemented, or if the reference is wanted
             and PyTorch is not installed.
     """
-    cfg = config_lib.from_hf_config(dict(hf_config))
-    if reference:
+    hf_config = base_model.read_hf_config(cfg.base_model)
+    whole = config_lib.from_hf_config(hf_config)
+    base = step_shape.Shape(
+        cfg.prompt_length, cfg.answer_length, cfg.batch_size, whole.num_layers
+    )
+    curves = read_curves(cfg.curves, whole.num_layers)
+    if cfg.reference:
         torch_model.check_installed()
+    keep = topk.keep_size(whole.d_ff, cfg.sparsity, 1)
+    learning = step_shape.plain_learning(keep, remat=cfg.remat)
 
     @functools.cache
     def model(layers: int) -> decoder_lib.Decoder:
-        depth = dataclasses.replace(cfg, num_layers=layers)
+        depth = dataclasses.replace(whole, num_layers=layers)
         key = jax.random.key(0)
-        return decoder_lib.Decoder(depth, dtype=jnp.dtype(dtype), key=key)
+        return decoder_lib.Decoder(depth, dtype=jnp.dtype(cfg.dtype), key=key)
 
-    shapes = {
-        dataclasses.replace(base, **{axis: value})
+    lines = {
+        axis: [dataclasses.replace(base, **{axis: value}) for value in values]
         for axis, values in curves.items()
-        for value in values
-    } | {base}
-    ordered = sorted(shapes, key=dataclasses.astuple)
-    steps = {
-        shape: _Step(model(shape.layers), shape, sparsity=sparsity, remat=remat)
-        for shape in progress_lib.over(ordered, 'Shapes compiled')
     }
-    seconds = _take_turns(steps, rounds, 'Steps')
-    peak = matrix_peak.flops_per_s(jnp.dtype(dtype), size=_PEAK_SIZE)
+    shapes = sorted({base}.union(*lines.values()), key=dataclasses.astuple)
+    steps = {
+        shape: _Step(model(shape.layers), shape, learning)
+        for shape in progress_lib.over(shapes, 'Shapes compiled')
+    }
+    seconds = _take_turns(steps, cfg.rounds, 'Steps')
+    peak = matrix_peak.flops_per_s(jnp.dtype(cfg.dtype), size=_PEAK_SIZE)
 
     def point(shape: step_shape.Shape) -> dict[str, Any]:
-        step, times = steps[shape], seconds[shape]
-        median = statistics.median(times)
+        step, median = steps[shape], seconds[shape]['median']
         return dataclasses.asdict(shape) | {
-            'step_seconds': timing.spread(times),
+            'step_seconds': seconds[shape],
             'seconds_per_example': median / shape.batch,
             'answer_tokens_per_s': shape.answer * shape.batch / median,
             'useful_flops': step.useful_flops,
@@ -320,24 +270,18 @@ def measure(
         }
 
     found = {
-        'curves': {
-            axis: [
-                point(dataclasses.replace(base, **{axis: value})) for value in values
-            ]
-            for axis, values in curves.items()
-        },
+        'curves': {axis: list(map(point, line)) for axis, line in lines.items()},
         'base': point(base),
-        'parts': _where_time_goes(model(base.layers), steps[base], rounds),
+        'parts': _where_time_goes(model(base.layers), steps[base], cfg.rounds),
         'pruned_model': [
-            _pruned(cfg, base, sparsity, dtype) for sparsity in _SPARSITIES
+            _pruned(whole, base, sparsity, cfg.dtype) for sparsity in _SPARSITIES
         ],
         'matrix_peak_flops_per_s': peak,
         'device': jax.devices()[0].device_kind,
     }
-    if reference:
-        keep = topk.keep_size(cfg.d_ff, sparsity, 1)
+    if cfg.reference:
         found |= _reference(
-            hf_config, steps[base], keep=keep, dtype=dtype, rounds=rounds
+            hf_config, steps[base], keep=keep, dtype=cfg.dtype, rounds=cfg.rounds
         )
     return found
 

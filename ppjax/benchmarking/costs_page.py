@@ -27,7 +27,7 @@ def _curve(
     axis: str,
     unit: str,
     points: Sequence[tuple[float, float, tuple[float, float] | None]],
-) -> dict[str, Any]:
+) -> drawing.Drawing:
     """A line from zero through (place, value, ends of its whisker)."""
 
     def paint(axes: Any) -> None:
@@ -38,7 +38,6 @@ def _curve(
             color=drawing.PAINTS['learned'],
             marker='o',
             markersize=4,
-            linewidth=1.7,
         )
         for place, end in zip(places, ends, strict=True):
             if end:
@@ -50,10 +49,10 @@ def _curve(
         axes.set_xlabel(_LABELS[axis])
         axes.set_ylabel(unit)
 
-    return drawing.drawing(title, paint, height=2.3)
+    return drawing.Drawing(title, paint, height=2.3)
 
 
-def _time(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _time(axis: str, points: Sequence[Mapping[str, Any]]) -> drawing.Drawing:
     def per_example(point: Mapping[str, Any], name: str) -> float:
         return 1e3 * float(point['step_seconds'][name]) / float(point['batch'])
 
@@ -72,7 +71,7 @@ def _time(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _memory(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _memory(axis: str, points: Sequence[Mapping[str, Any]]) -> drawing.Drawing | None:
     """What a step needs beside weights, scores and their moments."""
     if any(point['bytes']['temp'] is None for point in points):
         return None

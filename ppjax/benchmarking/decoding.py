@@ -1,8 +1,7 @@
 """Prefill and decoding against transformers' generate, dense and pruned, in turn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
-import statistics
 import time
 from typing import Any
 
@@ -11,35 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from ppjax.base import errors
+from ppjax.base import errors, settings
 from ppjax.base import progress as progress_lib
-from ppjax.benchmarking import torch_model
+from ppjax.benchmarking import config, torch_model
 from ppjax.evaluation import timing
-from ppjax.models import base_model, generation, loading, sliced
+from ppjax.masking import pmask, topk
+from ppjax.models import base_model, loading, sliced
 from ppjax.models import masks as masks_lib
 
 OURS, THEIRS = 'ppjax', 'pytorch'
 
-# (prompts [B, S], tokens an answer) -> (seconds to the first tokens, seconds for the
-# others, the answers [B, T]).
-Side = Callable[[np.ndarray, int], tuple[float, float, np.ndarray]]
+# (prompts [B, S], tokens T an answer) -> answers and their times.
+Side = Callable[[np.ndarray, int], timing.Answered]
 
 
 def _ours(base: base_model.BaseModel, dtype: str) -> Side:
     model = loading.load_decoder(base.reader, base.config, dtype=jnp.dtype(dtype))
     jax.block_until_ready(model)
-
-    def run(prompts: np.ndarray, tokens: int) -> tuple[float, float, np.ndarray]:
-        began = time.perf_counter()
-        answers = generation.stream(
-            model, masks_lib.DENSE, prompts.tolist(), max_new_tokens=tokens, stop_ids=()
-        )
-        drawn = [next(answers)]
-        first = time.perf_counter()
-        drawn += list(answers)
-        return first - began, time.perf_counter() - first, np.stack(drawn, axis=1)
-
-    return run
+    return functools.partial(timing.answer, model, masks_lib.DENSE)
 
 
 class _Clock:
@@ -67,9 +55,9 @@ def _theirs(
     # With the checkpoint's own its end-of-text token would end answers.
     model.generation_config = transformers.GenerationConfig()
 
-    def run(prompts: np.ndarray, tokens: int) -> tuple[float, float, np.ndarray]:
+    def run(prompts: np.ndarray, tokens: int) -> timing.Answered:
         clock = _Clock(torch)
-        settings = transformers.GenerationConfig(
+        greedy = transformers.GenerationConfig(
             max_new_tokens=tokens, do_sample=False, pad_token_id=0
         )
         inputs = torch.from_numpy(prompts)
@@ -78,54 +66,49 @@ def _theirs(
             out = model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
-                generation_config=settings,
+                generation_config=greedy,
                 stopping_criteria=transformers.StoppingCriteriaList([clock]),
             )
-        ended = time.perf_counter()
+        others = time.perf_counter() - clock.first
         answers = out[:, prompts.shape[1] :].numpy()
-        return clock.first - began, ended - clock.first, answers
+        return timing.Answered(clock.first - began, others, answers)
 
     return run
 
 
 def _take_turns(
-    sides: dict[str, Side],
-    prompts: Sequence[np.ndarray],
-    tokens: int,
-    label: str,
-) -> dict[str, Any]:
-    """Seconds of all sides; the first prompts compile, and are not counted."""
-    names = list(sides)
-    first: dict[str, list[float]] = {name: [] for name in names}
-    others: dict[str, list[float]] = {name: [] for name in names}
-    answers: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    progress = progress_lib.Progress(label, len(prompts) * len(names))
-    for turn, batch in enumerate(prompts):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            to_first, rest, drawn = sides[name](batch, tokens)
-            answers[name].append(drawn)
-            if turn:
-                first[name].append(to_first)
-                others[name].append(rest)
-            progress.update(sum(len(drawn) for drawn in answers.values()))
-    progress.close()
+    cfg: config.BenchConfig, sides: Mapping[str, Side], prompts: Sequence[np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Seconds and rates of all sides, and their answers to all prompts.
+
+    The first prompts compile, and are not counted.
+    """
     rows, length = prompts[0].shape
-    found: dict[str, Any] = {}
-    for name in names:
-        prefill, rest = (statistics.median(values[name]) for values in (first, others))
-        found[name] = {
-            'prefill_seconds': timing.spread(first[name]),
-            'decode_seconds': timing.spread(others[name]),
-            'prefill_tokens_per_s': rows * length / prefill,
-            'decode_tokens_per_s': rows * (tokens - 1) / rest,
-            'seconds': prefill + rest,
+    tokens = cfg.answer_length
+
+    def answer(run: Side, turn: int) -> timing.Answered:
+        return run(prompts[turn], tokens)
+
+    found = timing.in_turn(
+        {name: functools.partial(answer, run) for name, run in sides.items()},
+        range(len(prompts)),
+        progress_lib.counter(f'Answers, {rows} at a time'),
+    )
+    times, answers = {}, {}
+    for name, own in found.items():
+        prefill, decode = (
+            timing.spread([getattr(answered, part) for _, answered in own[1:]])
+            for part in ('first', 'others')
+        )
+        times[name] = {
+            'prefill_seconds': prefill,
+            'decode_seconds': decode,
+            'prefill_tokens_per_s': rows * length / prefill['median'],
+            'decode_tokens_per_s': rows * (tokens - 1) / decode['median'],
+            'seconds': prefill['median'] + decode['median'],
         }
-    return found | {
-        'answers': {
-            name: np.concatenate(drawn).tolist() for name, drawn in answers.items()
-        }
-    }
+        answers[name] = np.concatenate([x.tokens for _, x in own])
+    return times, answers
 
 
 def _ratios(of: dict[str, Any], to: dict[str, Any]) -> dict[str, float]:
@@ -138,48 +121,27 @@ def _ratios(of: dict[str, Any], to: dict[str, Any]) -> dict[str, float]:
 
 
 def _prompts(
-    base: base_model.BaseModel, batch: int, length: int, tokens: int, rounds: int
+    cfg: config.BenchConfig, base: base_model.BaseModel, batch: int
 ) -> list[np.ndarray]:
     """Random prompts int64 [B, S] of the rounds, and one batch more that compiles.
 
     Raises:
         InputError: if prompt and answer do not fit the model.
     """
-    if length + tokens > base.config.max_position:
-        raise errors.InputError(
-            f'The model has {base.config.max_position} positions; '
-            f'--prompt_length={length} and --answer_length={tokens} do not fit.'
-        )
+    timing.check_fits(base.config, '', cfg.prompt_length, cfg.answer_length)
     rng = np.random.default_rng(0)
-    shape = (batch, length)
+    shape = (batch, cfg.prompt_length)
     vocab = base.config.vocab_size
-    return [rng.integers(vocab, size=shape) for _ in range(rounds + 1)]
+    return [rng.integers(vocab, size=shape) for _ in range(cfg.rounds + 1)]
 
 
-def _same(answers: dict[str, Any], one: str, other: str) -> float:
-    """The share of answers that two sides give alike."""
-    pairs = list(zip(answers[one], answers[other], strict=True))
-    return sum(mine == theirs for mine, theirs in pairs) / len(pairs)
+def _same(one: np.ndarray, other: np.ndarray) -> float:
+    """The share of answers [n, T] that two sides give alike."""
+    return float(np.mean(np.all(one == other, axis=1)))
 
 
-def compare(
-    base: base_model.BaseModel,
-    *,
-    batches: Sequence[int],
-    prompt_length: int,
-    answer_length: int,
-    rounds: int,
-    dtype: str,
-) -> dict[str, Any]:
+def compare(cfg: config.BenchConfig) -> dict[str, Any]:
     """Greedy answers to random prompts of one length, batch by batch.
-
-    Args:
-        base: the model.
-        batches: prompts at a time, each in turn.
-        prompt_length: S.
-        answer_length: T, at least 2; nothing ends an answer before.
-        rounds: both sides answer so many batches of each size that count.
-        dtype: of both sides' weights and activations.
 
     Returns:
         For each size of batch seconds, tokens a second, ratios, and the share of
@@ -189,42 +151,38 @@ def compare(
     Raises:
         InputError: if prompt and answer do not fit the model.
     """
-    drawn = {
-        size: _prompts(base, size, prompt_length, answer_length, rounds)
-        for size in batches
-    }
-    sides = {OURS: _ours(base, dtype), THEIRS: _theirs(base, dtype)}
-    found: dict[str, Any] = {'batches': {}}
+    base = base_model.open_base_model(cfg.base_model)
+    sizes = settings.numbers(cfg, 'batches', least=1)
+    drawn = {size: _prompts(cfg, base, size) for size in sizes}
+    sides = {OURS: _ours(base, cfg.dtype), THEIRS: _theirs(base, cfg.dtype)}
+    found, ratios = {}, {}
     for size, prompts in drawn.items():
-        label = f'Answers, {size} at a time'
-        times = _take_turns(sides, prompts, answer_length, label)
-        same = _same(times.pop('answers'), OURS, THEIRS)
-        times |= {'ratios': _ratios(times[OURS], times[THEIRS]), 'same_answers': same}
-        found['batches'][size] = times
-    return found | {
-        'ratio_to_reference': {
-            size: times['ratios']['whole'] for size, times in found['batches'].items()
-        }
-    }
+        times, answers = _take_turns(cfg, sides, prompts)
+        own = _ratios(times[OURS], times[THEIRS])
+        same = _same(answers[OURS], answers[THEIRS])
+        found[size] = times | {'ratios': own, 'same_answers': same}
+        ratios[size] = own['whole']
+    return {'batches': found, 'ratio_to_reference': ratios}
 
 
-def compare_pruned(
-    base: base_model.BaseModel,
-    mask: np.ndarray,
-    *,
-    batch: int,
-    prompt_length: int,
-    answer_length: int,
-    rounds: int,
-    dtype: str,
-) -> dict[str, Any]:
+def _mask(cfg: config.BenchConfig, base: base_model.BaseModel) -> np.ndarray:
+    """Bool [L, F] of `--mask`, or any of `--sparsity`."""
+    layers, d_ff = base.config.num_layers, base.config.d_ff
+    if not cfg.mask:
+        keep = topk.keep_size(d_ff, cfg.sparsity, 64 if d_ff % 64 == 0 else 1)
+        # Which channels they are changes no time.
+        return np.arange(d_ff)[None] < np.full((layers, 1), keep)
+    mask = pmask.load(cfg.mask)
+    mask.check_base(base.fingerprint(), layers, d_ff)
+    if mask.granularity == pmask.BLOCKS:
+        raise errors.InputError(
+            f'--mask: {cfg.mask} is a mask of blocks; wanted one of channels.'
+        )
+    return mask.mask
+
+
+def compare_pruned(cfg: config.BenchConfig) -> dict[str, Any]:
     """The same of the dense model and of the channels that a mask keeps.
-
-    Args:
-        base: the dense model.
-        mask: bool [L, F].
-        batch: prompts at a time.
-        prompt_length: and the other arguments: see `compare`.
 
     Returns:
         Seconds and tokens a second of `dense` and `pruned` in both runtimes, how many
@@ -232,32 +190,35 @@ def compare_pruned(
         to PyTorch for both models.
 
     Raises:
-        InputError: if prompt and answer do not fit the model.
+        InputError: if the mask is not one of the model's channels, or prompt and answer
+            do not fit it.
     """
-    prompts = _prompts(base, batch, prompt_length, answer_length, rounds)
+    base = base_model.open_base_model(cfg.base_model)
+    mask = _mask(cfg, base)
+    prompts = _prompts(cfg, base, cfg.batch_size)
     models = {'dense': base, 'pruned': sliced.sliced_model(base, mask)}
     makers: dict[str, Callable[[base_model.BaseModel, str], Side]] = {
         OURS: _ours,
         THEIRS: functools.partial(_theirs, tokenizer=base.tokenizer()),
     }
     sides = {
-        f'{runtime}_{name}': make(model, dtype)
+        f'{runtime}_{name}': make(model, cfg.dtype)
         for name, model in models.items()
         for runtime, make in makers.items()
     }
-    times = _take_turns(sides, prompts, answer_length, 'Answers')
-    answers = times.pop('answers')
+    times, answers = _take_turns(cfg, sides, prompts)
+    pairs = {name: (f'{OURS}_{name}', f'{THEIRS}_{name}') for name in models}
     return times | {
         'same_answers': {
-            name: _same(answers, f'{OURS}_{name}', f'{THEIRS}_{name}')
-            for name in models
+            name: _same(answers[ours], answers[theirs])
+            for name, (ours, theirs) in pairs.items()
         },
         'speedup': {
             runtime: _ratios(times[f'{runtime}_pruned'], times[f'{runtime}_dense'])
             for runtime in makers
         },
         'ratio_to_reference': {
-            name: _ratios(times[f'{OURS}_{name}'], times[f'{THEIRS}_{name}'])['whole']
-            for name in models
+            name: _ratios(times[ours], times[theirs])['whole']
+            for name, (ours, theirs) in pairs.items()
         },
     }

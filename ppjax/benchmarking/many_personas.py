@@ -14,8 +14,11 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
+
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
+from ppjax.benchmarking import config
 from ppjax.masking import pmask
 
 
@@ -49,81 +52,63 @@ def _examples_per_s(run: pathlib.Path) -> float:
     return statistics.median(rates[1:] or rates)
 
 
-def compare(
-    names: Sequence[str],
-    *,
-    base_model: str,
-    calibration: str,
-    steps: int,
-    batch_size: int,
-    align: int,
-    output_dir: str,
-) -> dict[str, Any]:
+def compare(cfg: config.BenchConfig) -> dict[str, Any]:
     """Learns every persona's mask twice, and compares.
-
-    Args:
-        names: of the personas.
-        base_model: see `base_model.open_base_model`.
-        calibration: with `{persona}` for the name.
-        steps: of each persona.
-        batch_size: examples a step of each persona.
-        align: the number kept of every layer's channels is a multiple of it.
-        output_dir: where the runs go; those found there are not measured again but
-            refused.
 
     Raises:
         InputError: if a run fails, or the folder exists.
     """
-    folder = pathlib.Path(output_dir)
+    folder = pathlib.Path(cfg.output_dir)
     if folder.exists():
         raise errors.InputError(
             f'--output_dir={folder} exists; runs of before would not be measured.'
         )
-    common = [
-        f'--base_model={base_model}',
-        f'--steps={steps}',
-        f'--batch_size={batch_size}',
-        f'--align={align}',
-        f'--checkpoint_every={steps}',
-    ]
+    names = [name.strip() for name in cfg.names.split(',')]
+
+    def learn(to: pathlib.Path, calibration: str, *more: str) -> dict[str, float]:
+        return _run(
+            [
+                f'--base_model={cfg.base_model}',
+                f'--steps={cfg.steps}',
+                f'--batch_size={cfg.batch_size}',
+                f'--align={cfg.align}',
+                f'--checkpoint_every={cfg.steps}',
+                f'--calibration={calibration}',
+                f'--output_dir={to}',
+                *more,
+            ]
+        )
+
     progress_lib.say(f'{len(names)} personas in one run:')
-    together = _run(
-        [
-            *common,
-            f'--personas={",".join(names)}',
-            f'--personas_per_step={len(names)}',
-            f'--calibration={calibration}',
-            f'--output_dir={folder / "together"}',
-        ]
+    joint = folder / 'together' / 'personas'
+    together = learn(
+        joint.parent,
+        cfg.calibration,
+        f'--personas={",".join(names)}',
+        f'--personas_per_step={len(names)}',
     )
-    together['examples_per_s'] = sum(
-        _examples_per_s(folder / 'together' / 'personas' / name) for name in names
-    )
-    alone, different = {}, {}
+    together['examples_per_s'] = sum(_examples_per_s(joint / name) for name in names)
+    alone, different, bits = {}, {}, 0
     for name in names:
         progress_lib.say(f'{name} alone:')
         own = folder / name
-        alone[name] = _run(
-            [
-                *common,
-                f'--calibration={calibration.replace("{persona}", name)}',
-                f'--output_dir={own}',
-            ]
-        )
+        alone[name] = learn(own, cfg.calibration.replace('{persona}', name))
         alone[name]['examples_per_s'] = _examples_per_s(own)
-        joint = pmask.load(folder / 'together' / 'personas' / name / 'mask.pmask').mask
-        different[name] = int((joint != pmask.load(own / 'mask.pmask').mask).sum())
-    seconds = sum(own['seconds'] for own in alone.values())
+        masks = (pmask.load(path / 'mask.pmask').mask for path in (joint / name, own))
+        differs = np.not_equal(*masks)
+        different[name], bits = int(differs.sum()), differs.size
+    seconds, rates, peaks = (
+        [own[key] for own in alone.values()]
+        for key in ('seconds', 'examples_per_s', 'peak_memory_gib')
+    )
     return {
         'together': together,
         'alone': alone,
         'different_mask_bits': different,
-        'mask_bits': int(joint.size),
+        'mask_bits': bits,
         'ratio_to_reference': {
-            'seconds': together['seconds'] / seconds,
-            'examples_per_s': together['examples_per_s']
-            / statistics.mean(own['examples_per_s'] for own in alone.values()),
-            'peak_memory_of_all_at_once': together['peak_memory_gib']
-            / sum(own['peak_memory_gib'] for own in alone.values()),
+            'seconds': together['seconds'] / sum(seconds),
+            'examples_per_s': together['examples_per_s'] / statistics.mean(rates),
+            'peak_memory_of_all_at_once': together['peak_memory_gib'] / sum(peaks),
         },
     }

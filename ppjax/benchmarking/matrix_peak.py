@@ -1,9 +1,9 @@
 """The rate of a large matrix product: what a device can do at its best."""
 
-import time
-
 import jax
 import jax.numpy as jnp
+
+from ppjax.evaluation import timing
 
 
 def flops_per_s(dtype: jax.typing.DTypeLike, *, size: int, repeats: int = 5) -> float:
@@ -18,9 +18,8 @@ def flops_per_s(dtype: jax.typing.DTypeLike, *, size: int, repeats: int = 5) -> 
     x, y = (jax.random.normal(key, (size, size)).astype(dtype) for key in keys)
     product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))
     product(x, y).block_until_ready()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        product(x, y).block_until_ready()
-        seconds.append(time.perf_counter() - began)
+    seconds = (
+        timing.timed(lambda: product(x, y).block_until_ready())[0]
+        for _ in range(repeats)
+    )
     return 2 * size**3 / min(seconds)

@@ -5,15 +5,14 @@ persona, in padded batches of 8.
 """
 
 from collections.abc import Sequence
-import time
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import progress as progress_lib
-from ppjax.benchmarking import torch_model
-from ppjax.data import chat
+from ppjax.benchmarking import config, inputs, torch_model
+from ppjax.evaluation import timing
 from ppjax.models import base_model, loading
 from ppjax.synthesis import prompt_tokens, selection, sensitivity
 
@@ -83,60 +82,50 @@ def _ours(
     return found
 
 
-def compare(
-    base: base_model.BaseModel,
-    renderer: chat.ChatRenderer,
-    system_prompts: Sequence[str],
-    queries: Sequence[str],
-    *,
-    max_length: int,
-) -> dict[str, Any]:
+def compare(cfg: config.BenchConfig) -> dict[str, Any]:
     """Times both and compares their scores.
-
-    Args:
-        base: the model.
-        renderer: its chat template.
-        system_prompts: of the target (first) and the references.
-        queries: what is scored.
-        max_length: longer prompts are left out of both.
 
     Returns:
         Seconds, their ratio, and for Eq. 2 and the authors' layers the largest
         difference and whether the top 40% come in the same order.
     """
-    began = time.perf_counter()
-    prompts = prompt_tokens.render(
-        renderer, system_prompts, queries, max_length=max_length
+    base = base_model.open_base_model(cfg.base_model)
+    personas = inputs.personas(cfg)
+    rendering, prompts = timing.timed(
+        prompt_tokens.render,
+        inputs.renderer(cfg, base),
+        [persona.system_prompt for persona in personas],
+        [row.query for row in inputs.queries(cfg)],
+        max_length=cfg.max_length,
     )
-    rendering = time.perf_counter() - began
     whole = [
         [[*prefix, *suffix.tolist()] for suffix in prompts.suffixes]
         for prefix in prompts.prefixes
     ]
-    theirs_model = torch_model.load(base)
+    theirs = torch_model.load(base)
     progress_lib.say(f'PyTorch, {sum(map(len, whole))} prompts in batches of {_BATCH}')
-    began = time.perf_counter()
-    states = [
-        plain_states(theirs_model, rows) for rows in progress_lib.over(whole, 'PyTorch')
+    taken = [
+        timing.timed(plain_states, theirs, rows)
+        for rows in progress_lib.over(whole, 'PyTorch')
     ]
-    plain_seconds = time.perf_counter() - began
+    plain_seconds = sum(spent for spent, _ in taken)
+    states = [found for _, found in taken]
 
     model = loading.load_decoder(base.reader, base.config, dtype=jnp.float32)
     eq2 = (1, base.config.num_layers + 1)
-    seconds = []
-    for _ in range(2):  # The first time compiles, or reads compiled code from disk.
-        began = time.perf_counter()
-        ours = _ours(model, prompts, eq2)
-        seconds.append(time.perf_counter() - began + rendering)
+    # The first time compiles, or reads compiled code from disk.
+    (first, _), (second, ours) = (
+        timing.timed(_ours, model, prompts, eq2) for _ in range(2)
+    )
     found: dict[str, Any] = {
         'queries': len(prompts.suffixes),
-        'personas': len(system_prompts),
+        'personas': len(personas),
         'prompt_tokens': sum(len(p) for rows in whole for p in rows),
         'pytorch_seconds': plain_seconds,
-        'ppjax_seconds': seconds[1],
-        'ppjax_first_seconds': seconds[0],
-        'ratio_to_reference': plain_seconds / seconds[1],
-        'ratio_to_reference_first': plain_seconds / seconds[0],
+        'ppjax_seconds': second + rendering,
+        'ppjax_first_seconds': first + rendering,
+        'ratio_to_reference': plain_seconds / (second + rendering),
+        'ratio_to_reference_first': plain_seconds / (first + rendering),
     }
     compared = {'eq2': (eq2, ours)}
     if base.config.num_layers + 1 >= _AUTHORS_LAYERS[1]:

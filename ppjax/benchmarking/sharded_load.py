@@ -4,13 +4,11 @@ The devices are a CPU's, simulated: their arrays are host memory too, so that wh
 comes on top of them is what loading or exporting takes.
 """
 
-from collections.abc import Callable
 import hashlib
 import math
 import os
 import pathlib
 import tempfile
-import time
 from typing import Any
 
 import jax
@@ -21,7 +19,7 @@ import transformers
 
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.benchmarking import load
+from ppjax.benchmarking import config, memory
 from ppjax.exporting import hf_export
 from ppjax.models import (
     array_reader,
@@ -42,8 +40,9 @@ class _RandomReader(checkpoint.CheckpointReader):
 
     def __init__(self, hf_config: dict[str, Any], dtype: str):
         self.path, self.hf_config = pathlib.Path('random'), hf_config
+        self.cfg = config_lib.from_hf_config(hf_config)
         self._dtype = jnp.dtype(dtype)
-        self._shapes = loading.tensor_shapes(config_lib.from_hf_config(hf_config))
+        self._shapes = loading.tensor_shapes(self.cfg)
 
     def names(self) -> list[str]:
         return sorted(self._shapes)
@@ -80,7 +79,7 @@ def _there_and_back(folder: str, dtype: str, mesh: str, target: str) -> dict[str
     base = base_model.open_base_model(folder)
     devices = sharding.make_mesh(mesh, jax.devices())
     jax.block_until_ready(jax.device_put(jnp.zeros(8), sharding.replicated(devices)))
-    before = load.anonymous_bytes()
+    before = memory.anonymous_bytes()
     kept: list[Any] = []
 
     def read() -> None:
@@ -94,30 +93,24 @@ def _there_and_back(folder: str, dtype: str, mesh: str, target: str) -> dict[str
         model = base_model.BaseModel(folder, arrays, base.config)
         _export(model, pathlib.Path(target), dtype)
 
-    found: dict[str, Any] = {}
-    for name, act in (('load', read), ('export', write)):
-        began = time.perf_counter()
-        peak = load.peak_bytes(act)
-        found[name] = {
-            'peak_bytes': peak - before,
-            'seconds': time.perf_counter() - began,
-        }
-    held: set[tuple[int, int]] = set()
-    for leaf in jax.tree.leaves(kept[0]):
-        for shard in leaf.addressable_shards:
-            # Devices with the same part share it.
-            held.add((shard.data.unsafe_buffer_pointer(), shard.data.nbytes))
-    found['array_bytes'] = sum(size for _, size in held)
-    return found
+    found: dict[str, Any] = {
+        'load': memory.measured(read, before),
+        'export': memory.measured(write, before),
+    }
+    # Devices with the same part share it.
+    held = {
+        (shard.data.unsafe_buffer_pointer(), shard.data.nbytes)
+        for leaf in jax.tree.leaves(kept[0])
+        for shard in leaf.addressable_shards
+    }
+    arrays = sum(size for _, size in held)
+    for own in found.values():
+        own['peak_to_arrays'] = own['peak_bytes'] / arrays
+    return found | {'array_bytes': arrays}
 
 
-def measure(hf_config: dict[str, Any], *, dtype: str, mesh: str) -> dict[str, Any]:
+def measure(cfg: config.BenchConfig) -> dict[str, Any]:
     """Writes random weights to a folder, loads them onto a mesh, and exports them.
-
-    Args:
-        hf_config: of the model.
-        dtype: of its weights everywhere.
-        mesh: as `--mesh`, with sizes alone.
 
     Returns:
         Bytes of the parameters and of the arrays on the devices; of loading and of
@@ -125,42 +118,31 @@ def measure(hf_config: dict[str, Any], *, dtype: str, mesh: str) -> dict[str, An
         and that peak in arrays.
 
     Raises:
-        InputError: if the mesh is none, or processes do not tell their memory.
+        InputError: if the mesh is none.
     """
-    load.check_memory_is_told()
-    sizes = [part.partition(':')[2] for part in mesh.split(',')]
-    if not all(size.strip().isdecimal() for size in sizes):
+    mesh = str(cfg.mesh)
+    sizes = [part.partition(':')[2].strip() for part in mesh.split(',')]
+    if not all(map(str.isdecimal, sizes)):
         raise errors.InputError(f'--mesh={mesh!r} must give sizes, as in fsdp:8.')
-    count = math.prod(int(size) for size in sizes)
-    reader = _RandomReader(hf_config, dtype)
-    cfg = config_lib.from_hf_config(hf_config)
+    reader = _RandomReader(base_model.read_hf_config(cfg.base_model), cfg.dtype)
     with tempfile.TemporaryDirectory() as parent:
-        source = pathlib.Path(parent, 'random')
+        source, target = (
+            pathlib.Path(parent, 'random'),
+            pathlib.Path(parent, 'exported'),
+        )
         progress_lib.say(f'Writing random weights to {source} ...')
-        _export(base_model.BaseModel('random', reader, cfg), source, dtype)
+        _export(base_model.BaseModel('random', reader, reader.cfg), source, cfg.dtype)
         # Read by JAX where the other process starts.
-        os.environ['JAX_NUM_CPU_DEVICES'] = str(count)
+        os.environ['JAX_NUM_CPU_DEVICES'] = str(math.prod(map(int, sizes)))
         os.environ['JAX_PLATFORMS'] = 'cpu'
         progress_lib.say(f'Loading onto {mesh} and exporting ...')
-        target = str(pathlib.Path(parent, 'exported'))
-        found = load.alone(_there_and_back, str(source), dtype, mesh, target)
-        same = _same_weights(source, pathlib.Path(target))
-    arrays = found['array_bytes']
-    for name in ('load', 'export'):
-        found[name]['peak_to_arrays'] = found[name]['peak_bytes'] / arrays
-    shapes = (reader.shape(name) for name in reader.names())
-    itemsize = jnp.dtype(dtype).itemsize
+        found = memory.alone(_there_and_back, str(source), cfg.dtype, mesh, str(target))
+        one, other = map(open_checkpoint.open_checkpoint, (source, target))
+        same = all(
+            one.read(name).tobytes() == other.read(name).tobytes()
+            for name in one.names()
+        )
     return found | {
-        'parameter_bytes': itemsize * sum(math.prod(shape) for shape in shapes),
+        'parameter_bytes': memory.parameter_bytes(reader.cfg, cfg.dtype),
         'same_weights': same,
     }
-
-
-def _same_weights(one: pathlib.Path, other: pathlib.Path) -> bool:
-    readers = [open_checkpoint.open_checkpoint(path) for path in (one, other)]
-    read: Callable[[checkpoint.CheckpointReader, str], bytes] = lambda reader, name: (
-        reader.read(name).tobytes()
-    )
-    return all(
-        read(readers[0], name) == read(readers[1], name) for name in readers[0].names()
-    )

@@ -20,7 +20,6 @@ import time
 from typing import Any
 
 import httpx
-import tenacity
 
 from ppjax.base import errors, processes
 from ppjax.chat_api import addresses, replies
@@ -90,7 +89,7 @@ class Refused(errors.InputError):
 class _Passing(Exception):
     """A fault that may be gone the next time; `wait` is what the server asks for."""
 
-    def __init__(self, reason: str, wait: float | None = None):
+    def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
         self.wait = wait
 
@@ -101,10 +100,6 @@ class _NoCompletion(_Passing):
 
 class _RowRefused(Exception):
     """The server will never take this row."""
-
-
-class _OtherLimitName(Exception):
-    """The model wants the limit of tokens under its newer name."""
 
 
 @dataclasses.dataclass
@@ -192,9 +187,6 @@ class ChatClient:
         self._retries = retries
         self._longest_wait = longest_wait
         self._backoff = backoff
-        self._grown = tenacity.wait_exponential(
-            multiplier=backoff, max=longest_wait
-        ) + tenacity.wait_random(0, backoff)
         self._notify = notify
         self._answered = False  # Whether there was a chat completion yet.
 
@@ -334,51 +326,35 @@ class ChatClient:
 
     async def _ask_again(self, run: _Asking, call: ChatRequest) -> dict[str, Any]:
         """Asks until there is a choice or the retries are spent."""
-
-        def wait(state: tenacity.RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            asked = error.wait if isinstance(error, _Passing) else None
-            grown = self._grown(state)
-            if asked is not None:
-                # Without jitter all workers would be back at the same moment.
-                grown = max(grown, asked + random.uniform(0, self._backoff))
-            return min(grown, self._longest_wait)
-
-        def tell(state: tenacity.RetryCallState) -> None:
-            now = time.monotonic()
-            if now - run.told > _NOTIFY_SECONDS and state.outcome is not None:
-                run.told = now
-                self._notify(
-                    f'{self._base}: {state.outcome.exception()}; trying again, up to '
-                    f'{self._retries} times a row.'
-                )
-
-        def give_up(state: tenacity.RetryCallState) -> bool:
-            error = state.outcome.exception() if state.outcome else None
-            # A gateway may hiccup once; what never answers is something else.
-            if (
-                isinstance(error, _NoCompletion)
-                and not self._answered
-                and state.attempt_number > min(1, self._retries)
-            ):
-                raise Refused(
-                    f'{self.url} sent {error}. Is this the address of a server of '
-                    "OpenAI's protocol?",
-                    200,
-                    str(error),
-                )
-            return state.attempt_number > self._retries
-
-        async for attempt in tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Passing),
-            stop=give_up,
-            wait=wait,
-            before_sleep=tell,
-            reraise=True,
-        ):
-            with attempt:
+        tries = 0
+        while True:
+            tries += 1
+            try:
                 return await self._ask(run, call)
-        raise AssertionError('tenacity ends by a return or an exception')
+            except _Passing as error:
+                # A gateway may hiccup once; what never answers is something else.
+                never = isinstance(error, _NoCompletion) and not self._answered
+                if never and tries > min(1, self._retries):
+                    raise Refused(
+                        f'{self.url} sent {error}. Is this the address of a server of '
+                        "OpenAI's protocol?",
+                        200,
+                        str(error),
+                    ) from None
+                if tries > self._retries:
+                    raise
+                if time.monotonic() - run.told > _NOTIFY_SECONDS:
+                    run.told = time.monotonic()
+                    self._notify(
+                        f'{self._base}: {error}; trying again, up to {self._retries} '
+                        'times a row.'
+                    )
+                asked = error.wait
+            # Of more doublings a float could overflow.
+            grown = self._backoff * 2.0 ** min(tries - 1, 64)
+            # Without jitter all workers would be back at the same moment.
+            wait = max(grown, asked) + random.uniform(0, self._backoff)
+            await asyncio.sleep(min(wait, self._longest_wait))
 
     async def _ask(self, run: _Asking, call: ChatRequest) -> dict[str, Any]:
         """One try.
@@ -417,12 +393,16 @@ class ChatClient:
             # Gateways send errors with status 200.
             kind = _Passing if replies.holds_error(response) else _NoCompletion
             raise kind(f'a reply that is no chat completion: {said}')
-        try:
-            self._refuse(call, response, status, run, limit_name)
-        except _OtherLimitName:
+        refusal = self._error(call, response, status, run)
+        if (
+            isinstance(refusal, Refused)
+            and status == 400
+            and limit_name == _LIMIT
+            and _NEWER_LIMIT in refusal.said
+        ):
             run.limit_name = _NEWER_LIMIT
             return await self._ask(run, call)
-        raise AssertionError('_refuse always raises')
+        raise refusal
 
     async def _post(
         self, client: httpx.AsyncClient, body: dict[str, Any]
@@ -450,33 +430,26 @@ class ChatClient:
                 response.status_code, headers=headers, content=bytes(content)
             )
 
-    def _refuse(
-        self,
-        call: ChatRequest,
-        response: httpx.Response,
-        status: int,
-        run: _Asking,
-        limit_name: str,
-    ) -> None:
-        """Raises what a status other than 200 means."""
+    def _error(
+        self, call: ChatRequest, response: httpx.Response, status: int, run: _Asking
+    ) -> Exception:
+        """What a status other than 200 means."""
         codes, said = replies.error_of(response)
         said = replies.short(run.hide(said)) or response.reason_phrase
         reason = f'HTTP {status}: {said}'
         if status in _PASSING or status >= 500:
-            raise _Passing(reason, replies.retry_after(response))
+            return _Passing(reason, replies.retry_after(response) or 0.0)
         if status == 413 or (
             status in (400, 422)
             and (codes & _ROW_CODES or any(word in said.lower() for word in _ROW_WORDS))
         ):
-            raise _RowRefused(reason)
-        if status == 400 and limit_name == _LIMIT and _NEWER_LIMIT in said:
-            raise _OtherLimitName
+            return _RowRefused(reason)
         hint = {
             401: f'put the right key into the environment variable {self._api_key_env}',
             403: f'the key in {self._api_key_env} may not use this model',
             404: f'is the address right, and does the server have {self.model!r}?',
         }.get(status, f'asked for row {call.key!r}')
-        raise Refused(f'{self.url} answered {reason} ({hint}).', status, said)
+        return Refused(f'{self.url} answered {reason} ({hint}).', status, said)
 
 
 def _told(answers: Iterator[Completion]) -> dict[str, Any] | None:

@@ -50,6 +50,12 @@ class Row:
         return dataclasses.replace(self, messages=messages)
 
 
+def conversation(*texts: str) -> tuple[dict[str, str], ...]:
+    """The messages of a persona prompt, a question and, if it is there, an answer."""
+    turns = zip(_ROLES, texts, strict=False)
+    return tuple({'role': role, 'content': text} for role, text in turns)
+
+
 def parse_row(value: Any, where: str, default_id: str) -> Row:
     """Checks one parsed JSON value.
 

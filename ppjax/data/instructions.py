@@ -31,25 +31,18 @@ class Instruction:
     source: str
 
 
-@dataclasses.dataclass(frozen=True)
-class _Format:
-    name: str
-    query: str
-    answer: str
-    inputs: tuple[str, ...] = ()  # What belongs to the query, where it is given.
-
-
-# The first that fits wins. A row may have other fields besides. OpenOrca's system
-# prompt is among those: the persona prompt takes its place.
-_FORMATS = (
-    _Format('Alpaca', 'instruction', 'output', ('input', 'context')),
-    _Format('Dolly', 'instruction', 'response', ('input', 'context')),
-    _Format('OpenOrca', 'question', 'response'),
-    _Format('plain', 'query', 'answer'),
-    _Format('prompt', 'prompt', 'response'),
-    _Format('completion', 'prompt', 'completion'),
-    _Format('questions', 'question', 'answer'),
-)
+# Fields of (query, answer) -> what belongs to the query, where it is given. The first
+# that fits wins. A row may have other fields besides. OpenOrca's system prompt is among
+# those: the persona prompt takes its place.
+_FORMATS: dict[tuple[str, str], tuple[str, ...]] = {
+    ('instruction', 'output'): ('input', 'context'),  # Alpaca.
+    ('instruction', 'response'): ('input', 'context'),  # Dolly.
+    ('question', 'response'): (),  # OpenOrca.
+    ('query', 'answer'): (),
+    ('prompt', 'response'): (),
+    ('prompt', 'completion'): (),
+    ('question', 'answer'): (),
+}
 _KNOWN = (
     'Alpaca (instruction, input, output), Dolly (instruction, context, response), '
     'OpenOrca (question, response), plain (query, answer), prompt (prompt, response or '
@@ -141,14 +134,14 @@ def _text(row: dict[Any, Any], field: str, where: str) -> str:
     return value.strip()
 
 
-def _format_of(row: dict[Any, Any], where: str, require_answer: bool) -> _Format:
-    for known in _FORMATS:
-        if known.query in row and known.answer in row:
-            return known
-    if not require_answer:
-        for known in _FORMATS:
-            if known.query in row:
-                return known
+def _fields_of(
+    row: dict[Any, Any], where: str, require_answer: bool
+) -> tuple[str, str]:
+    """The fields of the query and the answer."""
+    whole = [fields for fields in _FORMATS if all(field in row for field in fields)]
+    asking = [] if require_answer else [x for x in _FORMATS if x[0] in row]
+    if found := whole + asking:
+        return found[0]
     raise errors.InputError(
         f'{where}: unknown format with the fields {_shown(row) or "(none)"}; '
         f'wanted {_KNOWN}.'
@@ -244,10 +237,8 @@ def parse_row(row: Any, where: str, *, require_answer: bool = True) -> Parsed:
         parts = [row['prompt'], row.get('completion', row.get('response')) or []]
         if isinstance(parts[1], list):
             return _parse_chat(parts[0] + parts[1], 'prompt', where)
-    known = _format_of(row, where, require_answer)
-    given = [_text(row, field, where) for field in known.inputs]
-    query = with_input(
-        _text(row, known.query, where),
-        '\n\n'.join(text for text in given if text and not is_placeholder(text)),
-    )
-    return Parsed(query, _text(row, known.answer, where))
+    fields = _fields_of(row, where, require_answer)
+    given = [_text(row, field, where) for field in _FORMATS[fields]]
+    given = [text for text in given if text and not is_placeholder(text)]
+    query, answer = (_text(row, field, where) for field in fields)
+    return Parsed(with_input(query, '\n\n'.join(given)), answer)

@@ -117,8 +117,8 @@ def normal_form(text: str) -> str:
     return ' '.join(folded.translate(_FOLDING).split()) or folded.strip()
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def _digest(text: str, person: bytes = b'') -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16, person=person).digest()
 
 
 def _whole(instruction: str, given: str) -> bytes:
@@ -158,28 +158,21 @@ class Exclusions:
         return alone in (self._wholes if given else self._instructions)
 
 
-class _Seen:
-    """Digests of queries, as they are and normalised: 16 bytes each, not texts."""
-
-    def __init__(self) -> None:
-        self.exact: set[bytes] = set()
-        self.normal: set[bytes] = set()
-
-    def update(self, other: '_Seen') -> None:
-        self.exact |= other.exact
-        self.normal |= other.normal
+# A row that may be kept, behind two digests of its query, 16 bytes each and not texts:
+# of it as it is, and of its normal form.
+_Candidate = tuple[bytes, bytes, instructions.Instruction]
 
 
 def _survivors(
     source: row_sources.Source,
     stem: str,
     counts: SourceCounts,
-    before: _Seen,
+    before: set[bytes],
     excluded: Exclusions,
     require_answer: bool,
-) -> Iterator[tuple[bytes, bytes, instructions.Instruction]]:
-    """(exact digest, normal digest, row) of what is not dropped; fills `counts`."""
-    here = _Seen()
+) -> Iterator[_Candidate]:
+    """What is not dropped; fills `counts`."""
+    here: set[bytes] = set()
     for number, where, value in row_sources.read(source):
         counts.read += 1
         try:
@@ -197,28 +190,25 @@ def _survivors(
         if require_answer and not answer:
             counts.unanswered += 1
             continue
-        exact, normal = _digest(query), query_key(query)
-        if exact in here.exact or exact in before.exact:
+        exact, normal = _digest(query, b'exact'), query_key(query)
+        if exact in here or exact in before:
             counts.duplicates += 1
             continue
-        if normal in here.normal or normal in before.normal:
+        if normal in here or normal in before:
             counts.near_duplicates += 1
             continue
-        here.exact.add(exact)
-        here.normal.add(normal)
+        here |= {exact, normal}
         if query in excluded:
             counts.excluded += 1
             continue
+        counts.kept += 1
         row = instructions.Instruction(query, answer, f'{stem}:{number}', source.label)
         yield exact, normal, row
 
 
 def _sample(
-    rows: Iterator[tuple[bytes, bytes, instructions.Instruction]],
-    count: int | None,
-    seed: int,
-    counts: SourceCounts,
-) -> list[tuple[bytes, bytes, instructions.Instruction]]:
+    rows: Iterator[_Candidate], count: int | None, seed: int
+) -> list[_Candidate]:
     """The `count` rows whose seeded hash is smallest, in their own order.
 
     Which they are depends on the seed and the queries, not on file names or order,
@@ -226,16 +216,14 @@ def _sample(
     """
     if count is None:
         return list(rows)
-    smallest: list[tuple[int, int, tuple[bytes, bytes, instructions.Instruction]]] = []
-    for order, row in enumerate(rows):
-        key = hashlib.blake2b(row[1], digest_size=16, salt=b'%d' % (seed % 10**15))
-        entry = (-int.from_bytes(key.digest()), order, row)  # The largest pops first.
-        if len(smallest) < count:
-            heapq.heappush(smallest, entry)
-        else:
-            heapq.heappushpop(smallest, entry)
-            counts.not_sampled += 1
-    return [row for _, _, row in sorted(smallest, key=lambda entry: entry[1])]
+    salt = b'%d' % (seed % 10**15)
+
+    def drawn(numbered: tuple[int, _Candidate]) -> bytes:
+        _, (_, normal, _) = numbered
+        return hashlib.blake2b(normal, digest_size=16, salt=salt).digest()
+
+    smallest = heapq.nsmallest(count, enumerate(rows), key=drawn)
+    return [row for _, row in sorted(smallest, key=lambda numbered: numbered[0])]
 
 
 def _stems(sources: Sequence[row_sources.Source]) -> list[str]:
@@ -276,19 +264,17 @@ def mix(
             nothing is left.
     """
     sources = row_sources.parse_spec(spec)
-    excluded, seen = Exclusions(exclude_queries), _Seen()
+    excluded, seen = Exclusions(exclude_queries), set[bytes]()
     rows: list[instructions.Instruction] = []
     all_counts = []
     for source, stem in zip(sources, _stems(sources), strict=True):
         counts = SourceCounts(source.label, source.count)
         survivors = _survivors(source, stem, counts, seen, excluded, require_answer)
-        kept = _Seen()
-        for exact, normal, row in _sample(survivors, source.count, seed, counts):
-            kept.exact.add(exact)
-            kept.normal.add(normal)
+        sample = _sample(survivors, source.count, seed)
+        counts.not_sampled, counts.kept = counts.kept - len(sample), len(sample)
+        for exact, normal, row in sample:
+            seen |= {exact, normal}
             rows.append(row)
-            counts.kept += 1
-        seen.update(kept)
         if not counts.read:
             raise errors.InputError(f'Instruction source {source.name} holds no rows.')
         if counts.unusable == counts.read:

@@ -66,10 +66,10 @@ def num_steps(
     return total
 
 
-def step_examples(
-    seed: int, step: int, batch_size: int, lengths: np.ndarray
-) -> np.ndarray:
-    """Indices of the examples of optimizer step `step`, int [batch_size].
+def all_steps(
+    seed: int, num_steps: int, batch_size: int, lengths: np.ndarray
+) -> list[np.ndarray]:
+    """Indices of the examples of each optimizer step, int [batch_size].
 
     Every step has exactly `batch_size` examples, one from each of as many strata
     of length, drawn anew every epoch. So all steps have about equally many tokens
@@ -78,21 +78,13 @@ def step_examples(
 
     Args:
         seed: of the run.
-        step: counted from 0, over all epochs.
+        num_steps: steps to draw, counted over all epochs.
         batch_size: examples a step.
         lengths: int [n], tokens of each example.
     """
-    epoch, place = divmod(step, steps_per_epoch(batch_size, len(lengths)))
-    return _epoch(np.random.default_rng([seed, epoch]), batch_size, lengths)[place]
-
-
-def all_steps(
-    seed: int, num_steps: int, batch_size: int, lengths: np.ndarray
-) -> list[np.ndarray]:
-    """`step_examples` of steps 0 to `num_steps` - 1, each epoch drawn once."""
-    size = steps_per_epoch(batch_size, len(lengths))
     batches: list[np.ndarray] = []
-    for epoch in range(-(-num_steps // size)):
+    epochs = -(-num_steps // steps_per_epoch(batch_size, len(lengths)))
+    for epoch in range(epochs):
         batches.extend(
             _epoch(np.random.default_rng([seed, epoch]), batch_size, lengths)
         )

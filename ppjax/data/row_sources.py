@@ -201,30 +201,29 @@ def _read_json(path: str, what: str) -> Iterator[SourceRow]:
 
     They are told apart by content, not by the ending.
     """
-    where = path
-    if (rows := _rows_of_value(path, what, where)) is not None:
-        yield from _numbered(where, rows)
+    if (rows := _rows_of_value(path, what)) is not None:
+        yield from _numbered(path, rows)
         return
     for place, value in json_lines.read(path, f'{what} file'):
         yield SourceRow(int(place.rpartition(':')[2]), place, value)
 
 
-def _rows_of_value(path: str, what: str, where: str) -> list[Any] | None:
+def _rows_of_value(path: str, what: str) -> list[Any] | None:
     """The rows of a file that is one JSON value; None if it is lines."""
     with contextlib.closing(reading.lines(path, f'{what} file')) as lines:
         filled = filter(bytes.strip, lines)
         first, second = next(filled, b''), next(filled, b'')
     if first.lstrip()[:1] == b'[':
-        return json_lines.parse(_whole(path, what), where)
+        return json_lines.parse(_whole(path, what), path)
     try:
-        value = json_lines.parse(first, where)
+        value = json_lines.parse(first, path)
         return None if second else _held_rows(value)
     except errors.InputError:
         if not second:
             return None
     # Of an object with line breaks the first line alone is none.
     try:
-        value = json_lines.parse(_whole(path, what), where)
+        value = json_lines.parse(_whole(path, what), path)
     except errors.InputError:
         return None
     return _held_rows(value) or [value]
@@ -252,7 +251,6 @@ def _held_rows(value: Any) -> list[Any] | None:
 
 def _read_csv(path: str, what: str) -> Iterator[SourceRow]:
     """A table whose first line names the fields."""
-    where = path
     delimiter = '\t' if _without_gz(path).suffix.lower() == '.tsv' else ','
     csv.field_size_limit(_LONGEST_FIELD)
     with reading.utf8(path, f'{what} file') as file:
@@ -263,22 +261,22 @@ def _read_csv(path: str, what: str) -> Iterator[SourceRow]:
             for row in table:
                 if None in row:
                     raise errors.InputError(
-                        f'{where}: line {table.line_num} has more fields than the '
+                        f'{path}: line {table.line_num} has more fields than the '
                         'first line names; put quotes around fields with '
                         f'{"tabs" if delimiter != "," else "commas"}.'
                     )
                 number = table.line_num
-                yield SourceRow(number, f'{where}: line {number}', row)
+                yield SourceRow(number, f'{path}: line {number}', row)
         except (csv.Error, UnicodeDecodeError) as error:
             raise errors.InputError(
-                f'{where}: line {table.line_num + 1}: no CSV of UTF-8 text ({error}).'
+                f'{path}: line {table.line_num + 1}: no CSV of UTF-8 text ({error}).'
             ) from None
 
 
-def _read_parquet(path: str) -> Iterator[Any]:
+def _read_parquet(source: Source) -> Iterator[Any]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as table:
+    with pyarrow.parquet.ParquetFile(source.name) as table:
         for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
             yield from batch.to_pylist()
 
@@ -308,11 +306,11 @@ def _read_datasets(source: Source) -> Iterator[Any]:
     yield from data
 
 
-def _read_tfds(name: str, split: str) -> Iterator[Any]:
+def _read_tfds(source: Source) -> Iterator[Any]:
     import tensorflow_datasets as tfds
 
     # A data source needs no TensorFlow, unlike tfds.load.
-    data = tfds.data_source(name, split=split or _DEFAULT_SPLIT)
+    data = tfds.data_source(source.name, split=source.split or _DEFAULT_SPLIT)
     yield from (data[index] for index in range(len(data)))
 
 
@@ -340,16 +338,12 @@ def read(source: Source) -> Iterator[SourceRow]:
     Raises:
         InputError: in one line, for what cannot be read or is not what it says.
     """
-    readers = {'json': _read_json, 'csv': _read_csv}
-    if reader := readers.get(source.kind):
+    texts = {'json': _read_json, 'csv': _read_csv}
+    if reader := texts.get(source.kind):
         yield from reader(source.name, source.what)
         return
-    if source.kind == 'parquet':
-        values = _read_parquet(source.name)
-    elif source.kind == 'tfds':
-        values = _read_tfds(source.name, source.split)
-    else:
-        values = _read_datasets(source)
+    libraries = {'parquet': _read_parquet, 'tfds': _read_tfds}
+    values = libraries.get(source.kind, _read_datasets)(source)
     label = source.name if source.is_local else source.label
     with _library_errors(label, source.what):
         for row in _numbered(label, values):

@@ -30,6 +30,19 @@ def personas() -> dict[str, str]:
     return {row['name']: row['persona'] for row in _table('personas.jsonl')}
 
 
+def persona(name: str) -> str:
+    """The text of one of them.
+
+    Raises:
+        InputError: if there is no such character.
+    """
+    if name not in personas():
+        raise errors.InputError(
+            f'There is no demo persona {name!r}; there are {", ".join(personas())}.'
+        )
+    return personas()[name]
+
+
 def instructions() -> list[tuple[str, str, str]]:
     """(query id, query, plain answer) of every query."""
     return [
@@ -49,10 +62,7 @@ def rewrites(name: str) -> dict[str, str]:
     Raises:
         InputError: if there is no such character.
     """
-    if name not in personas():
-        raise errors.InputError(
-            f'There is no demo persona {name!r}; there are {", ".join(personas())}.'
-        )
+    persona(name)
     return {
         row['query_id']: row['rewrite']
         for row in _table('rewrites.jsonl')
@@ -71,19 +81,14 @@ def rows(name: str, split: str) -> list[calibration.Row]:
         InputError: if there is no such character.
     """
     answers = rewrites(name)
-    system = prompts.persona_prompt(personas()[name])
+    system = prompts.persona_prompt(persona(name))
     return [
-        calibration.parse_row(
-            {
-                'messages': [
-                    {'role': 'system', 'content': system},
-                    {'role': 'user', 'content': row['instruction']},
-                    {'role': 'assistant', 'content': answers[row['query_id']]},
-                ],
-                'query_id': row['query_id'],
-            },
+        calibration.Row(
+            calibration.conversation(
+                system, row['instruction'], answers[row['query_id']]
+            ),
+            row['query_id'],
             where=f'{SCHEME}{name} {row["query_id"]}',
-            default_id=row['query_id'],
         )
         for row in _table('instructions.jsonl')
         if row['split'] == split and row['persona'] == name

@@ -15,6 +15,11 @@ TASKS = (
     'failures',
     'multiturn',
 )
+# Of each task, what results/NAME.json is called.
+RESULTS = {task: task for task in TASKS} | {
+    'likelihood': 'persona_likelihood',
+    'efficiency': 'measured_efficiency',
+}
 JUDGES = ('local', 'openai')
 
 

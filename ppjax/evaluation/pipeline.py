@@ -24,15 +24,7 @@ from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choi
 
 # All that it may add to a folder.
 MAKES = (
-    *(
-        f'results/{name}.json'
-        for name in (
-            'persona_likelihood',
-            'measured_efficiency',
-            *config.TASKS,
-        )
-        if name not in ('likelihood', 'efficiency')
-    ),
+    *(f'results/{name}.json' for name in config.RESULTS.values()),
     'results/judge.csv',
     'evaluation/answers.jsonl',
     'evaluation/verdicts.jsonl',

@@ -4,10 +4,10 @@ Machines are noisy: models take turns, and the median over rounds counts. A rati
 medians of one run says more than either time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,15 @@ import numpy as np
 from ppjax.base import errors
 from ppjax.masking import apply
 from ppjax.models import attention, generation
+from ppjax.models import config as config_lib
+from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 from ppjax.models import rope as rope_lib
 from ppjax.pages import formats
+
+Given = ParamSpec('Given')
+Item = TypeVar('Item')
+Name = TypeVar('Name', bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +52,86 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {'median': float(np.median(values)), 'min': min(values), 'max': max(values)}
 
 
-def _seconds(
-    model: apply.LoadedModel, prompt: list[int], tokens: int
-) -> tuple[float, float]:
-    """(to the first token, for the others)."""
+def timed(
+    act: Callable[Given, Item], *args: Given.args, **options: Given.kwargs
+) -> tuple[float, Item]:
+    """Seconds that a call took, and what it gave."""
     began = time.perf_counter()
-    answer = generation.stream(
-        model.decoder, model.masks, [prompt], max_new_tokens=tokens, stop_ids=()
+    found = act(*args, **options)
+    return time.perf_counter() - began, found
+
+
+def in_turn(
+    sides: Mapping[Name, Callable[[int], Item]],
+    turns: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> dict[Name, list[tuple[float, Item]]]:
+    """Every side's seconds and what it gave, turn by turn.
+
+    Each turn another goes first: one that always came second would pay for what the
+    first one left behind.
+
+    Args:
+        sides: called with the turn.
+        turns: their numbers. What compiles at its first call should take one more.
+        progress: called with (calls done, calls in all).
+    """
+    found: dict[Name, list[tuple[float, Item]]] = {name: [] for name in sides}
+    names, done = list(sides), 0
+    for turn in turns:
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            found[name].append(timed(sides[name], turn))
+            done += 1
+            progress(done, len(turns) * len(names))
+    return found
+
+
+class Answered(NamedTuple):
+    """Greedy answers to prompts, and how long they took.
+
+    Attributes:
+        first: seconds from the prompts to the first tokens.
+        others: seconds for the others.
+        tokens: [B, T].
+    """
+
+    first: float
+    others: float
+    tokens: np.ndarray
+
+
+def answer(
+    decoder: decoder_lib.Decoder,
+    masks: masks_lib.Masks,
+    prompts: np.ndarray,
+    tokens: int,
+) -> Answered:
+    """Answers prompts [B, S] with T tokens each, which no stop token ends."""
+    began = time.perf_counter()
+    answers = generation.stream(
+        decoder, masks, prompts.tolist(), max_new_tokens=tokens, stop_ids=()
     )
-    next(answer)
+    drawn = [next(answers)]
     first = time.perf_counter()
-    for _ in answer:
-        pass
-    return first - began, time.perf_counter() - first
+    drawn += list(answers)
+    others = time.perf_counter() - first
+    return Answered(first - began, others, np.stack(drawn, axis=1))
+
+
+def check_fits(
+    cfg: config_lib.ModelConfig, name: str, prompt_length: int, answer_length: int
+) -> None:
+    """Raises:
+    InputError: if prompt and answer do not fit the model, so that generation would
+        stop short and its time be divided by all of the answer.
+    """
+    if prompt_length + answer_length > cfg.max_position:
+        raise errors.InputError(
+            f'The {name}model has {cfg.max_position} positions; '
+            f'--prompt_length={prompt_length} and --answer_length={answer_length} '
+            'do not fit.'
+        )
 
 
 def measure(
@@ -83,28 +157,25 @@ def measure(
         InputError: if prompt and answer do not fit the model.
     """
     for name, model in models.items():
-        positions = model.decoder.cfg.max_position
-        if prompt_length + answer_length > positions:
-            # Generation would stop short, and the time be divided by all of T.
-            raise errors.InputError(
-                f'The {name} model has {positions} positions; '
-                f'--prompt_length={prompt_length} and --answer_length={answer_length} '
-                'do not fit.'
-            )
+        check_fits(model.decoder.cfg, f'{name} ', prompt_length, answer_length)
     rng = np.random.default_rng(seed)
-    times = {name: Times([], []) for name in models}
-    names = list(models)
-    total = (rounds + 1) * len(names)
-    for turn in range(-1, rounds):  # The first compiles, and is not counted.
-        order = names[turn % len(names) :] + names[: turn % len(names)]
-        for place, name in enumerate(order):
-            model = models[name]
-            prompt = rng.integers(model.decoder.cfg.vocab_size, size=prompt_length)
-            first, others = _seconds(model, prompt.tolist(), answer_length)
-            if turn >= 0:
-                times[name].prefill.append(first)
-                times[name].decode.append(others / (answer_length - 1))
-            progress((turn + 1) * len(names) + place + 1, total)
+
+    def side(model: apply.LoadedModel) -> Callable[[int], Answered]:
+        def run(_: int) -> Answered:
+            vocab = model.decoder.cfg.vocab_size
+            prompt = rng.integers(vocab, size=(1, prompt_length))
+            return answer(model.decoder, model.masks, prompt, answer_length)
+
+        return run
+
+    sides = {name: side(model) for name, model in models.items()}
+    times = {}
+    for name, own in in_turn(sides, range(-1, rounds), progress).items():
+        counted = [answered for _, answered in own[1:]]
+        times[name] = Times(
+            [answered.first for answered in counted],
+            [answered.others / (answer_length - 1) for answered in counted],
+        )
     return times
 
 

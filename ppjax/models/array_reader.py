@@ -21,15 +21,9 @@ class ArrayReader(checkpoint.CheckpointReader):
         """
         self.path, self.hf_config = like.path, like.hf_config
         self._where: dict[str, tuple[jax.Array, int | None, bool]] = {}
-        for attribute, weight in loading.TOP_WEIGHTS.items():
-            if attribute in weights:
-                value = weights[attribute]
-                self._where[weight.hf_name] = (value, None, weight.transpose)
-        for attribute, weight in loading.BLOCK_WEIGHTS.items():
-            value = weights['blocks'].get(attribute)
-            for layer in range(0 if value is None else len(value)):
-                name = weight.hf_name.format(layer)
-                self._where[name] = (value, layer, weight.transpose)
+        for owner, attribute, weight, tensors in loading.parameters(weights):
+            for name, layer in tensors:
+                self._where[name] = (owner[attribute], layer, weight.transpose)
         self._last: tuple[str, np.ndarray] | None = None
 
     def names(self) -> list[str]:

@@ -1,6 +1,8 @@
 """What `--base_model` may name, and opening it."""
 
+from collections.abc import Callable
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -144,15 +146,13 @@ def smollm2_gguf() -> pathlib.Path:
     )
 
 
-def _download(name: str) -> pathlib.Path:
+def _from_hub(name: str, what: str, fetch: Callable[[], str]) -> pathlib.Path:
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
-        )
+        return pathlib.Path(fetch())
     except (OSError, ValueError, hub_errors.HfHubHTTPError) as error:
         raise errors.InputError(
-            f'--base_model={name} is no local path, and it could not be had from the '
-            f'Hugging Face Hub: {str(error).splitlines()[0]}'
+            f'--base_model={name} is no local path, and {what} could not be had from '
+            f'the Hugging Face Hub: {str(error).splitlines()[0]}'
         ) from error
 
 
@@ -173,14 +173,9 @@ def read_hf_config(name: str) -> dict[str, Any]:
         return json_lines.read_object(path / 'config.json')
     if os.path.exists(path) or name == SMOLLM2 or not _is_hub_id(name):
         return open_base_model(name).reader.hf_config
-    try:
-        file = huggingface_hub.hf_hub_download(name, 'config.json')
-    except (OSError, ValueError, hub_errors.HfHubHTTPError) as error:
-        raise errors.InputError(
-            f'--base_model={name} is no local path, and its config.json could not be '
-            f'had from the Hugging Face Hub: {str(error).splitlines()[0]}'
-        ) from error
-    return json_lines.read_object(pathlib.Path(file))
+    file = 'config.json'
+    fetch = functools.partial(huggingface_hub.hf_hub_download, name, file)
+    return json_lines.read_object(_from_hub(name, f'its {file}', fetch))
 
 
 def _is_hub_id(name: str) -> bool:
@@ -205,6 +200,9 @@ def open_base_model(name: str) -> BaseModel:
                 f'--base_model={name!r} is neither a directory, a .gguf '
                 f'file, a Hub id (owner/model) nor {SMOLLM2!r}.'
             )
-        path = _download(name)
+        fetch = functools.partial(
+            huggingface_hub.snapshot_download, name, allow_patterns=_HUB_FILES
+        )
+        path = _from_hub(name, 'it', fetch)
     reader = open_checkpoint.open_checkpoint(path)
     return BaseModel(name, reader, loading.config_of(reader))

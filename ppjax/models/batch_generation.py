@@ -3,12 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 
-from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.models import generation, shared_prefix
+from ppjax.models import generation, prompt_batches
 from ppjax.models import masks as masks_lib
-from ppjax.models import tokens as tokens_lib
-from ppjax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,26 +25,10 @@ class Generated:
     failure: str = ''
 
 
-def _check(
-    cfg: config_lib.ModelConfig,
-    prompts: Sequence[Sequence[int]],
-    masks: masks_lib.Masks,
-    batch_size: int,
-) -> None:
-    if batch_size < 1:
-        raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
-    masks.check(cfg)
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f'prompt {number} is empty; wanted one token at least.')
-        # In the shared prefix, where generation itself does not look, too.
-        tokens_lib.refuse_unembedded(prompt, cfg.vocab_size)
-
-
 def generate_all(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | str],
     *,
     max_new_tokens: int,
     stop_ids: Iterable[int],
@@ -65,7 +46,8 @@ def generate_all(
     Args:
         model: the decoder.
         masks: what of it is masked; no row has its own.
-        prompts: lists of token ids, of any lengths; none is empty.
+        prompts: lists of token ids, of any lengths, or why there is none; none is
+            empty.
         max_new_tokens: at most this many tokens an answer, the stop token included.
         stop_ids: the tokens that end an answer.
         batch_size: rows at a time, rounded up to a multiple of what they are spread
@@ -76,7 +58,7 @@ def generate_all(
             its index by default.
 
     Yields:
-        First the prompts that leave no room in the model, as failures; then the
+        First the prompts that are none or leave no room, as failures; then the
         answers as their batches are done, those to short prompts first.
 
     Raises:
@@ -84,48 +66,44 @@ def generate_all(
         ValueError: if a prompt is empty, or a number of tokens or rows is not positive.
         AssertionError: if a mask has another shape.
     """
-    _check(model.cfg, prompts, masks, batch_size)
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
+    masks.check(model.cfg)
     stops = frozenset(stop_ids)
     streams = range(len(prompts)) if streams is None else streams
-    fitting = []
+    room = model.cfg.max_position
+    fitting = {
+        index: prompt
+        for index, prompt in enumerate(prompts)
+        if not isinstance(prompt, str) and len(prompt) < room
+    }
+    # In the shared prefix, where generation itself does not look, too.
+    generation.check_prompts(model.cfg, list(fitting.values()))
     for index, prompt in enumerate(prompts):
-        if len(prompt) < model.cfg.max_position:
-            fitting.append(index)
-            continue
-        reason = f'its prompt of {len(prompt)} tokens leaves no room in the model'
-        yield Generated(index, [], False, reason)
+        if isinstance(prompt, str):
+            yield Generated(index, [], False, prompt)
+        elif index not in fitting:
+            reason = f'its prompt of {len(prompt)} tokens leaves no room in the model'
+            yield Generated(index, [], False, reason)
     if not fitting:
         return
-    mesh = sharding.mesh_of(model)
-    model = sharding.on_mesh(model, mesh)
-    masks = sharding.replicate(masks, mesh)
-    shared = shared_prefix.shared_length([prompts[index] for index in fitting])
-    prefix = shared_prefix.compute(
-        model,
-        masks,
-        prompts[fitting[0]][:shared],
-        slots=generation.bucket(max(shared, 1)),
-    )
-    prefix = sharding.replicate(prefix, mesh)
-    # All batches have one size, so that only lengths make new shapes.
-    shards = sharding.row_shards(mesh)
-    size = -(-min(batch_size, len(fitting)) // shards) * shards
-    order = sorted(fitting, key=lambda index: (len(prompts[index]), index))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        padded = rows + rows[-1:] * (size - len(rows))
-        answers = generation.generate(
-            model,
-            masks,
-            [prompts[row][shared:] for row in padded],
+
+    def answers(batch: prompt_batches.Batch) -> list[list[int]]:
+        return generation.generate(
+            batch.model,
+            batch.masks,
+            batch.own,
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
             sampling=sampling,
             seed=seed,
-            prefix=prefix,
-            streams=[streams[row] for row in padded],
-            mesh=mesh,
+            prefix=batch.prefix,
+            streams=[streams[row] for row in batch.rows],
+            mesh=batch.mesh,
         )
-        for row, answer in zip(rows, answers, strict=False):
-            finished = answer[-1] in stops
-            yield Generated(row, answer[:-1] if finished else answer, finished)
+
+    for row, answer in prompt_batches.run(
+        answers, model, masks, fitting, batch_size=batch_size
+    ):
+        finished = answer[-1] in stops
+        yield Generated(row, answer[:-1] if finished else answer, finished)

@@ -1,31 +1,31 @@
 """The decoder's constants, read from a Hugging Face `config.json`."""
 
+from collections.abc import Callable
 import dataclasses
 import sys
 from typing import Any
+
+import transformers
 
 from ppjax.base import errors
 
 FAMILIES = ('llama', 'qwen2', 'qwen3')
 
-# Keys that change no logit of the architectures above. A key that is neither here
-# nor read by `from_hf_config` is refused: it may change the maths unseen.
+# Keys that change no logit of the architectures above. A key that is neither here, nor
+# read by `from_hf_config`, nor a setting of generation is refused: it may change the
+# maths unseen.
 _HARMLESS = frozenset(
     [
         '_name_or_path',
         'architectures',
         'attention_dropout',
         'auto_map',
-        'bad_words_ids',
         'bos_token_id',
         'chunk_size_feed_forward',
         'cross_attention_hidden_size',
-        'decoder_start_token_id',
         'dtype',
         'eos_token_id',
         'finetuning_task',
-        'forced_bos_token_id',
-        'forced_eos_token_id',
         'id2label',
         'initializer_range',
         'is_decoder',
@@ -35,8 +35,6 @@ _HARMLESS = frozenset(
         'max_position_embeddings',
         'max_window_layers',
         'model_type',
-        'output_attentions',
-        'output_hidden_states',
         'pad_token_id',
         'prefix',
         'problem_type',
@@ -52,47 +50,22 @@ _HARMLESS = frozenset(
         'transformers_version',
         'transformers.js_config',
         'use_cache',
-        # What generates, trains or stores, and never enters the forward pass.
+        # What trains or stores, and never enters the forward pass.
         '_commit_hash',
         '_flash_attn_2_enabled',
-        'diversity_penalty',
-        'do_sample',
-        'early_stopping',
-        'encoder_no_repeat_ngram_size',
-        'exponential_decay_length_penalty',
         'generation_config',
         'gradient_checkpointing',
         'ignore_index',
-        'length_penalty',
-        'max_length',
-        'max_new_tokens',
-        'min_length',
-        'min_new_tokens',
-        'min_p',
         'name_or_path',
         'neftune_noise_alpha',
-        'no_repeat_ngram_size',
-        'num_beam_groups',
-        'num_beams',
-        'num_return_sequences',
-        'output_scores',
         'pad_token',
         'bos_token',
         'eos_token',
         'unk_token',
         'unk_token_id',
-        'remove_invalid_values',
-        'repetition_penalty',
-        'return_dict_in_generate',
-        'suppress_tokens',
-        'begin_suppress_tokens',
-        'temperature',
         'tf_legacy_loss',
         'tokenizer_model_max_length',
         'tokenizer_padding_side',
-        'top_k',
-        'top_p',
-        'typical_p',
         'use_bfloat16',
     ]
 )
@@ -161,23 +134,27 @@ class ModelConfig:
             )
 
 
-def _count(key: str, value: Any) -> int:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    # Larger ones could not be multiplied into a size of anything.
-    if not whole or not 1 <= value < 2**31:
+def _checked(key: str, value: Any, right: bool, wanted: str) -> Any:
+    if not right:
         raise errors.InputError(
-            f'Model config: {key} must be a positive integer, got {short(value)}.'
+            f'Model config: {key} must be {wanted}, got {short(value)}.'
         )
     return value
 
 
+def _count(key: str, value: Any) -> int:
+    # Larger ones could not be multiplied into a size of anything.
+    right = type(value) is int and 1 <= value < 2**31
+    return _checked(key, value, right, 'a positive integer')
+
+
 def _positive(key: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= sys.float_info.max:
-        raise errors.InputError(
-            f'Model config: {key} must be a positive number, got {short(value)}.'
-        )
-    return float(value)
+    right = type(value) in (int, float) and 0 < value <= sys.float_info.max
+    return float(_checked(key, value, right, 'a positive number'))
+
+
+def _switch(key: str, value: Any) -> bool:
+    return _checked(key, value, isinstance(value, bool), 'true or false')
 
 
 def short(value: Any) -> str:
@@ -191,19 +168,14 @@ def _listed(keys: list[str]) -> str:
     return shown if len(keys) <= 8 else f'{shown} and {len(keys) - 8} more'
 
 
-def _switch(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise errors.InputError(
-            f'Model config: {key} must be true or false, got {short(value)}.'
-        )
-    return value
-
-
-def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
+def rope_of(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
     """RoPE's base and scaling from either spelling of the config.
 
     Until transformers 4 the base stands in `rope_theta` and the scaling in
     `rope_scaling`; from 5 on both stand in `rope_parameters`.
+
+    Raises:
+        InputError: if there is no base, or the scaling is none that is known.
     """
     params: dict[str, Any] = {}
     for key in ('rope_scaling', 'rope_parameters'):
@@ -232,27 +204,22 @@ def _rope(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
             f'Model config: rope type {short(kind)} is not implemented; '
             "known are 'default' and 'llama3'."
         )
-    wanted = {
-        'factor',
-        'low_freq_factor',
-        'high_freq_factor',
-        'original_max_position_embeddings',
+    wanted: dict[str, Callable[[str, Any], Any]] = {
+        'factor': _positive,
+        'low_freq_factor': _positive,
+        'high_freq_factor': _positive,
+        'original_max_position_embeddings': _count,
     }
-    if missing := sorted(wanted - params.keys()):
+    if missing := sorted(wanted.keys() - params.keys()):
         raise errors.InputError(
             f"Model config: rope type 'llama3' lacks {', '.join(missing)}."
         )
-    if unknown := sorted(params.keys() - wanted):
+    if unknown := sorted(params.keys() - wanted.keys()):
         raise errors.InputError(
             f"Model config: rope type 'llama3' has unknown keys {_listed(unknown)}."
         )
-    length = 'original_max_position_embeddings'
-    return theta, Llama3Scaling(
-        factor=_positive('factor', params['factor']),
-        low_freq_factor=_positive('low_freq_factor', params['low_freq_factor']),
-        high_freq_factor=_positive('high_freq_factor', params['high_freq_factor']),
-        original_max_position=_count(length, params[length]),
-    )
+    values = (check(key, params[key]) for key, check in wanted.items())
+    return theta, Llama3Scaling(*values)
 
 
 def _refuse_quantised(hf: dict[str, Any]) -> None:
@@ -288,7 +255,9 @@ def _refuse_unknown(hf: dict[str, Any], read: set[str]) -> None:
             f'Model config: sliding_window={short(hf["sliding_window"])} is not '
             'implemented.'
         )
-    known = _HARMLESS | _ONLY.keys() | read | _CHECKED
+    # Old configs hold settings of generation, of which no logit depends.
+    generation = transformers.GenerationConfig().to_dict()
+    known = _HARMLESS | generation.keys() | _ONLY.keys() | read | _CHECKED
     unknown = sorted(
         key for key in hf if key not in known and not key.startswith(_HARMLESS_STARTS)
     )
@@ -329,7 +298,7 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
             raise errors.InputError(f'Model config: key {key!r} is missing.')
         return default[0]
 
-    theta, scaling = _rope(hf)
+    theta, scaling = rope_of(hf)
 
     def count(key: str, *default: int) -> int:
         return _count(key, get(key, *default))

@@ -161,12 +161,19 @@ def _step(
     return cache, execution.whole(drawn), positions
 
 
-def _check(
-    cfg: config_lib.ModelConfig,
-    prompts: Sequence[Sequence[int]],
-    masks: masks_lib.Masks,
-    shared: int,
+def check_prompts(
+    cfg: config_lib.ModelConfig, prompts: Sequence[Sequence[int]], *, shared: int = 0
 ) -> None:
+    """Refuses prompts that are empty, too long or of tokens without an embedding.
+
+    Args:
+        cfg: of the model.
+        prompts: token ids.
+        shared: tokens that stand before each of them.
+
+    Raises:
+        InputError, ValueError: see `stream`.
+    """
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f'prompt {number} is empty; wanted one token at least.')
@@ -176,7 +183,6 @@ def _check(
                 f'the model has {cfg.max_position} positions.'
             )
         tokens_lib.refuse_unembedded(prompt, cfg.vocab_size)
-    masks.check(cfg, rows=len(prompts))
 
 
 def stream(
@@ -226,77 +232,56 @@ def stream(
     if max_new_tokens < 1:
         raise ValueError(f'max_new_tokens must be at least 1, got {max_new_tokens}.')
     shared = 0 if prefix is None else int(prefix.length)
-    _check(model.cfg, prompts, masks, shared)
-    # Checked above at the call, not when the first token is asked for.
-    return _stream(
-        model,
-        masks,
-        prompts,
-        max_new_tokens,
-        np.fromiter(stop_ids, np.int32),
-        sampling,
-        jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.key(seed),
-            np.asarray(range(len(prompts)) if streams is None else streams, np.uint32),
-        ),
-        prefix,
-        shared,
-        mesh,
-    )
-
-
-def _stream(
-    model: decoder_lib.Decoder,
-    masks: masks_lib.Masks,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    stops: np.ndarray,
-    sampling: Sampling,
-    keys: jax.Array,
-    prefix: shared_prefix.SharedPrefix | None,
-    shared: int,
-    mesh: jax.sharding.Mesh | None,
-) -> Iterator[np.ndarray]:
-    if not prompts:
-        return
+    masks.check(model.cfg, rows=len(prompts))
+    check_prompts(model.cfg, prompts, shared=shared)
+    stops = np.fromiter(stop_ids, np.int32)
 
     def place(rows: Any) -> jax.Array:
         return jnp.asarray(rows) if mesh is None else sharding.shard_rows(rows, mesh)
 
-    run = functools.partial(execution.call, mesh)
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    limits = np.minimum(max_new_tokens, model.cfg.max_position - shared - lengths)
-    padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    def drawn_tokens() -> Iterator[np.ndarray]:
+        run = functools.partial(execution.call, mesh)
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        limits = np.minimum(max_new_tokens, model.cfg.max_position - shared - lengths)
+        padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
+        for row, prompt in zip(padded, prompts, strict=True):
+            row[: len(prompt)] = prompt
 
-    slots = bucket(shared + int((lengths + limits).max()))
-    if prefix is not None:
-        slots = max(slots, prefix.cache.k.shape[2])
-    keys = place(keys)
-    cache, tokens, positions = run(
-        _prefill,
-        model,
-        masks,
-        place(padded),
-        place(lengths),
-        prefix,
-        keys,
-        slots=slots,
-        sampling=sampling,
-    )
-    ended = np.zeros(len(prompts), bool)
-    for count in range(1, int(limits.max()) + 1):
-        drawn = np.where(ended, -1, jax.device_get(tokens))
-        yield drawn
-        # Ended rows run on and are not looked at: nothing reads another row, and
-        # writes past the end of the cache are dropped.
-        ended |= np.isin(drawn, stops) | (count >= limits)
-        if ended.all():
-            return
-        cache, tokens, positions = run(
-            _step, model, masks, cache, tokens, positions, keys, sampling=sampling
+        slots = bucket(shared + int((lengths + limits).max()))
+        if prefix is not None:
+            slots = max(slots, prefix.cache.k.shape[2])
+        numbers = range(len(prompts)) if streams is None else streams
+        keys = place(
+            jax.vmap(jax.random.fold_in, (None, 0))(
+                jax.random.key(seed), np.asarray(numbers, np.uint32)
+            )
         )
+        cache, tokens, positions = run(
+            _prefill,
+            model,
+            masks,
+            place(padded),
+            place(lengths),
+            prefix,
+            keys,
+            slots=slots,
+            sampling=sampling,
+        )
+        ended = np.zeros(len(prompts), bool)
+        for count in range(1, int(limits.max()) + 1):
+            drawn = np.where(ended, -1, jax.device_get(tokens))
+            yield drawn
+            # Ended rows run on and are not looked at: nothing reads another row, and
+            # writes past the end of the cache are dropped.
+            ended |= np.isin(drawn, stops) | (count >= limits)
+            if ended.all():
+                return
+            cache, tokens, positions = run(
+                _step, model, masks, cache, tokens, positions, keys, sampling=sampling
+            )
+
+    # Checked above at the call, not when the first token is asked for.
+    return drawn_tokens() if prompts else iter(())
 
 
 def generate(

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from ppjax.base import errors, reading
-from ppjax.models import checkpoint, gguf_header, gguf_names
+from ppjax.models import checkpoint, gguf_header, loading, rope
 from ppjax.models import config as config_lib
 
 _TensorType = gguf.GGMLQuantizationType
@@ -43,25 +43,8 @@ _QUANTISED_TYPES = (
     _TensorType.Q6_K,
 )
 
-# Keys below `<architecture>.` that the config is built from or checked against.
-_KNOWN_KEYS = frozenset(
-    {
-        'attention.head_count',
-        'attention.head_count_kv',
-        'attention.key_length',
-        'attention.layer_norm_rms_epsilon',
-        'attention.value_length',
-        'block_count',
-        'context_length',
-        'embedding_length',
-        'feed_forward_length',
-        'rope.dimension_count',
-        'rope.freq_base',
-        'vocab_size',
-    }
-)
-# Keys that are harmless at these values and change the model at any other. A key
-# in neither table is refused: nobody has checked what it does to the output.
+# Keys that are harmless at these values and change the model at any other. A key that
+# is neither here nor read is refused: nobody has checked what it does to the output.
 _NEUTRAL_KEYS: dict[str, tuple[Any, ...]] = {
     'attention.causal': (True,),
     'expert_count': (0,),
@@ -75,15 +58,13 @@ _NEUTRAL_KEYS: dict[str, tuple[Any, ...]] = {
 _ROPE_FREQS = 'rope_freqs.weight'
 # GGUF stores the factors, Hugging Face what they came from. Published so far:
 # Llama 3.1 and 3.3 (8) and Llama 3.2 (32), the other three numbers the same.
-_LLAMA3_SCALINGS: tuple[dict[str, Any], ...] = tuple(
-    {
-        'factor': factor,
-        'low_freq_factor': 1.0,
-        'high_freq_factor': 4.0,
-        'original_max_position_embeddings': 8192,
-    }
-    for factor in (8.0, 32.0)
-)
+_LLAMA3_FACTORS = (8.0, 32.0)
+_LLAMA3_SCALING = {
+    'rope_type': 'llama3',
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+}
 
 
 class GgufReader(checkpoint.CheckpointReader):
@@ -110,7 +91,7 @@ class GgufReader(checkpoint.CheckpointReader):
         stored = {tensor.name: tensor for tensor in source.tensors}
         self._check_part_of_set()
         self._arch = self._architecture()
-        self._check_unknown_keys()
+        self._read_keys: set[str] = set()
         blocks = self._number('block_count', int)
         if blocks > len(stored):  # Before a million names are made up.
             raise self.error(
@@ -119,9 +100,9 @@ class GgufReader(checkpoint.CheckpointReader):
             )
 
         self.hf_config = self._config(stored)
+        self._check_unread_keys()
         stored.pop(_ROPE_FREQS, None)
         self._tensors = self._renamed(stored)
-        self._check_shapes()
 
     def metadata(self, key: str, default: Any = None) -> Any:
         """The value of a GGUF metadata key as a Python value, or `default`."""
@@ -145,8 +126,7 @@ class GgufReader(checkpoint.CheckpointReader):
         return tuple(int(n) for n in self._tensor(name).shape[::-1])
 
     def dtype(self, name: str) -> np.dtype:
-        kind = self._tensor(name).tensor_type
-        return _PLAIN_TYPES.get(kind, np.dtype(np.float32))
+        return _dtype(self._tensor(name))
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         tensor = self._tensor(name)
@@ -177,30 +157,24 @@ class GgufReader(checkpoint.CheckpointReader):
         return self._tensors[name]
 
     def _open(self) -> gguf.GGUFReader:
-        magic = reading.read_bytes(self.path, 'GGUF file', head=4)
-        if magic != b'GGUF':
+        head = reading.read_bytes(self.path, 'GGUF file', head=8)
+        if head[:4] != b'GGUF':
             raise self.error(
-                f'begins with {magic!r} instead of the GGUF mark: it is of another '
+                f'begins with {head[:4]!r} instead of the GGUF mark: it is of another '
                 f'format, or damaged; give another file or download it again.'
             )
+        version = int.from_bytes(head[4:], 'little')
+        if version and version % (1 << 16) == 0:
+            raise self.error('is big-endian; convert it with gguf-convert-endian.')
         try:
-            if not self._is_big_endian():
-                gguf_header.check(self.path)
-            source = gguf.GGUFReader(self.path)
+            gguf_header.check(self.path)
+            return gguf.GGUFReader(self.path)
         except (ValueError, OSError, IndexError, KeyError, OverflowError) as e:
             detail = ' '.join(str(e).split())
             raise self.error(
                 f'cannot be read ({detail}): it is cut short, damaged, or newer than '
                 f'the installed gguf package; download it again.'
             ) from e
-        if source.endianess is not gguf.GGUFEndian.LITTLE:
-            raise self.error('is big-endian; convert it with gguf-convert-endian.')
-        return source
-
-    def _is_big_endian(self) -> bool:
-        with self.path.open('rb') as file:
-            version = file.read(8)[4:]
-        return int.from_bytes(version, 'little') >= 1 << 16
 
     def _check_part_of_set(self) -> None:
         parts = self.metadata('split.count', 1)
@@ -219,11 +193,11 @@ class GgufReader(checkpoint.CheckpointReader):
             )
         return arch
 
-    def _check_unknown_keys(self) -> None:
+    def _check_unread_keys(self) -> None:
         prefix = f'{self._arch}.'
         for key, value in self._metadata.items():
             suffix = key.removeprefix(prefix)
-            if suffix == key or suffix in _KNOWN_KEYS:
+            if suffix == key or suffix in self._read_keys:
                 continue
             if value not in _NEUTRAL_KEYS.get(suffix, ()):
                 raise self.error(
@@ -235,6 +209,7 @@ class GgufReader(checkpoint.CheckpointReader):
         self, suffix: str, kind: type[int] | type[float], default: Any = None
     ) -> Any:
         """A positive `<architecture>.<suffix>`, required unless `default` is given."""
+        self._read_keys.add(suffix)
         key = f'{self._arch}.{suffix}'
         value = self.metadata(key, default)
         if value is None:
@@ -255,7 +230,7 @@ class GgufReader(checkpoint.CheckpointReader):
     def _config(self, stored: dict[str, gguf.ReaderTensor]) -> dict[str, Any]:
         hidden = self._number('embedding_length', int)
         heads = self._number('attention.head_count', int)
-        kinds = {_weight_dtype(t) for t in stored.values() if len(t.shape) == 2}
+        kinds = {_dtype(t).name for t in stored.values() if len(t.shape) == 2}
         embedding = self._stored(stored, 'token_embd.weight')
         config = {
             'architectures': [_ARCHITECTURES[self._arch]],
@@ -327,10 +302,13 @@ class GgufReader(checkpoint.CheckpointReader):
         factors = np.array(tensor.data)
         if np.allclose(factors, 1.0, rtol=1e-3, atol=0):
             return plain
-        for scaling in _LLAMA3_SCALINGS:
-            wanted = llama3_rope_factors(head_dim, theta, **scaling)
+        unscaled = rope.inverse_frequencies(head_dim, theta, None)
+        for factor in _LLAMA3_FACTORS:
+            parameters = {**plain, **_LLAMA3_SCALING, 'factor': factor}
+            _, scaling = config_lib.rope_of({'rope_parameters': parameters})
+            wanted = unscaled / rope.inverse_frequencies(head_dim, theta, scaling)
             if np.allclose(factors, wanted, rtol=1e-3, atol=0):
-                return {**plain, 'rope_type': 'llama3', **scaling}
+                return parameters
         raise self.error(
             f'scales its rotary frequencies ({_ROPE_FREQS}, up to '
             f'{factors.max():.4g}) unlike Llama 3.1 and 3.2; use the original '
@@ -347,16 +325,16 @@ class GgufReader(checkpoint.CheckpointReader):
     def _renamed(
         self, stored: dict[str, gguf.ReaderTensor]
     ) -> dict[str, gguf.ReaderTensor]:
-        """Hugging Face name -> tensor, each of a type that we read."""
-        hf_names = gguf_names.hf_names(self.hf_config['num_hidden_layers'])
-        wanted = gguf_names.expected_shapes(self.hf_config)
-        renamed = {}
+        """Hugging Face name -> tensor: all of the model's, of a type that we read."""
+        cfg = config_lib.from_hf_config(self.hf_config)
+        shapes = loading.tensor_shapes(cfg)
+        names = _hf_names(cfg.num_layers)
         for name, tensor in stored.items():
-            if hf_names.get(name) not in wanted:
+            if names.get(name) not in shapes:
                 raise self.error(
                     f'holds the tensor {name!r}, which is no part of a '
-                    f'{self._arch} model with block_count '
-                    f'{self.hf_config["num_hidden_layers"]} as implemented.'
+                    f'{self._arch} model with block_count {cfg.num_layers} as '
+                    'implemented.'
                 )
             kind = tensor.tensor_type
             if kind not in _PLAIN_TYPES and (
@@ -369,55 +347,42 @@ class GgufReader(checkpoint.CheckpointReader):
                     f'{", ".join(t.name for t in _QUANTISED_TYPES)}: use another '
                     f'quantisation of this model.'
                 )
-            renamed[hf_names[name]] = tensor
-        for name, hf_name in hf_names.items():
-            if hf_name in wanted and hf_name not in renamed:
-                self._stored(stored, name)
-        return renamed
-
-    def _check_shapes(self) -> None:
-        for name, wanted in gguf_names.expected_shapes(self.hf_config).items():
-            if self.shape(name) != wanted:
+        renamed = {
+            hf_name: self._stored(stored, name)
+            for name, hf_name in names.items()
+            if hf_name in shapes
+        }
+        for hf_name, tensor in renamed.items():
+            # GGUF lists the fastest axis first.
+            shape = tuple(tensor.shape[::-1].tolist())
+            if shape != shapes[hf_name]:
                 raise self.error(
-                    f'holds {self._tensor(name).name!r} of shape '
-                    f'{list(self.shape(name))}; its metadata call for {list(wanted)}.'
+                    f'holds {tensor.name!r} of shape {list(shape)}; its metadata call '
+                    f'for {list(shapes[hf_name])}.'
                 )
+        return renamed
 
     def _permuted_heads(self, name: str) -> int | None:
         """Heads in a tensor whose rows the converter reordered, else None."""
-        if self._arch != 'llama':
+        heads = {'q_proj': 'num_attention_heads', 'k_proj': 'num_key_value_heads'}
+        projection = name.split('.')[-2]
+        if self._arch != 'llama' or projection not in heads:
             return None
-        if '.self_attn.q_proj.' in name:
-            return self.hf_config['num_attention_heads']
-        if '.self_attn.k_proj.' in name:
-            return self.hf_config['num_key_value_heads']
-        return None
+        return self.hf_config[heads[projection]]
 
 
-def llama3_rope_factors(
-    head_dim: int,
-    theta: float,
-    *,
-    factor: float,
-    low_freq_factor: float,
-    high_freq_factor: float,
-    original_max_position_embeddings: int,
-) -> np.ndarray:
-    """[H/2]: by what the "llama3" rotary scaling divides each frequency.
-
-    With w_i = 2 pi theta^(2i/H) the wavelength in tokens and C the original
-    context, s_i = (C / w_i - low) / (high - low) clipped to [0, 1], the factor is
-    1 / ((1 - s_i) / factor + s_i): 1 for short waves, `factor` for long ones.
-
-    Source: transformers, modeling_rope_utils; llama.cpp stores these numbers as
-        `rope_freqs.weight`.
-    """
-    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = (original_max_position_embeddings / wavelength - low_freq_factor) / (
-        high_freq_factor - low_freq_factor
-    )
-    smooth = np.clip(smooth, 0.0, 1.0)
-    return 1.0 / ((1.0 - smooth) / factor + smooth)
+def _hf_names(layers: int) -> dict[str, str]:
+    """GGUF's name of every tensor that we know -> Hugging Face's, layer by layer."""
+    # Of one layer, and of the architecture that has all of them.
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 1)
+    weights = (*loading.TOP_WEIGHTS.values(), *loading.BLOCK_WEIGHTS.values())
+    known = [weight.hf_name for weight in weights]
+    stored = [table.get_name(name.format(0), ('.weight', '.bias')) for name in known]
+    return {
+        name.replace('blk.0.', f'blk.{layer}.'): hf_name.format(layer)
+        for layer in range(layers)
+        for name, hf_name in zip(stored, known, strict=True)
+    }
 
 
 def _unpermuted_rows(num_rows: int, heads: int) -> np.ndarray:
@@ -434,8 +399,8 @@ def _any_bias(names: Iterable[str], block: str) -> bool:
     return any(re.fullmatch(rf'blk\.\d+\.{block}_\w+\.bias', name) for name in names)
 
 
-def _weight_dtype(tensor: gguf.ReaderTensor) -> str:
-    return _PLAIN_TYPES.get(tensor.tensor_type, np.dtype(np.float32)).name
+def _dtype(tensor: gguf.ReaderTensor) -> np.dtype:
+    return _PLAIN_TYPES.get(tensor.tensor_type, np.dtype(np.float32))
 
 
 def _shortest(value: float) -> float:

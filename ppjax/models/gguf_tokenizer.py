@@ -7,7 +7,6 @@ conversion leaves SmolLM's digit splitting and Llama 3's ignore_merges out, so i
 token ids differ from the ones these models were trained on.
 """
 
-import pathlib
 from typing import Any
 
 import gguf
@@ -50,7 +49,7 @@ _NAMED_TOKENS = {
 
 
 def tokenizer_from_gguf(
-    source: gguf_reader.GgufReader | str | pathlib.Path,
+    reader: gguf_reader.GgufReader,
 ) -> transformers.PreTrainedTokenizerFast:
     """Builds a GGUF file's tokenizer, with the chat template if there is one.
 
@@ -59,7 +58,7 @@ def tokenizer_from_gguf(
     Saved with `save_pretrained`, the tokenizer loads with AutoTokenizer.
 
     Args:
-        source: an open reader, or the path of a GGUF file.
+        reader: of the file.
 
     Returns:
         A tokenizer that pads on the right and whose `model_max_length` is the
@@ -69,11 +68,6 @@ def tokenizer_from_gguf(
         InputError: if the tokenizer is not byte-level BPE of a known family, or
             its metadata are missing or contradict each other.
     """
-    reader = (
-        source
-        if isinstance(source, gguf_reader.GgufReader)
-        else gguf_reader.GgufReader(source)
-    )
     try:
         return _built(reader)
     except errors.InputError:

@@ -1,6 +1,6 @@
 """From a checkpoint's tensors to a `Decoder`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -70,21 +70,35 @@ _READ_ENTRIES = 1 << 22
 _DERIVED = ('rotary_emb.inv_freq',)
 
 
+def parameters(
+    weights: weights_lib.Weights,
+) -> Iterator[tuple[weights_lib.Weights, str, Weight, list[tuple[str, int | None]]]]:
+    """All parameters of a decoder, and which tensors of a file they are made of.
+
+    Args:
+        weights: see `models.weights`.
+
+    Yields:
+        The dict that holds the parameter, its name there, where it comes from, and
+        (Hugging Face's name, layer) of each tensor; None is the layer of the only one.
+    """
+    for table, owner in ((TOP_WEIGHTS, weights), (BLOCK_WEIGHTS, weights['blocks'])):
+        for name, weight in table.items():
+            if name in owner:
+                layers: Iterable[int | None] = (
+                    [None] if owner is weights else range(owner[name].shape[0])
+                )
+                tensors = [(weight.hf_name.format(layer), layer) for layer in layers]
+                yield owner, name, weight, tensors
+
+
 def tensor_shapes(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the decoder needs, with its shape in the file."""
-    abstract = weights_lib.abstract(cfg)
     shapes: dict[str, tuple[int, ...]] = {}
-    for table, owner, layers in (
-        (TOP_WEIGHTS, abstract, None),
-        (BLOCK_WEIGHTS, abstract['blocks'], cfg.num_layers),
-    ):
-        for name, weight in table.items():
-            if name not in owner:
-                continue
-            shape = owner[name].shape[0 if layers is None else 1 :]
-            shape = shape[::-1] if weight.transpose else shape
-            for layer in range(layers or 1):
-                shapes[weight.hf_name.format(layer)] = shape
+    for owner, name, weight, tensors in parameters(weights_lib.abstract(cfg)):
+        for hf_name, layer in tensors:
+            shape = owner[name].shape[0 if layer is None else 1 :]
+            shapes[hf_name] = shape[::-1] if weight.transpose else shape
     return shapes
 
 
@@ -217,35 +231,23 @@ def load_decoder(
     found = weights_lib.abstract(cfg, dtype, int8_matrices)
     total = len(tensor_shapes(cfg))
     done = 0
-
-    def load(
-        owner: weights_lib.Weights, prefix: str, name: str, weight: Weight
-    ) -> None:
-        nonlocal done
-        parts = _Parts(owner[name], prefix + name, mesh)
+    for owner, name, weight, tensors in parameters(found):
+        path = name if owner is found else f'blocks/{name}'
+        parts = _Parts(owner[name], path, mesh)
         scale = found.get('scales', {}).get(name)
         scales = None if scale is None else _Parts(scale, f'scales/{name}', mesh)
-        for layer in range(cfg.num_layers if prefix else 1):
+        for hf_name, layer in tensors:
             done += 1
             progress(done, total)
-            number = layer if prefix else None
             _read_into(
-                parts.of_tensor(number, weight.transpose),
-                None if scales is None else scales.of_tensor(number, False),
+                parts.of_tensor(layer, weight.transpose),
+                None if scales is None else scales.of_tensor(layer, False),
                 reader,
-                weight.hf_name.format(layer),
+                hf_name,
             )
         owner[name] = parts.assembled()
         if scales is not None:
             found['scales'][name] = scales.assembled()
-
-    for table, owner, prefix in (
-        (TOP_WEIGHTS, found, ''),
-        (BLOCK_WEIGHTS, found['blocks'], 'blocks/'),
-    ):
-        for name, weight in table.items():
-            if name in owner:
-                load(owner, prefix, name, weight)
     return weights_lib.decoder_of(cfg, found)
 
 

@@ -48,8 +48,11 @@ class BarGroup:
 
 
 def bar_groups_plot(
-    title: str, groups: Sequence[BarGroup], legend: Sequence[tuple[str, str, str]] = ()
-) -> dict[str, Any] | None:
+    title: str,
+    groups: Sequence[BarGroup],
+    legend: Sequence[tuple[str, str, str]] = (),
+    note: str = '',
+) -> drawing.Drawing | None:
     """Bars from zero with whiskers; None if there is no bar."""
     groups = [group for group in groups if group.bars]
     if not groups:
@@ -88,7 +91,7 @@ def bar_groups_plot(
         axes.set_xlim(0, 1.28 * end)
 
     height = 0.2 + 0.27 * count + 0.14 * len(groups)
-    return drawing.drawing(title, paint, height=height, legend=legend)
+    return drawing.Drawing(title, paint, height, legend, note)
 
 
 def _label_bars(axes: Any, places: Sequence[float], labels: Sequence[str]) -> None:
@@ -120,13 +123,15 @@ def stacked_plot(
     title: str,
     rows: Sequence[tuple[str, Sequence[tuple[str, float]], str]],
     legend: Sequence[tuple[str, str, str]],
-) -> dict[str, Any] | None:
+    note: str = '',
+) -> drawing.Drawing | None:
     """Stacked bars; None if there are none.
 
     Args:
         title: above the chart.
         rows: (label, (colour, length) of each part, text beside the bar).
         legend: of the colours.
+        note: below it.
     """
     if not rows:
         return None
@@ -145,7 +150,7 @@ def stacked_plot(
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1.45 * end)
 
-    return drawing.drawing(title, paint, height=0.3 + 0.36 * len(rows), legend=legend)
+    return drawing.Drawing(title, paint, 0.3 + 0.36 * len(rows), legend, note)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +174,7 @@ class DialogueLine:
 
 def turns_plot(
     title: str, courses: Sequence[DialogueLine], legend: Sequence[tuple[str, str, str]]
-) -> dict[str, Any] | None:
+) -> drawing.Drawing | None:
     """Mean scores of 1 to 5 over turns, with a band of one standard deviation."""
     if not courses:
         return None
@@ -191,12 +196,11 @@ def turns_plot(
                 color=colour,
                 linestyle=course.style,
                 marker='o',
-                markersize=3.5,
-                linewidth=1.7,
             )
         axes.set_ylim(0.9, 5.1)
         axes.set_yticks([1, 2, 3, 4, 5])
         axes.set_xlabel('turn')
         axes.xaxis.set_major_locator(ticker.MaxNLocator(10, integer=True))
 
-    return drawing.drawing(title, paint, height=2.7, legend=legend)
+    note = 'Bands: one standard deviation, none where it is not known.'
+    return drawing.Drawing(title, paint, 2.7, legend, note)

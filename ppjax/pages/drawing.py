@@ -1,6 +1,7 @@
 """Plots as inline SVG, in the colours and the font of the page that shows them."""
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import io
 import re
 from typing import Any
@@ -41,6 +42,8 @@ _STYLE = {
     'font.size': 9.5,
     'grid.color': PAINTS['line'],
     'grid.linewidth': 0.6,
+    'lines.linewidth': 1.7,
+    'lines.markersize': 3.5,
     'svg.fonttype': 'none',
     'svg.hashsalt': 'ppjax',
     'text.color': PAINTS['ink'],
@@ -53,59 +56,59 @@ _STYLE = {
 }
 
 
-def svg(
-    paint: Callable[[Any], None], label: str, *, height: float = 2.5
-) -> markupsafe.Markup:
-    """Draws on fresh axes and gives inline SVG in the page's own colours and font."""
-    with matplotlib.rc_context(_STYLE):
-        # 4 inches: on a phone's 340 pixels the letters shrink by an eighth only.
-        figure = figure_lib.Figure(figsize=(4.0, height), layout='constrained')
-        paint(figure.add_subplot())
-        text = io.StringIO()
-        nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
-        figure.savefig(text, format='svg', transparent=True, metadata=nothing)
-    drawn = text.getvalue()
-    drawn = drawn[drawn.index('<svg') :]
-    for name, paint_code in PAINTS.items():
-        drawn = re.sub(rf'{paint_code}\b', f'var(--{name})', drawn)
-    drawn = re.sub(r'<style.*?</style>', '', drawn, flags=re.DOTALL)
-    drawn = re.sub(r'font-family: [^;"]*;?', '', drawn)
-    # Ids are unique within a drawing only, and only marks and clips are referred to.
-    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', drawn))
-    prefix = re.sub(r'\W+', '-', label.lower())
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A plot as the page shows it, drawn once it is.
 
-    def rename(match: re.Match[str]) -> str:
-        return f' id="{prefix}-{match[1]}"' if match[1] in used else ''
-
-    drawn = re.sub(r'\sid="([^"]*)"', rename, drawn)
-    drawn = re.sub(r'(href="|url\()#', rf'\1#{prefix}-', drawn)
-    size = re.compile(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"')
-    spoken = f' role="img" aria-label="{markupsafe.escape(label)}"'
-    drawn = size.sub(lambda match: match[1] + spoken, drawn, count=1)
-    return markupsafe.Markup(drawn)
-
-
-def drawing(
-    title: str,
-    paint: Callable[[Any], None],
-    *,
-    height: float = 2.5,
-    legend: Sequence[tuple[str, str, str]] = (),
-    note: str = '',
-    label: str = '',
-) -> dict[str, Any]:
-    """A plot as the page shows it.
-
-    Args:
+    Attributes:
         title: above it; no two plots of a page have the same.
-        paint: draws on Matplotlib axes, in `PAINTS`.
+        paint: draws on Matplotlib axes, in `PAINTS`; None if the rest says it all.
         height: in inches; all are 4 wide.
         legend: (colour, kind of line, text).
         note: below it.
         label: names the drawing itself, where that is not its title.
     """
-    drawn = svg(paint, label or title, height=height)
-    return {'title': title, 'svg': drawn, 'legend': list(legend), 'note': note}
+
+    title: str
+    paint: Callable[[Any], None] | None
+    height: float = 2.5
+    legend: Sequence[tuple[str, str, str]] = ()
+    note: str = ''
+    label: str = ''
+
+    @property
+    def svg(self) -> markupsafe.Markup:
+        """Inline SVG in the page's own colours and font."""
+        if self.paint is None:
+            return markupsafe.Markup('')
+        label = self.label or self.title
+        with matplotlib.rc_context(_STYLE):
+            # 4 inches: on a phone's 340 pixels the letters shrink by an eighth only.
+            figure = figure_lib.Figure(figsize=(4.0, self.height), layout='constrained')
+            self.paint(figure.add_subplot())
+            text = io.StringIO()
+            nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
+            figure.savefig(text, format='svg', transparent=True, metadata=nothing)
+        drawn = text.getvalue()
+        drawn = drawn[drawn.index('<svg') :]
+        for name, paint_code in PAINTS.items():
+            drawn = re.sub(rf'{paint_code}\b', f'var(--{name})', drawn)
+        drawn = re.sub(r'<style.*?</style>', '', drawn, flags=re.DOTALL)
+        drawn = re.sub(r'font-family: [^;"]*;?', '', drawn)
+        # Ids are unique within a drawing only, and only marks and clips are referred
+        # to.
+        used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', drawn))
+        prefix = re.sub(r'\W+', '-', label.lower())
+
+        def rename(match: re.Match[str]) -> str:
+            return f' id="{prefix}-{match[1]}"' if match[1] in used else ''
+
+        drawn = re.sub(r'\sid="([^"]*)"', rename, drawn)
+        drawn = re.sub(r'(href="|url\()#', rf'\1#{prefix}-', drawn)
+        size = re.compile(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"')
+        spoken = f' role="img" aria-label="{markupsafe.escape(label)}"'
+        drawn = size.sub(lambda match: match[1] + spoken, drawn, count=1)
+        return markupsafe.Markup(drawn)
 
 
 def readable_limits(

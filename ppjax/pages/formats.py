@@ -54,8 +54,15 @@ def points(value: float) -> str:
 
 
 def interval(value: Any) -> tuple[float, float] | None:
-    """Two numbers, or None for whatever else a file held."""
-    if not isinstance(value, list) or len(value) != 2:
+    """Two numbers, or the ends of a spread; None for whatever else a file held."""
+    if isinstance(value, dict):
+        value = [value.get('min'), value.get('max')]
+    if not isinstance(value, list | tuple) or len(value) != 2:
         return None
     low, high = map(number, value)
     return None if low is None or high is None else (low, high)
+
+
+def printable(text: str) -> str:
+    """One line without characters that a terminal obeys or a drawing cannot show."""
+    return ''.join(c if c.isprintable() else ' ' for c in text)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 from typing import Any
 
-from ppjax.pages import formats
+from ppjax.pages import drawing, formats
 
 # Longer tables and lists would make a page that opens on no phone.
 MOST_ROWS = 100
@@ -38,6 +38,11 @@ class Table:
     title: str = ''
     folded: bool = False
 
+    def filled(self) -> 'Table':
+        """With the rows alone that have a figure, and not too many of them."""
+        rows = [row for row in self.rows if not is_empty(row[1])]
+        return dataclasses.replace(self, rows=rows[:MOST_ROWS])
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgedAnswer:
@@ -65,36 +70,46 @@ class Section:
     Attributes:
         title: its heading.
         intro: what was measured, in a sentence or two.
-        plots: as the functions of `charts` give them.
+        plots: drawn once the page is; None is none.
         tables: under them.
         note: how to read these.
         questions: with judged answers, the worst first.
+        questions_note: which of them.
         settings: (name, value) pairs.
     """
 
     title: str
     intro: str
-    plots: Sequence[dict[str, Any]] = ()
+    plots: Sequence[drawing.Drawing | None] = ()
     tables: Sequence[Table] = ()
     note: str = ''
     questions: Sequence[JudgedQuestion] = ()
+    questions_note: str = ''
     settings: Sequence[tuple[str, str]] = ()
+
+    def filled(self) -> 'Section | None':
+        """What of it has figures; None without a table and a question."""
+        tables = [full for table in self.tables if (full := table.filled()).rows]
+        if not tables and not self.questions:
+            return None
+        plots = [plot for plot in self.plots if plot]
+        return dataclasses.replace(self, plots=plots, tables=tables)
 
 
 NOTHING = TableCell('–')
 
 
-def cell(value: Any, show: formats.Show, spread: Any = None) -> TableCell:
-    """A figure, and its interval if there is one; a dash if it is no number."""
-    shown = formats.number(value)
+def cell(value: Any, show: formats.Show, beside: Any = None) -> TableCell:
+    """A figure, and its interval or what it is a part of; a dash if it is no number."""
+    shown, ends = formats.number(value), formats.interval(beside)
     if shown is None:
         return NOTHING
-    ends = formats.interval(spread)
-    return TableCell(show(shown), f'{show(ends[0])} to {show(ends[1])}' if ends else '')
+    if ends:
+        return TableCell(show(shown), f'{show(ends[0])} to {show(ends[1])}')
+    whole = formats.number(beside)
+    return TableCell(show(shown), '' if whole is None else f'of {show(whole)}')
 
 
-def filled(
-    rows: Iterable[tuple[str, list[TableCell]]],
-) -> list[tuple[str, list[TableCell]]]:
-    """Those with a figure."""
-    return [row for row in rows if any(cell.text != NOTHING.text for cell in row[1])]
+def is_empty(cells: Iterable[TableCell]) -> bool:
+    """Whether no cell has a figure."""
+    return all(cell.text == NOTHING.text for cell in cells)

@@ -330,22 +330,10 @@ def _read_charx(path: str | pathlib.Path, where: str) -> Any:
                 text = file.read(MAX_CARD_BYTES + 1)
     except errors.InputError:
         raise
-    # A damaged zip file fails in many ways within the library.
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        EOFError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-        LookupError,
-        struct.error,
-    ) as error:
+    except Exception as error:  # A damaged zip file fails in many ways.
         reason = inputs.excerpt(str(error)) or type(error).__name__
         raise errors.InputError(
             f'{where}: the CHARX file is damaged ({reason}); get it again.'
-        ) from None
+        ) from error
     _check_size(len(text), where)
     return inputs.parse_json(text, f'{where}: card.json')

@@ -145,7 +145,7 @@ class _Card:
         self._levels: tuple[dict[str, Any], ...] = (data or {}, value)
         self._unknown: dict[str, None] = {}
         self._repaired = False
-        self._growth = 0
+        self._room = macros.MAX_GROWTH
         self._user = user_name
         self.name = ' '.join(self._raw_text('name').split())
         nickname = ' '.join(self._raw_text('nickname').split())
@@ -181,27 +181,29 @@ class _Card:
         value = self._field(key)
         return '' if value is None else self._clean(value, f'"{key}"')
 
-    def _resolve(self, text: str, original: str | None = None) -> str:
-        resolved = self._expanded(text, original)
-        self._unknown |= dict.fromkeys(resolved.unknown)
-        return resolved.text.strip()
+    def _resolve(
+        self, text: str, original: str | None = None, *, quiet: bool = False
+    ) -> str:
+        """Text without macros, which together may add only so much to a card.
 
-    def _expanded(self, text: str, original: str | None = None) -> macros.Resolved:
-        """Text without macros, which together may add only so much to a card."""
+        Unknown ones are noted, unless `quiet`, for what no prompt holds.
+        """
         try:
             resolved = macros.resolve(
-                text, char=self.char, user=self._user, original=original
+                text,
+                char=self.char,
+                user=self._user,
+                original=original,
+                room=self._room,
             )
-            self._growth += max(0, len(resolved.text) - len(text))
-            if self._growth > macros.MAX_GROWTH:
-                raise errors.InputError(
-                    f'its macros make more than {macros.MAX_GROWTH:,} characters.'
-                )
         except errors.InputError as error:
             raise errors.InputError(
                 f'{self._where}: no character card: {error}'
             ) from None
-        return resolved
+        self._room -= max(0, len(resolved.text) - len(text))
+        if not quiet:
+            self._unknown |= dict.fromkeys(resolved.unknown)
+        return resolved.text.strip()
 
     def text(self, key: str) -> str:
         """A field without macros; '' where the card has none."""
@@ -271,13 +273,10 @@ class _Card:
                 keys = []  # A pattern is nothing that one could ask about.
             for key in keys:
                 key = self._clean(key, 'a keyword') if inputs.is_text(key) else ''
-                if (key := self._quietly(key)) and (text := self._quietly(content)):
+                key = self._resolve(key, quiet=True)
+                if key and (text := self._resolve(content, quiet=True)):
                     yield persona_lib.LoreEntry(key, text, constant)
                     break
-
-    def _quietly(self, text: str) -> str:
-        """Without macros; unknown ones are noted only where prompts hold them."""
-        return self._expanded(text).text.strip()
 
     def voice_samples(self) -> Iterator[str]:
         """Greetings, then the character's lines in the example conversations."""

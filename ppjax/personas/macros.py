@@ -41,7 +41,12 @@ class Resolved:
 
 
 def resolve(
-    text: str, *, char: str, user: str, original: str | None = None
+    text: str,
+    *,
+    char: str,
+    user: str,
+    original: str | None = None,
+    room: int = MAX_GROWTH,
 ) -> Resolved:
     """Replaces macros in one pass; what they are replaced by is not looked into.
 
@@ -50,20 +55,20 @@ def resolve(
         char: the character's name.
         user: the name of whoever talks to the character.
         original: for `{{original}}`; None leaves it in place.
+        room: how many characters may come from macros.
 
     Raises:
-        InputError: as soon as more than `MAX_GROWTH` characters come from macros.
+        InputError: as soon as more come from them.
     """
     names = {'char': char, 'bot': char, 'user': user}
     words = names if original is None else names | {'original': original}
     unknown: dict[str, None] = {}
     levels: list[list[str]] = [[]]
-    left = MAX_GROWTH
 
     def spend(size: int) -> None:
-        nonlocal left
-        left -= size
-        if left < 0:
+        nonlocal room
+        room -= size
+        if room < 0:
             raise errors.InputError(
                 f'its macros make more than {MAX_GROWTH:,} characters.'
             )

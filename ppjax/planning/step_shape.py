@@ -5,8 +5,12 @@ import dataclasses
 import numpy as np
 
 from ppjax.data import chat, packing
+from ppjax.models import config as config_lib
+from ppjax.planning import useful_flops
+from ppjax.training import step as step_lib
 
 QUESTION = 16  # Tokens between the persona and the answer.
+LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,3 +60,36 @@ class Shape:
             rows=rows,
             micro_batches=micro_batches,
         )
+
+    def useful_flops(
+        self, cfg: config_lib.ModelConfig, *, dense_too: bool = False
+    ) -> float:
+        """See `useful_flops.mask_step`."""
+        return useful_flops.mask_step(
+            cfg,
+            prefix=self.persona,
+            own=[self.own] * self.batch,
+            answers=self.answer * self.batch,
+            dense_too=dense_too,
+        )
+
+
+def plain_learning(
+    keep: int, *, remat: str, objective: str = 'ce'
+) -> step_lib.Learning:
+    """The settings of a step where only its time and memory matter.
+
+    Args:
+        keep: k.
+        remat: see `Decoder.__call__`.
+        objective: one of `loss.OBJECTIVES`.
+    """
+    return step_lib.Learning(
+        keep=keep,
+        estimator='ste',
+        objective=objective,
+        anneal=0.0,
+        weight_decay=WEIGHT_DECAY,
+        remat=remat,
+        seed=0,
+    )

@@ -34,7 +34,7 @@ def dots_plot(
     title: str,
     rows: Sequence[tuple[str, Sequence[Dot]]],
     legend: Sequence[tuple[str, str, str]] = (),
-) -> dict[str, Any]:
+) -> drawing.Drawing:
     """Dots with whiskers in rows, and a line at 0, where the dense model is."""
 
     def paint(axes: Any) -> None:
@@ -64,14 +64,14 @@ def dots_plot(
     most = max(len(dots) for _, dots in rows)
     height = 0.8 + len(rows) * (0.2 + 0.13 * most)
     legend = [*legend, ('dense', 'dashed', 'Dense model')]
-    return drawing.drawing(title, paint, height=height, legend=legend)
+    return drawing.Drawing(title, paint, height=height, legend=legend)
 
 
 def curves_plot(
     title: str,
     axis: str,
     lines: Sequence[tuple[str, Sequence[tuple[float, aggregate.Figure]]]],
-) -> dict[str, Any]:
+) -> drawing.Drawing:
     """A line for each name over an axis of numbers, whiskers over seeds."""
     styles = [(colour, style) for style in _STYLES for colour in _COLOURS]
     drawn = list(zip(styles * (1 + len(lines) // len(styles)), lines, strict=False))
@@ -87,7 +87,6 @@ def curves_plot(
                 linestyle=style,
                 marker='o',
                 markersize=4,
-                linewidth=1.7,
                 elinewidth=1.0,
                 capsize=2.5,
             )
@@ -100,6 +99,6 @@ def curves_plot(
         axes.set_ylabel(_UNIT)
 
     legend = [(colour, style, name) for (colour, style), (name, _) in drawn]
-    return drawing.drawing(
+    return drawing.Drawing(
         title, paint, height=2.9, legend=[*legend, ('muted', 'dashed', 'Dense model')]
     )

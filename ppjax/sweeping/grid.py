@@ -1,6 +1,6 @@
 """The grid of a sweep: its axes, as text, and the cells between them."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import dataclasses
 import difflib
 import hashlib
@@ -30,15 +30,42 @@ class Axis:
     values: tuple[Any, ...]
 
 
-def _check_name(name: str, names: Collection[str]) -> None:
-    known = [PERSONA, *sorted(names)]
+def _check_name(flag: str, name: str, known: Collection[str]) -> None:
     if name in known:
         return
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = (
         f'Did you mean: {nearest[0]} ?' if nearest else f'There are {", ".join(known)}.'
     )
-    raise errors.InputError(f'--grid: unknown axis {name!r}. {hint}')
+    raise errors.InputError(f'--{flag}: unknown axis {name!r}. {hint}')
+
+
+def listed(
+    flag: str, parts: Iterable[str], known: Collection[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Reads each `axis=value,value`.
+
+    Args:
+        flag: that holds them, with semicolons between them.
+        parts: of its text.
+        known: the axes that there are.
+
+    Yields:
+        (axis, values as text).
+
+    Raises:
+        InputError: for an unknown axis, and an axis without values.
+    """
+    for part in parts:
+        name, _, values = part.strip().partition('=')
+        texts = [value.strip() for value in values.split(',')]
+        if not name or not all(texts):
+            raise errors.InputError(
+                f'--{flag}: {part.strip()!r} is no axis with values; wanted '
+                'axis=value,value and semicolons between axes.'
+            )
+        _check_name(flag, name.strip(), known)
+        yield name.strip(), texts
 
 
 def parse(
@@ -56,16 +83,7 @@ def parse(
             what is there twice.
     """
     axes: list[Axis] = []
-    for part in text.split(';'):
-        name, _, listed = part.partition('=')
-        name = name.strip()
-        texts = [value.strip() for value in listed.split(',')]
-        if not name or not all(texts):
-            raise errors.InputError(
-                f'--grid: {part.strip()!r} is no axis with values; wanted '
-                'axis=value,value and semicolons between axes.'
-            )
-        _check_name(name, names)
+    for name, texts in listed('grid', text.split(';'), [PERSONA, *sorted(names)]):
         if name in [axis.name for axis in axes]:
             raise errors.InputError(f'--grid: the axis {name} is there twice.')
         values = texts if name == PERSONA else [read(name, value) for value in texts]

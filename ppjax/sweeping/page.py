@@ -1,11 +1,11 @@
 """`sweep.html`: a sweep's tables and plots, in the look of `report.html`."""
 
 from collections.abc import Sequence
-from typing import Any
+import dataclasses
 
 import ppjax
 from ppjax.base import flags
-from ppjax.pages import templates, views
+from ppjax.pages import drawing, templates, views
 from ppjax.sweeping import aggregate, charts, clock, grid, results, tables
 from ppjax.sweeping import config as config_lib
 
@@ -21,7 +21,7 @@ _NOTE = (
 
 def _scaling(
     found: Sequence[results.Result], axes: Sequence[grid.Axis]
-) -> list[dict[str, Any]]:
+) -> list[drawing.Drawing]:
     """A curve over calibration rows for each persona, a plot for each setting."""
     if _ROWS not in aggregate.compared_axes(axes):
         return []
@@ -36,11 +36,11 @@ def _scaling(
         )
         # What users named may stand in HTML, which escapes it, and not in SVG.
         title = f'Calibration rows, {aggregate.label(values, rest)}'
-        made.append(plot | {'title': title})
+        made.append(dataclasses.replace(plot, title=title, label=plot.title))
     return made
 
 
-def _versus_plot(found: Sequence[results.Result]) -> dict[str, Any]:
+def _versus_plot(found: Sequence[results.Result]) -> drawing.Drawing:
     rows = [
         (
             row.persona or 'Mean',
@@ -55,7 +55,7 @@ def _versus_plot(found: Sequence[results.Result]) -> dict[str, Any]:
     return charts.dots_plot('Own and global masks', rows, legend)
 
 
-def _axis_plot(found: Sequence[results.Result], axis: str) -> dict[str, Any]:
+def _axis_plot(found: Sequence[results.Result], axis: str) -> drawing.Drawing:
     rows = [
         (
             grid.text_of(row.value),

@@ -25,7 +25,7 @@ from ppjax.base import (
     versions,
 )
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat, instructions
+from ppjax.data import calibration, chat, instructions
 from ppjax.models import base_model, weights
 from ppjax.parallel import sharding
 from ppjax.personas import evaluation_set, prompts
@@ -155,11 +155,9 @@ def _write_calibration(
 ) -> int:
     rows = [
         {
-            'messages': [
-                {'role': 'system', 'content': persona.system_prompt},
-                {'role': 'user', 'content': one.row.query},
-                {'role': 'assistant', 'content': rewrites[one.row.query_id]},
-            ],
+            'messages': calibration.conversation(
+                persona.system_prompt, one.row.query, rewrites[one.row.query_id]
+            ),
             'query_id': one.row.query_id,
             'score': one.score,
             'source': one.row.source,
@@ -232,6 +230,7 @@ def synthesize(
         base.tokenizer(), date=cfg.date, vocab_size=base.config.vocab_size
     )
     given = sources.read_persona(cfg)
+    references = sources.read_references(cfg, given or persona_lib.Persona(''))
     excluded = sources.read_exclusions(cfg)
     mixture = sources.read_instructions(cfg, excluded)
     progress_lib.say(mixture.summary)
@@ -246,14 +245,7 @@ def synthesize(
         'persona': _digest(given.text, given.system_template, given.voice_samples)
         if given
         else _digest(cfg.role),
-        'reference personas': _digest(
-            [
-                reference.text
-                for reference in sources.read_references(
-                    cfg, given or persona_lib.Persona('')
-                )
-            ]
-        ),
+        'reference personas': _digest([one.text for one in references]),
         'instructions': _digest(
             [(row.query_id, row.query, row.answer) for row in mixture.rows]
         ),

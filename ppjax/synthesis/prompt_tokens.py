@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from ppjax.base import errors
-from ppjax.data import chat
+from ppjax.data import calibration, chat
 from ppjax.models import shared_prefix
 
 # Queries on which it is checked that personas differ in the prefix alone.
@@ -34,13 +34,6 @@ class PromptTokens:
     rendered: tuple[int, ...]
     too_long: int
     refused: int
-
-
-def _conversation(system: str, query: str) -> list[dict[str, str]]:
-    return [
-        {'role': 'system', 'content': system},
-        {'role': 'user', 'content': query},
-    ]
 
 
 def render(
@@ -68,7 +61,7 @@ def render(
     refused, reason = 0, ''
     for index, query in enumerate(queries):
         try:
-            tokens = renderer.prompt(_conversation(target, query))
+            tokens = renderer.prompt(calibration.conversation(target, query))
         except errors.InputError as error:
             refused, reason = refused + 1, str(error)
             continue
@@ -85,7 +78,9 @@ def render(
     for system in system_prompts[1:]:
         heads = set()
         for probe in probes:
-            tokens = renderer.prompt(_conversation(system, queries[rendered[probe]]))
+            tokens = renderer.prompt(
+                calibration.conversation(system, queries[rendered[probe]])
+            )
             own = len(suffixes[probe])
             if tokens[-own:] != suffixes[probe].tolist():
                 raise errors.InputError(

@@ -1,6 +1,6 @@
 """Rewrites made elsewhere, from a JSON lines file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import hashlib
 import pathlib
 from typing import Any, NamedTuple
@@ -29,8 +29,16 @@ class FileRewriter:
     their author knows.
     """
 
-    def __init__(self, path: str | pathlib.Path):
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        rows: Iterable[tuple[str, Any]] | None = None,
+    ):
         """Reads the file.
+
+        Args:
+            path: of the file.
+            rows: (place, row) of all its rows, where they are not to be read there.
 
         Raises:
             InputError: naming file and line of a bad or contradicting row, or an
@@ -40,11 +48,11 @@ class FileRewriter:
         self._by_id: dict[str, _Row] = {}
         self._by_query: dict[str, _Row] = {}
         digest = hashlib.sha256()
-        for where, value in json_lines.read(path, 'Rewrite file'):
+        for where, value in rows or json_lines.read(path, 'Rewrite file'):
             key, row = _parse(value, where)
-            rows = self._by_query if key is None else self._by_id
+            known = self._by_query if key is None else self._by_id
             name = _normal(row.query or '') if key is None else key
-            first = rows.setdefault(name, row)
+            first = known.setdefault(name, row)
             if first.rewrite != row.rewrite:
                 raise errors.InputError(
                     f'{where}: another rewrite for {_named(key, row)}, which '

@@ -20,17 +20,28 @@ from ppjax.synthesis import rewriting
 
 KEPT = 'kept'
 
-# What each verdict means, for people. The order is the one they are tried in.
+# What each verdict means, and its likely cause where it is most of a run's. The order
+# is the one they are tried in.
 VERDICTS: dict[str, str] = {
-    'refusal': 'the model refused',
-    'reasoning': 'reasoning that never came to an answer',
-    'markup': "turn markers or other markup of a chat model's",
-    'truncated': 'cut off at the token limit',
-    'empty': 'no text',
-    'garbled': 'bytes that are no text',
-    'preamble': 'an introduction like "Here is the rewrite"',
-    'copy': 'the reference answer unchanged',
-    'too_long': 'longer than allowed',
+    # The model refused.
+    'refusal': 'the rewriting model will not speak as this persona; try another one',
+    # Reasoning that never came to an answer.
+    'reasoning': "turn the model's reasoning off, or allow it more tokens",
+    # Turn markers or other markup of a chat model's.
+    'markup': 'the server does not stop at the end of a turn; is its chat template '
+    'the right one?',
+    # Cut off at the token limit.
+    'truncated': 'allow more tokens',
+    # No text.
+    'empty': 'the model ends at once; is its chat template the right one?',
+    # Bytes that are no text.
+    'garbled': "the model's tokenizer or file is damaged",
+    # An introduction like "Here is the rewrite".
+    'preamble': 'the model is too small to follow the prompt; try a larger one',
+    # The reference answer unchanged.
+    'copy': 'the model is too small to follow the prompt; try a larger one',
+    # Longer than allowed.
+    'too_long': 'allow longer rewrites, or fewer tokens',
 }
 
 _QUOTES = {'"': '"', '“': '”', '„': '“', '«': '»', '「': '」', "'": "'", '‘': '’'}

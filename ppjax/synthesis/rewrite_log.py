@@ -19,18 +19,6 @@ from typing import Any
 from ppjax.base import errors, json_lines
 from ppjax.synthesis import rewrite_gates, rewriting
 
-_CAUSES = {
-    'refusal': 'the rewriting model will not speak as this persona; try another one',
-    'reasoning': "turn the model's reasoning off, or allow it more tokens",
-    'markup': 'the server does not stop at the end of a turn; is its chat template '
-    'the right one?',
-    'truncated': 'allow more tokens',
-    'empty': 'the model ends at once; is its chat template the right one?',
-    'garbled': "the model's tokenizer or file is damaged",
-    'preamble': 'the model is too small to follow the prompt; try a larger one',
-    'copy': 'the model is too small to follow the prompt; try a larger one',
-    'too_long': 'allow longer rewrites, or fewer tokens',
-}
 # A model whose first replies all end so will not do better, and each is paid for.
 _HOPELESS = frozenset({'reasoning', 'markup', 'empty'})
 _PATIENCE = 16
@@ -73,16 +61,14 @@ class RewriteCounts:
                 if verdict in self.dropped
             )
             parts.append(f'{total} dropped ({named})')
-        if self.failed:
-            parts.append(f'{self.failed} without a reply ({self.failure})')
-        if self.reused:
-            parts.append(f'{self.reused} read from the log')
-        if self.unquoted:
-            parts.append(f'quotation marks taken off {self.unquoted}')
-        if self.reasoned:
-            parts.append(f'reasoning taken off {self.reasoned}')
-        if self.cut:
-            parts.append(f'turn markers cut off {self.cut}')
+        for count, said in (
+            (self.failed, f'{self.failed} without a reply ({self.failure})'),
+            (self.reused, f'{self.reused} read from the log'),
+            (self.unquoted, f'quotation marks taken off {self.unquoted}'),
+            (self.reasoned, f'reasoning taken off {self.reasoned}'),
+            (self.cut, f'turn markers cut off {self.cut}'),
+        ):
+            parts += [said] if count else []
         return '; '.join(parts) + '.'
 
 
@@ -224,6 +210,6 @@ def _nothing_kept(counts: RewriteCounts, log_path: str | pathlib.Path) -> str:
     if most is None or counts.failed > counts.dropped[most]:
         return text
     return (
-        f'{text} Likely cause of most: {_CAUSES[most]}. The replies are in {log_path}; '
+        f'{text} Likely cause of most: {rewrite_gates.VERDICTS[most]}. The replies are in {log_path}; '
         'delete it to ask again.'
     )

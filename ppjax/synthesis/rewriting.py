@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 from typing import Protocol
 
+from ppjax.data import calibration
 from ppjax.data import instructions as instructions_lib
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import prompts
@@ -106,9 +107,8 @@ def requests_for(
             )
             messages = ({'role': 'user', 'content': prompt},)
         else:
-            messages = (
-                {'role': 'system', 'content': persona.system_prompt},
-                {'role': 'user', 'content': instruction.query},
+            messages = calibration.conversation(
+                persona.system_prompt, instruction.query
             )
         requests.append(
             Request(

@@ -1,7 +1,6 @@
 """What data synthesis reads: persona, references, instructions, rewrites."""
 
-from collections.abc import Callable, Iterator, Sequence
-import dataclasses
+from collections.abc import Callable
 
 from ppjax import demo
 from ppjax.base import errors
@@ -35,12 +34,7 @@ def read_persona(
         return None
     if cfg.persona.startswith(_DEMO_PREFIX):
         name = cfg.persona.removeprefix(_DEMO_PREFIX)
-        personas = demo.personas()
-        if name not in personas:
-            raise errors.InputError(
-                f'There is no demo persona {name!r}; there are {", ".join(personas)}.'
-            )
-        return persona_lib.Persona(personas[name], name=name, source=cfg.persona)
+        return persona_lib.Persona(demo.persona(name), name=name, source=cfg.persona)
     return sources.read_persona(
         cfg.persona,
         user_name=cfg.user_name,
@@ -157,27 +151,10 @@ def open_rewriter(
         )
     assert cfg.rewriter == 'file' and cfg.rewrites
     if cfg.rewrites.startswith(_DEMO_PREFIX):
-        return DemoRewriter(cfg.rewrites.removeprefix(_DEMO_PREFIX))
+        shipped = demo.rewrites(cfg.rewrites.removeprefix(_DEMO_PREFIX))
+        rows = (
+            (cfg.rewrites, {'query_id': query_id, 'rewrite': text})
+            for query_id, text in shipped.items()
+        )
+        return rewrite_file.FileRewriter(cfg.rewrites, rows)
     return rewrite_file.FileRewriter(cfg.rewrites)
-
-
-@dataclasses.dataclass(frozen=True)
-class DemoRewriter:
-    """The rewrites that ship for one of the demo's personas."""
-
-    name: str
-
-    @property
-    def identity(self) -> str:
-        return f'demo {self.name}'
-
-    def rewrite(
-        self, requests: Sequence[rewriting.Request]
-    ) -> Iterator[rewriting.Reply]:
-        """See `rewriting.Rewriter`."""
-        shipped = demo.rewrites(self.name)
-        for request in requests:
-            if request.query_id in shipped:
-                yield rewriting.Reply(
-                    request.query_id, shipped[request.query_id], finished=True
-                )

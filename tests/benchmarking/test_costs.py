@@ -8,7 +8,7 @@ import transformers
 
 from ppjax import bench
 from ppjax.base import errors
-from ppjax.benchmarking import costs
+from ppjax.benchmarking import config, costs
 
 _CURVES = 'persona=16,48;answer=4,16;batch=2,4;layers=0.5,1'
 
@@ -33,7 +33,7 @@ def config_alone(tmp_path_factory):
 def written(config_alone, tmp_path_factory):
     """(figures, page) of one run."""
     folder = tmp_path_factory.mktemp('costs')
-    cfg = bench.BenchConfig(
+    cfg = config.BenchConfig(
         base_model=str(config_alone),
         prompt_length=16,
         answer_length=8,
@@ -127,7 +127,7 @@ def test_page_shows_curves_parts_and_sizes(written):
     [
         ('width=1,2', "unknown axis 'width'"),
         ('persona=a', 'is no axis with numbers'),
-        ('persona', 'is no axis with numbers'),
+        ('persona', 'is no axis with values'),
         ('batch=0', 'at least 1'),
         ('layers=5', 'at least 1 and at most 4'),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from ppjax import bench
 from ppjax.base import errors
+from ppjax.benchmarking import config
 from ppjax.masking import pmask
 from ppjax.models import base_model
 
@@ -14,7 +15,7 @@ _LENGTH, _TOKENS, _ROUNDS = 9, 5, 2
 
 
 def _run(what, model, path, **settings):
-    cfg = bench.BenchConfig(
+    cfg = config.BenchConfig(
         base_model=str(model),
         prompt_length=_LENGTH,
         answer_length=_TOKENS,
@@ -104,7 +105,7 @@ def test_pruned_models_answer_alike_in_both(chatty_model, mask_file, tmp_path, g
 
 
 def test_what_does_not_fit_is_refused(chatty_model):
-    cfg = bench.BenchConfig(base_model=str(chatty_model), prompt_length=100_000)
+    cfg = config.BenchConfig(base_model=str(chatty_model), prompt_length=100_000)
     for what in ('generate', 'infer'):
         with pytest.raises(errors.InputError, match='--prompt_length=100000 and'):
             bench.main(cfg, what)
@@ -112,11 +113,11 @@ def test_what_does_not_fit_is_refused(chatty_model):
 
 @pytest.mark.parametrize('batches', ['', '0', '1,x'])
 def test_sizes_of_batches_must_be_numbers(chatty_model, batches):
-    cfg = bench.BenchConfig(base_model=str(chatty_model), batches=batches)
+    cfg = config.BenchConfig(base_model=str(chatty_model), batches=batches)
     with pytest.raises(errors.InputError, match='--batches must be numbers'):
         bench.main(cfg, 'generate')
 
 
 def test_an_answer_of_one_token_has_nothing_to_decode():
     with pytest.raises(errors.InputError, match='--answer_length must be at least 2'):
-        bench.BenchConfig(answer_length=1)
+        config.BenchConfig(answer_length=1)

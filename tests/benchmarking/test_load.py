@@ -10,13 +10,13 @@ import pytest
 
 from ppjax import bench
 from ppjax.base import errors
-from ppjax.benchmarking import load
+from ppjax.benchmarking import config, memory
 from ppjax.models import base_model
 
 
 def test_figures_belong_together(chatty_model, tmp_path):
     path = tmp_path / 'load.json'
-    cfg = bench.BenchConfig(base_model=str(chatty_model), rounds=1, result=str(path))
+    cfg = config.BenchConfig(base_model=str(chatty_model), rounds=1, result=str(path))
     assert bench.main(cfg, 'load') == 0
     found = json.loads(path.read_text('utf-8'))
     reader = base_model.open_base_model(str(chatty_model)).reader
@@ -45,14 +45,14 @@ def test_peak_is_what_a_load_held_at_once():
             time.sleep(0.1)
             del held
 
-    found = load._measured(hold)
+    found = memory.measured(hold)
     assert size * 0.9 < found['peak_bytes'] < size * 1.5
     assert found['seconds'] > 0.3
 
 
 def test_onto_a_mesh_and_back(chatty_model, tmp_path):
     path = tmp_path / 'load.json'
-    cfg = bench.BenchConfig(
+    cfg = config.BenchConfig(
         base_model=str(chatty_model / 'config.json'), mesh='fsdp:2', result=str(path)
     )
     before = dict(os.environ)
@@ -71,6 +71,6 @@ def test_onto_a_mesh_and_back(chatty_model, tmp_path):
 
 
 def test_a_mesh_without_sizes(chatty_model):
-    cfg = bench.BenchConfig(base_model=str(chatty_model), mesh='fsdp:-1')
+    cfg = config.BenchConfig(base_model=str(chatty_model), mesh='fsdp:-1')
     with pytest.raises(errors.InputError, match='must give sizes'):
         bench.main(cfg, 'load')

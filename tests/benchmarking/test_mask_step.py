@@ -8,7 +8,7 @@ import torch
 
 from ppjax import bench
 from ppjax.base import errors
-from ppjax.benchmarking import mask_step, torch_mask_step
+from ppjax.benchmarking import config, mask_step, torch_mask_step
 from ppjax.models import base_model
 from ppjax.models import config as config_lib
 from ppjax.planning import useful_flops
@@ -19,7 +19,7 @@ _STEPS, _BATCH = 3, 4
 def _run(model, path, **settings):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_step, '_PEAK_SIZE', 128)
-        cfg = bench.BenchConfig(
+        cfg = config.BenchConfig(
             base_model=str(model),
             calibration='demo:{persona}',
             steps=_STEPS,
@@ -158,7 +158,7 @@ def test_useful_flops_are_those_of_every_product(tiny_models):
 
 
 def test_too_few_rows_for_a_step_are_refused(chatty_model):
-    cfg = bench.BenchConfig(base_model=str(chatty_model), batch_size=10_000)
+    cfg = config.BenchConfig(base_model=str(chatty_model), batch_size=10_000)
     with pytest.raises(errors.InputError, match='--batch_size=10000, and demo:'):
         bench.main(cfg, 'mask_step')
 
@@ -166,4 +166,4 @@ def test_too_few_rows_for_a_step_are_refused(chatty_model):
 @pytest.mark.parametrize('flag', ['steps', 'batch_size'])
 def test_no_step_and_no_example_are_refused(flag):
     with pytest.raises(errors.InputError, match=f'--{flag} must be at least 1, got 0'):
-        bench.BenchConfig(**{flag: 0})
+        config.BenchConfig(**{flag: 0})

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from ppjax import bench, demo
+from ppjax.benchmarking import config
 
 
 def _run(what, model, path, **settings):
-    cfg = bench.BenchConfig(base_model=str(model), result=str(path), **settings)
+    cfg = config.BenchConfig(base_model=str(model), result=str(path), **settings)
     assert bench.main(cfg, what) == 0
     found = json.loads(path.read_text('utf-8'))
     assert found['settings']['base_model'] == str(model)

@@ -80,7 +80,7 @@ def test_a_gguf_without_a_template_is_told_from_a_folder(tmp_path, smollm2_token
     path = gguf_tokenizers.write(
         tmp_path / 'm.gguf', 'smollm', {'tokenizer.chat_template': None}
     )
-    bare = base_model.gguf_tokenizer.tokenizer_from_gguf(path)
+    bare = base_model.open_base_model(str(path)).tokenizer()
     _refused(lambda: _renderer(bare), str(path), 'instruction-tuned', 'GGUF')
     tokenizer = copy.deepcopy(smollm2_tokenizer)
     tokenizer.chat_template = None

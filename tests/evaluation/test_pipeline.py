@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -164,22 +165,29 @@ def test_all_tasks_of_a_run(finished, chatty_model, monkeypatch, capsys):
     assert evaluate.main(dataclasses.replace(cfg, tasks='failures, mmlu')) == 0
     assert _contents(run) == before
     said = capsys.readouterr().out
-    assert said.startswith('MMLU: 3 questions, 1-shot')
-    assert 'What is wrong with answers' in said
+    assert said.startswith('Benchmarks\n')
+    assert said.index('MMLU, acc, 1-shot') < said.index('What goes wrong')
 
 
 def _check_printed(run, said) -> None:
+    printed = ' '.join(said.out.split())
     titles = [
-        'Persona likelihood, nats per answer token: 6 held-out conversations',
-        'Persona score, 0 to 100, by',
-        'PIQA: 3 questions',
-        'OpenBookQA: 1 questions',
-        'MMLU: 3 questions, 1-shot',
+        'Persona likelihood, model by model',
+        "the persona's held-out answers: 6 conversations",
+        '0 to 100 for each answer, by',
+        'PIQA, acc',
+        'OpenBookQA, acc',
+        'MMLU, acc, 1-shot',
         'Sizes and FLOPs, from the shape',
-        'What is wrong with answers below 60 points',
+        'Answers with a persona score below 60',
     ]
-    places = [said.out.index(title) for title in titles]
+    places = [printed.index(title) for title in titles]
     assert places == sorted(places)
+    counts = {
+        row[0]: row[-1] for x in said.out.splitlines() if (row := re.split('  +', x))
+    }
+    assert (counts['PIQA, acc'], counts['OpenBookQA, acc']) == ('3', '1')
+    assert counts['MMLU, acc, 1-shot'] == '3'
     assert said.err.count('Loading the dense model') == 1
     assert said.err.count('Loading the pruned model') == 1
     assert said.err.count('Loading the judge') == 1

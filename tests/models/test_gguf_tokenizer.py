@@ -14,6 +14,11 @@ from ppjax.base import errors
 from ppjax.models import gguf_reader, gguf_tokenizer
 from tests.models import gguf_tokenizers
 
+
+def _tokenizer(path: pathlib.Path) -> transformers.PreTrainedTokenizerFast:
+    return gguf_tokenizer.tokenizer_from_gguf(gguf_reader.GgufReader(path))
+
+
 # --- SmolLM2, a real file -----------------------------------------------------
 
 
@@ -261,9 +266,7 @@ def test_bos_and_eos_are_added_as_the_file_says(tmp_path, pre, bos, eos):
         'tokenizer.ggml.add_bos_token': bos,
         'tokenizer.ggml.add_eos_token': eos,
     }
-    tokenizer = gguf_tokenizer.tokenizer_from_gguf(
-        gguf_tokenizers.write(tmp_path / 'm.gguf', pre, flags)
-    )
+    tokenizer = _tokenizer(gguf_tokenizers.write(tmp_path / 'm.gguf', pre, flags))
     bare = tokenizer.encode('of the', add_special_tokens=False)
     assert tokenizer.encode('of the') == (
         [tokenizer.bos_token_id] * bos + bare + [tokenizer.eos_token_id] * eos
@@ -277,7 +280,7 @@ def test_bos_and_eos_are_added_as_the_file_says(tmp_path, pre, bos, eos):
 def test_aliases(made, tmp_path, alias, pre):
     metadata = {'tokenizer.ggml.pre': alias}
     path = gguf_tokenizers.write(tmp_path / 'm.gguf', pre, metadata)
-    tokenizer = gguf_tokenizer.tokenizer_from_gguf(path)
+    tokenizer = _tokenizer(path)
     for text in gguf_tokenizers.TEXTS:
         assert tokenizer.encode(text) == made[pre][1].encode(text)
 
@@ -319,7 +322,7 @@ def test_no_chat_template_is_none(tmp_path):
     path = gguf_tokenizers.write(
         tmp_path / 'm.gguf', 'gpt-2', {'tokenizer.chat_template': None}
     )
-    assert gguf_tokenizer.tokenizer_from_gguf(path).chat_template is None
+    assert _tokenizer(path).chat_template is None
 
 
 def test_torch_is_not_needed(made):
@@ -327,8 +330,9 @@ def test_torch_is_not_needed(made):
     program = (
         'import sys\n'
         'sys.modules["torch"] = None  # Importing it raises from here on.\n'
-        'from ppjax.models import gguf_tokenizer\n'
-        f't = gguf_tokenizer.tokenizer_from_gguf({str(path)!r})\n'
+        'from ppjax.models import gguf_reader, gguf_tokenizer\n'
+        f'reader = gguf_reader.GgufReader({str(path)!r})\n'
+        't = gguf_tokenizer.tokenizer_from_gguf(reader)\n'
         f'print(t.encode({gguf_tokenizers.TEXTS[9]!r}))\n'
     )
     done = subprocess.run(
@@ -371,7 +375,7 @@ def test_torch_is_not_needed(made):
 def test_other_tokenizers_are_refused(tmp_path, metadata, parts):
     path = gguf_tokenizers.write(tmp_path / 'm.gguf', 'gpt-2', metadata)
     with pytest.raises(errors.InputError) as caught:
-        gguf_tokenizer.tokenizer_from_gguf(path)
+        _tokenizer(path)
     message = str(caught.value)
     assert '\n' not in message
     for part in (str(path), *parts):
@@ -386,4 +390,4 @@ def test_more_tokens_than_embeddings_are_refused(tmp_path):
     }
     path = gguf_tokenizers.write(tmp_path / 'm.gguf', 'gpt-2', metadata)
     with pytest.raises(errors.InputError, match='lists 5000 tokens but embeds'):
-        gguf_tokenizer.tokenizer_from_gguf(path)
+        _tokenizer(path)

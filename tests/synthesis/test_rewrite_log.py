@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -256,8 +257,13 @@ def test_nothing_answered_says_why(log):
     assert _rows(log) == []
 
 
-def test_every_verdict_has_a_meaning_and_a_cause():
-    assert set(rewrite_log._CAUSES) == set(rewrite_gates.VERDICTS)
+@pytest.mark.parametrize('verdict', list(rewrite_gates.VERDICTS))
+def test_the_cause_of_most_is_told(log, monkeypatch, verdict):
+    judged = rewrite_gates.Judged('Aye.', verdict)
+    monkeypatch.setattr(rewrite_gates, 'judge', lambda *_: judged)
+    cause = re.escape(rewrite_gates.VERDICTS[verdict])
+    with pytest.raises(errors.InputError, match=f'Likely cause of most: {cause}'):
+        rewrite_log.rewrite_all(_Scripted(_says('a')), [_request('a')], log)
 
 
 def test_half_characters_do_not_break_the_log(log):

@@ -9,14 +9,15 @@ on where it was, and a changed model, mask, persona or chat template is asked an
 """
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import pathlib
 from typing import Any
 
-from ppjax.base import errors, json_lines
+from ppjax.base import asked_log, errors, json_lines
 from ppjax.data import calibration, chat
+from ppjax.evaluation.dialogues import speakers
 from ppjax.models import batch_generation
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
@@ -47,25 +48,6 @@ class Question:
         """The conversation that the model answers."""
         turns = (('system', self.system_prompt), ('user', self.question))
         return [{'role': role, 'content': text} for role, text in turns if text]
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What the model said.
-
-    Attributes:
-        question: that it answers.
-        text: as it came.
-        tokens: how many it has, its stop token not counted.
-        finished: whether it ended by itself, and not at a limit.
-        failure: why the model could not be asked; '' where it was.
-    """
-
-    question: Question
-    text: str
-    tokens: int
-    finished: bool
-    failure: str = ''
 
 
 def questions_of(
@@ -162,11 +144,10 @@ def answer_all(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Answer]:
+) -> list[speakers.Said]:
     """Greedy answers to all questions; those in the log are not asked again.
 
-    Answers are on disk as soon as their batch is done. Questions with one prompt are
-    asked once.
+    Questions with one prompt are asked once.
 
     Args:
         model: the decoder.
@@ -189,75 +170,62 @@ def answer_all(
     """
     stops = sorted(set(stop_ids))
     settings = [identity, masks.digest(), stops, max_new_tokens]
-    keys: list[str] = []
-    failures: dict[str, str] = {}
-    asked: dict[str, tuple[Question, list[int]]] = {}
-    for question in questions:
-        try:
-            prompt = renderer.prompt(question.messages)
-        except errors.InputError as error:
-            key = json_lines.digest(
-                ['no prompt', question.system_prompt, question.question]
-            )
-            failures[key] = str(error)
-        else:
-            key = json_lines.digest([*settings, prompt])
-            asked.setdefault(key, (question, prompt))
-        keys.append(key)
-    with contextlib.closing(json_lines.AppendLog(log_path)) as log:
-        done = dict(log.rows(_parse, 'an answer log'))
+    prompts = [_prompt(renderer, question) for question in questions]
 
-        def report() -> None:
-            if progress is not None:
-                known = sum(key in done or key in failures for key in keys)
-                progress(known, len(keys))
-
-        report()
-        todo = [key for key in asked if key not in done]
-        for answer in batch_generation.generate_all(
+    def write(
+        asked: list[tuple[Question, list[int] | str]],
+    ) -> Iterator[tuple[int, speakers.Said]]:
+        for found in batch_generation.generate_all(
             model,
             masks,
-            [asked[key][1] for key in todo],
+            [prompt for _, prompt in asked],
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
             batch_size=batch_size,
         ):
-            key = todo[answer.index]
-            if answer.failure:
-                failures[key] = answer.failure
-            else:
-                text = renderer.tokenizer.decode(
-                    answer.tokens, skip_special_tokens=True
-                )
-                log.append(_entry(key, asked[key][0], text, answer))
-                done[key] = (text, len(answer.tokens), answer.finished)
-            report()
-    if failures and len(failures) == len(set(keys)):
+            yield found.index, speakers.said_by(renderer, found)
+
+    log = asked_log.AskedLog(log_path, 'an answer log', _parse)
+    with contextlib.closing(log):
+        found = log.ask(
+            list(zip(questions, prompts, strict=True)),
+            [json_lines.digest([*settings, prompt]) for prompt in prompts],
+            write,
+            _entry,
+            progress,
+        )
+    silent = speakers.failed('no answer came')
+    answers = [said or silent for said in found]
+    if answers and all(answer.failure for answer in answers):
         raise errors.InputError(
             f'None of {len(questions)} questions can be asked; the first: '
-            f'{failures[keys[0]]}'
+            f'{answers[0].failure}'
         )
-    return [
-        Answer(question, '', 0, False, failures[key])
-        if key in failures
-        else Answer(question, *done[key])
-        for question, key in zip(questions, keys, strict=True)
-    ]
+    return answers
+
+
+def _prompt(renderer: chat.ChatRenderer, question: Question) -> list[int] | str:
+    """What the model goes on from, or why it cannot be asked."""
+    try:
+        return renderer.prompt(question.messages)
+    except errors.InputError as error:
+        return str(error)
 
 
 def _entry(
-    key: str, question: Question, text: str, answer: batch_generation.Generated
+    key: str, asked: tuple[Question, list[int] | str], said: speakers.Said
 ) -> dict[str, Any]:
+    question, _ = asked
     return {
         'key': key,
         'group': question.group,
         'question': question.question,
-        'text': text,
-        'tokens': len(answer.tokens),
-        'finished': answer.finished,
+        'text': said.text,
+        'tokens': said.tokens,
+        'finished': said.finished,
     }
 
 
-def _parse(entry: Any) -> tuple[str, tuple[str, int, bool]]:
-    key, *answer = json_lines.typed(entry, key=str, text=str, tokens=int, finished=bool)
-    return key, tuple(answer)
+def _parse(entry: Any) -> tuple[str, speakers.Said]:
+    key, *said = json_lines.typed(entry, key=str, text=str, tokens=int, finished=bool)
+    return key, speakers.Said(*said)

@@ -13,6 +13,7 @@ from ppjax.base import progress as progress_lib
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import answers, repetition
 from ppjax.evaluation.answers import failures as failures_lib
+from ppjax.evaluation.dialogues import speakers
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
 
 # Relative to the run directory; logs are kept, so that nothing is asked twice.
@@ -45,7 +46,7 @@ def answer(
     cfg: config.EvaluateConfig,
     model: candidates.Candidate,
     asked: Sequence[answers.Question],
-) -> list[answers.Answer]:
+) -> list[speakers.Said]:
     """One model's greedy answers, from the log as far as it has them."""
     loaded = model.load()
     return answers.answer_all(
@@ -65,31 +66,25 @@ def answer(
 def _verdicts(
     cfg: config.EvaluateConfig,
     judge: judge_scoring.Judge,
-    given: dict[str, list[answers.Answer]],
+    asked: Sequence[answers.Question],
+    given: dict[str, list[speakers.Said]],
     prompt: Callable[[str, str, str], str],
     label: str,
 ) -> dict[str, list[judge_scoring.Verdict]]:
     """The verdict on every answer of every model, in their order."""
-    by_group: dict[str, list[judge_scoring.JudgeRequest]] = {}
+    requests = []
     found: dict[str, judge_scoring.Verdict] = {}
     for name, own in given.items():
-        for number, one in enumerate(own):
+        for number, (question, one) in enumerate(zip(asked, own, strict=True)):
             key = f'{name} {number}'
             if one.failure:
                 found[key] = judge_scoring.failed(key, f'no answer: {one.failure}')
                 continue
-            asked = one.question
-            # A local judge computes what a call's prompts share once, which is
-            # the persona; a server is kept busy by one long call.
-            group = asked.group if cfg.judge == 'local' else ''
-            by_group.setdefault(group, []).append(
-                judge_scoring.JudgeRequest(
-                    key, prompt(asked.persona, asked.question, one.text)
-                )
-            )
-    found |= judging.judge_groups(
+            text = prompt(question.persona, question.question, one.text)
+            requests.append(judge_scoring.JudgeRequest(key, text, group=question.group))
+    found |= judging.judge_all(
         judge,
-        by_group.values(),
+        requests,
         log_path=cfg.run / _VERDICTS,
         progress=progress_lib.counter(label),
     )
@@ -128,7 +123,7 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
     if cfg.coherence:
         prompts['coherence'] = judge_prompts.PROMPTS['coherence']
     verdicts = {
-        kind: _verdicts(cfg, judging_model, given, prompt, f'Judging, {kind}')
+        kind: _verdicts(cfg, judging_model, asked, given, prompt, f'Judging, {kind}')
         for kind, prompt in prompts.items()
     }
     # An answer that could not be given has none, however often it is asked for.
@@ -161,12 +156,12 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
                 )
         own |= _length_figures(said)
         found['models'][name] = own
-    found['answers'] = _rows(given, verdicts)
+    found['answers'] = _rows(asked, given, verdicts)
     atomic.write_text(cfg.run / 'results' / 'judge.csv', _csv(found['answers']))
     return results_store.measured(path, settings, lambda: found, overwrite=True)
 
 
-def _length_figures(given: Sequence[answers.Answer]) -> dict[str, float]:
+def _length_figures(given: Sequence[speakers.Said]) -> dict[str, float]:
     given = [one for one in given if not one.failure]
     count = len(given)
     return {
@@ -178,27 +173,26 @@ def _length_figures(given: Sequence[answers.Answer]) -> dict[str, float]:
 
 
 def _rows(
-    given: dict[str, list[answers.Answer]],
+    asked: Sequence[answers.Question],
+    given: dict[str, list[speakers.Said]],
     verdicts: dict[str, dict[str, list[judge_scoring.Verdict]]],
 ) -> list[dict[str, Any]]:
     rows = []
     for name, own in given.items():
-        for number, one in enumerate(own):
+        for number, (question, one) in enumerate(zip(asked, own, strict=True)):
             row: dict[str, Any] = {
                 'model': name,
-                'group': one.question.group,
-                'question': one.question.question,
+                'group': question.group,
+                'question': question.question,
                 'answer': one.text,
                 'answer_tokens': one.tokens,
                 'finished': one.finished,
             }
             for kind, by_model in verdicts.items():
-                verdict = by_model[name][number]
+                verdict = dataclasses.asdict(by_model[name][number])
                 row |= {
-                    f'{kind}_score': verdict.score,
-                    f'{kind}_mass': verdict.mass,
-                    f'{kind}_refusal': verdict.refusal,
-                    f'{kind}_failure': verdict.failure,
+                    f'{kind}_{field}': verdict[field]
+                    for field in ('score', 'mass', 'refusal', 'failure')
                 }
             rows.append(row)
     return rows

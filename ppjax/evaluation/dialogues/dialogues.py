@@ -15,12 +15,13 @@ anew. Failures are not logged.
 Source: Persona-Pruner, arXiv:2606.14695, Figure 6: ten turns, GPT-4o as the partner.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
 
-from ppjax.base import errors, json_lines
+from ppjax.base import asked_log, json_lines
 from ppjax.evaluation.dialogues import speakers
 
 PARTNER_PROMPT = """\
@@ -88,7 +89,7 @@ class HeldTurn:
     partner_forgotten: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Dialogue:
     """A dialogue as far as it came.
 
@@ -99,7 +100,7 @@ class Dialogue:
     """
 
     start: Start
-    turns: tuple[HeldTurn, ...]
+    turns: list[HeldTurn] = dataclasses.field(default_factory=list)
     failure: str = ''
 
 
@@ -126,15 +127,6 @@ def partner_view(turns: Sequence[HeldTurn]) -> tuple[speakers.Message, ...]:
 
 def _messages(said: Sequence[tuple[str, str]]) -> tuple[speakers.Message, ...]:
     return tuple({'role': role, 'content': text} for role, text in said)
-
-
-@dataclasses.dataclass
-class _Held:
-    """A dialogue under way."""
-
-    start: Start
-    turns: list[HeldTurn] = dataclasses.field(default_factory=list)
-    failure: str = ''
 
 
 def hold_all(
@@ -169,28 +161,28 @@ def hold_all(
         raise ValueError(f'turns must be at least 1, got {turns}.')
     if not all(start.cues for start in starts):
         raise ValueError('a start must have one cue at least.')
-    held = [_Held(start) for start in starts]
+    held = [Dialogue(start) for start in starts]
     total = len(held) * turns
     shown: list[int] = []  # A bar that is full is not filled again.
 
-    def report(speaking: int = 0) -> None:
+    def report(speaking: int = 0, _: int = 0) -> None:
         done = speaking + sum(turns if one.failure else len(one.turns) for one in held)
         if progress is not None and shown != [done]:
             shown[:] = [done]
             progress(done, total)
 
-    record = _Record(log_path)
-    try:
+    log = asked_log.AskedLog(log_path, 'a dialogue log', _parse)
+    with contextlib.closing(log):
         report()
         for number in range(turns):
             live = [one for one in held if not one.failure]
-            cues = _cues(record, partner, live, number)
+            cues = _cues(log, partner, live, number)
             live = [one for one in live if not one.failure]
             views = [
                 model_view(one.start, one.turns, cue)
                 for one, (cue, _) in zip(live, cues, strict=True)
             ]
-            answers = record.say(model, views, report)
+            answers = _say(log, model, views, report)
             for one, (cue, lost), said in zip(live, cues, answers, strict=True):
                 if said.failure:
                     one.failure = f'turn {number + 1}: {said.failure}'
@@ -201,17 +193,18 @@ def hold_all(
                     )
                 )
             report()
-    finally:
-        record.close()
-    return [Dialogue(one.start, tuple(one.turns), one.failure) for one in held]
+    return held
 
 
 def _cues(
-    record: '_Record', partner: speakers.Speaker, live: Sequence[_Held], number: int
+    log: asked_log.AskedLog[speakers.Said],
+    partner: speakers.Speaker,
+    live: Sequence[Dialogue],
+    number: int,
 ) -> list[tuple[Cue, int]]:
     """(the partner's words, exchanges it forgot) of dialogues that did not fail here."""
     free = [one for one in live if number >= len(one.start.cues)]
-    answers = iter(record.say(partner, [partner_view(one.turns) for one in free]))
+    answers = iter(_say(log, partner, [partner_view(one.turns) for one in free]))
     cues = []
     for one in live:
         if number < len(one.start.cues):
@@ -227,72 +220,25 @@ def _cues(
     return cues
 
 
-class _Record:
-    """The log, and what it knows."""
+def _say(
+    log: asked_log.AskedLog[speakers.Said],
+    speaker: speakers.Speaker,
+    views: Sequence[speakers.Conversation],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[speakers.Said]:
+    """What follows each conversation; equal ones are put to the speaker once."""
+    identity = speaker.identity
 
-    def __init__(self, path: str | pathlib.Path):
-        """Raises:
-        InputError: if the file is no such log, or cannot be written.
-        """
-        self._log = json_lines.AppendLog(path)
-        try:
-            self._known = dict(self._log.rows(_parse, 'a dialogue log'))
-        except errors.InputError:
-            self._log.close()
-            raise
+    def entry(key: str, view: object, said: speakers.Said) -> dict[str, Any]:
+        del view
+        line = {'key': key, 'speaker': identity} | dataclasses.asdict(said)
+        del line['failure']
+        return line
 
-    def close(self) -> None:
-        self._log.close()
-
-    def say(
-        self,
-        speaker: speakers.Speaker,
-        views: Sequence[speakers.Conversation],
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> list[speakers.Said]:
-        """What follows each conversation; equal ones are put to the speaker once.
-
-        What is said is on disk before the next is taken.
-        """
-        if not views:
-            return []
-        identity = speaker.identity
-        keys = [json_lines.digest([identity, list(view)]) for view in views]
-        asked = dict(zip(keys, views, strict=True))
-        todo = [key for key in asked if key not in self._known]
-        failed: dict[str, speakers.Said] = {}
-
-        def done() -> int:
-            return sum(key in self._known or key in failed for key in keys)
-
-        progress(done())
-        said_all: Iterator[tuple[int, speakers.Said]] = iter(())
-        if todo:
-            said_all = speaker.speak([asked[key] for key in todo])
-        try:
-            for index, said in said_all:
-                key = todo[index]
-                if said.failure:
-                    failed[key] = said
-                else:
-                    said = dataclasses.replace(
-                        said, text=json_lines.encodable(said.text)
-                    )
-                    self._log.append(_entry(key, identity, said))
-                    self._known[key] = said
-                progress(done())
-        finally:
-            # An abandoned generator would go on asking until it is collected.
-            if isinstance(said_all, Generator):
-                said_all.close()
-        silent = speakers.failed('no answer came')
-        return [self._known.get(key) or failed.get(key, silent) for key in keys]
-
-
-def _entry(key: str, identity: str, said: speakers.Said) -> dict[str, Any]:
-    entry = dataclasses.asdict(said)
-    del entry['failure']
-    return {'key': key, 'speaker': identity} | entry
+    keys = [json_lines.digest([identity, list(view)]) for view in views]
+    found = log.ask(views, keys, speaker.speak, entry, progress)
+    silent = speakers.failed('no answer came')
+    return [said or silent for said in found]
 
 
 def _parse(entry: Any) -> tuple[str, speakers.Said]:

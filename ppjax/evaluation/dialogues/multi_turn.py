@@ -134,26 +134,25 @@ def _verdicts(
     held: dict[str, list[dialogues.Dialogue]],
 ) -> dict[str, list[list[judge_scoring.Verdict]]]:
     """The verdict on every turn of every dialogue of every model."""
-    by_group: dict[str, list[judge_scoring.JudgeRequest]] = {}
+    requests = []
     for name, own in held.items():
         for number, dialogue in enumerate(own):
             start = dialogue.start
-            # A local judge computes what a call's prompts share once, which is
-            # the persona; a server is kept busy by one long call.
-            group = start.persona if cfg.judge == 'local' else ''
             for turn, one in enumerate(dialogue.turns):
-                by_group.setdefault(group, []).append(
+                prompt = judge_prompts.consistency_prompt(
+                    start.persona, one.cue.text, one.answer, one.cue.facts
+                )
+                requests.append(
                     judge_scoring.JudgeRequest(
                         f'{name} {number} {turn}',
-                        judge_prompts.consistency_prompt(
-                            start.persona, one.cue.text, one.answer, one.cue.facts
-                        ),
+                        prompt,
                         judge_prompts.CONSISTENCY_SCORES,
+                        group=start.persona,
                     )
                 )
-    found = judging.judge_groups(
+    found = judging.judge_all(
         judge,
-        by_group.values(),
+        requests,
         log_path=cfg.run / _VERDICTS,
         progress=progress_lib.counter('Judging, consistency'),
     )

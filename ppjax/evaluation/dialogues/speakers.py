@@ -72,6 +72,12 @@ def failed(failure: str) -> Said:
     return Said('', 0, False, failure=failure)
 
 
+def said_by(renderer: chat.ChatRenderer, found: batch_generation.Generated) -> Said:
+    """What a model on this machine said."""
+    text = renderer.tokenizer.decode(found.tokens, skip_special_tokens=True)
+    return Said(text, len(found.tokens), found.finished, failure=found.failure)
+
+
 def forget(conversation: Conversation) -> tuple[Message, ...] | None:
     """A conversation without its oldest exchange but the first; None if too short.
 
@@ -142,55 +148,42 @@ class LocalSpeaker:
 
         Answers have `max_new_tokens` of room, or a quarter of the model's positions.
         """
-        numbers, prompts, forgotten = [], [], []
-        for number, conversation in enumerate(conversations):
-            try:
-                prompt, lost = self._fitting(conversation)
-            except errors.InputError as error:
-                yield number, failed(str(error))
-                continue
-            numbers.append(number)
-            prompts.append(prompt)
-            forgotten.append(lost)
-        if not prompts:
-            return
-        streams = [
-            int(_digest([dict(message) for message in conversations[number]])[:8], 16)
-            for number in numbers
-        ]
+        fitted = [self._fitting(conversation) for conversation in conversations]
         for found in batch_generation.generate_all(
             self._decoder,
             self._masks,
-            prompts,
+            [prompt for prompt, _ in fitted],
             max_new_tokens=self._max_new_tokens,
             stop_ids=self._stops,
             batch_size=self._batch_size,
             sampling=self._sampling,
             seed=self._seed,
-            streams=streams,
+            streams=[
+                int(_digest([dict(message) for message in conversation])[:8], 16)
+                for conversation in conversations
+            ],
         ):
-            number = numbers[found.index]
-            if found.failure:
-                yield number, failed(found.failure)
-                continue
-            text = self._renderer.tokenizer.decode(
-                found.tokens, skip_special_tokens=True
-            )
-            yield (
-                number,
-                Said(text, len(found.tokens), found.finished, forgotten[found.index]),
-            )
+            said = said_by(self._renderer, found)
+            _, forgotten = fitted[found.index]
+            yield found.index, dataclasses.replace(said, forgotten=forgotten)
 
-    def _fitting(self, conversation: Conversation) -> tuple[list[int], int]:
-        """(prompt, exchanges forgotten); the last message stays, however long."""
+    def _fitting(self, conversation: Conversation) -> tuple[list[int] | str, int]:
+        """(prompt or why there is none, exchanges forgotten).
+
+        The last message stays, however long.
+        """
         positions = self._decoder.cfg.max_position
         room = positions - min(self._max_new_tokens, positions // _ANSWER_SHARE)
         lost = 0
         while True:
             # Markers that somebody spelled out are words to the model.
-            prompt = self._renderer.prompt(
-                [_spaced(message, self._renderer.spaced) for message in conversation]
-            )
+            spaced = [
+                _spaced(message, self._renderer.spaced) for message in conversation
+            ]
+            try:
+                prompt = self._renderer.prompt(spaced)
+            except errors.InputError as error:
+                return str(error), lost
             shorter = forget(conversation)
             if len(prompt) <= room or shorter is None:
                 return prompt, lost

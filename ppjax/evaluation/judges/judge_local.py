@@ -1,6 +1,6 @@
 """Judging by a local model, exactly: the probability of every reply there may be."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 import dataclasses
 import functools
 
@@ -11,7 +11,13 @@ import numpy as np
 from ppjax.base import errors, json_lines
 from ppjax.data import chat, stop_tokens
 from ppjax.evaluation.judges import judge_scoring, token_trie
-from ppjax.models import attention, base_model, generation, shared_prefix
+from ppjax.models import (
+    attention,
+    base_model,
+    generation,
+    prompt_batches,
+    shared_prefix,
+)
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import execution, sharding
@@ -31,8 +37,8 @@ class LocalJudge:
     after the generation prompt, so digits may be tokens of their own or not.
 
     One pass a prompt: the replies are a tree of tokens behind it, in which a token
-    attends to the prompt and to its own beginnings. What all prompts of a call start
-    with is computed once, so one persona's at a time are judged fastest.
+    attends to the prompt and to its own beginnings. What all prompts of a group start
+    with is computed once.
     """
 
     def __init__(
@@ -99,8 +105,16 @@ class LocalJudge:
 
     def judge(
         self, requests: Sequence[judge_scoring.JudgeRequest]
+    ) -> Generator[judge_scoring.Verdict, None, None]:
+        """See `judge_scoring.Judge`; group by group, of each short prompts first."""
+        for group in dict.fromkeys(request.group for request in requests):
+            yield from self._judge_group(
+                [request for request in requests if request.group == group]
+            )
+
+    def _judge_group(
+        self, requests: Sequence[judge_scoring.JudgeRequest]
     ) -> Iterator[judge_scoring.Verdict]:
-        """See `judge_scoring.Judge`; batch by batch, short prompts first."""
         prompts: list[list[int]] = []
         asked: list[judge_scoring.JudgeRequest] = []
         for request in requests:
@@ -133,40 +147,35 @@ class LocalJudge:
         """
         if not prompts:
             return
-        mesh = sharding.mesh_of(self._decoder)
-        model = sharding.on_mesh(self._decoder, mesh)
-        masks = sharding.replicate(self._masks, mesh)
-        # Short of the last token of every prompt, which is the root of the tree.
-        shared = shared_prefix.shared_length(prompts)
-        prefix = shared_prefix.compute(
-            model,
-            masks,
-            prompts[0][:shared],
-            slots=generation.bucket(max(shared, 1)),
-        )
-        prefix = sharding.replicate(prefix, mesh)
-        # All batches have one size, so that only lengths make new shapes.
-        shards = sharding.row_shards(mesh)
-        size = -(-min(self._batch_size, len(prompts)) // shards) * shards
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            padded = rows + rows[-1:] * (size - len(rows))
-            tokens, lengths = self._pack([prompts[row][shared:] for row in padded])
+
+        def replies(
+            batch: prompt_batches.Batch,
+        ) -> Iterator[tuple[np.ndarray, int]]:
+            # The last token of every prompt is the root of the tree.
+            tokens, lengths = self._pack(batch.own)
             found = execution.call(
-                mesh,
+                batch.mesh,
                 _log_probs,
-                model,
-                masks,
-                prefix,
-                sharding.shard_rows(tokens, mesh),
-                sharding.shard_rows(lengths, mesh),
+                batch.model,
+                batch.masks,
+                batch.prefix,
+                sharding.shard_rows(tokens, batch.mesh),
+                sharding.shard_rows(lengths, batch.mesh),
                 self._trie.depths,
                 self._trie.ancestors(),
                 self._wanted,
             )
             found, likeliest = map(np.asarray, jax.device_get(found))
-            yield from zip(rows, self._replies(found), likeliest.tolist(), strict=False)
+            return zip(self._replies(found), likeliest.tolist(), strict=True)
+
+        for number, (values, likeliest) in prompt_batches.run(
+            replies,
+            self._decoder,
+            self._masks,
+            dict(enumerate(prompts)),
+            batch_size=self._batch_size,
+        ):
+            yield number, values, likeliest
 
     def _tokens(self, prompt: str) -> list[int]:
         """A rendered prompt.

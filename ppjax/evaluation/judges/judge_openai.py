@@ -7,7 +7,7 @@ above 9. So the model is first asked for a number, and refused if it splits it; 
 of single digits any model can judge on.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -68,7 +68,7 @@ class OpenAIJudge:
 
     def judge(
         self, requests: Sequence[judge_scoring.JudgeRequest]
-    ) -> Iterator[judge_scoring.Verdict]:
+    ) -> Generator[judge_scoring.Verdict, None, None]:
         """Verdicts as they come; what the server did not answer is a failed one.
 
         Until something was answered, the first request goes alone: whoever finds its

@@ -5,7 +5,7 @@ the request's own range, under the probabilities that the judge gives them, and 
 is none where it gives them too little together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 import dataclasses
 import math
 from typing import Protocol
@@ -31,6 +31,7 @@ class JudgeRequest:
         key: tells the requests apart.
         prompt: the filled judge prompt, sent as one user message.
         numbers: the lowest and the highest score that it asks for.
+        group: prompts of one begin alike, as those about one persona.
 
     Raises:
         ValueError: if these are no range within 0 to 100.
@@ -39,6 +40,7 @@ class JudgeRequest:
     key: str
     prompt: str
     numbers: tuple[int, int] = ALL_NUMBERS
+    group: str = ''
 
     def __post_init__(self) -> None:
         _check_range(self.numbers)
@@ -78,7 +80,7 @@ class Judge(Protocol):
         """Differs where verdicts may differ."""
         ...
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Verdict]:
+    def judge(self, requests: Sequence[JudgeRequest]) -> Generator[Verdict, None, None]:
         """One verdict a request, in any order, each as soon as it is known."""
         ...
 

@@ -8,16 +8,17 @@ The hash is over the judge's identity, the prompt and its range of scores, so a 
 judge, question or answer is asked anew; `key` is for people. Failures are not logged.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from ppjax.base import errors, json_lines
+from ppjax.base import asked_log, errors, json_lines
 from ppjax.evaluation import bootstrap
 from ppjax.evaluation.judges import judge_scoring
 
@@ -35,19 +36,17 @@ def judge_all(
     *,
     log_path: str | pathlib.Path,
     progress: Callable[[int, int], None] | None = None,
-    doubted: bool = True,
 ) -> dict[str, judge_scoring.Verdict]:
     """Asks for every verdict that the log does not have.
 
-    A verdict is on disk before the next one is taken: a run that is killed loses at
-    most the verdicts that were on their way. Equal prompts are asked once.
+    A run that is killed loses at most the verdicts that were on their way. Equal
+    prompts are asked once.
 
     Args:
         judge: who is asked.
         requests: one a key.
         log_path: of the log; made if absent.
         progress: called with (requests done, all requests), first for the logged.
-        doubted: whether it is not known yet that the judge answers in numbers.
 
     Returns:
         The verdicts by key, in the order of the requests; those that failed have a
@@ -65,88 +64,48 @@ def judge_all(
         return {}
     # A local model's identity is a hash of its weights: once, not once a request.
     identity = judge.identity
-    digests = [_hash(request, identity) for request in requests]
-    alike: dict[str, list[judge_scoring.JudgeRequest]] = {}
-    for request, digest in zip(requests, digests, strict=True):
-        alike.setdefault(digest, []).append(request)
-    by_key = {request.key: request for request in requests}
-    known: dict[str, judge_scoring.Verdict] = {}
-    with contextlib.closing(json_lines.AppendLog(log_path)) as log:
-        for digest, verdict in log.rows(_parse, 'a judge log'):
-            if digest in alike:
-                known[digest] = verdict
-        asked = {
-            group[0].key: digest
-            for digest, group in alike.items()
-            if digest not in known
-        }
-        done = sum(len(alike[digest]) for digest in known)
-        doubted = doubted and not _understood(known)
-        if progress is not None:
-            progress(done, len(requests))
-        todo = [alike[digest][0] for digest in asked.values()]
-        verdicts = judge.judge(todo) if todo else iter(())
-        try:
-            for verdict in verdicts:
-                if verdict.key not in asked:
-                    raise ValueError(f'The judge was not asked {verdict.key!r}.')
-                digest = asked[verdict.key]
-                text = json_lines.encodable(verdict.text)
-                verdict = dataclasses.replace(verdict, text=text)
-                if doubted and not verdict.failure:
-                    if not verdict.understood:
-                        _refuse_without_numbers(judge, by_key[verdict.key], verdict)
-                    doubted = False
-                if not verdict.failure:
-                    log.append(_entry(verdict, digest))
-                known[digest] = verdict
-                done += len(alike[digest])
-                if progress is not None:
-                    progress(done, len(requests))
-        finally:
-            # An abandoned generator would go on asking until it is collected.
-            if isinstance(verdicts, Generator):
-                verdicts.close()
+    keys = [_hash(request, identity) for request in requests]
+    log = asked_log.AskedLog(log_path, 'a judge log', _parse)
+    with contextlib.closing(log):
+        doubted = not any(log.known[key].understood for key in keys if key in log.known)
+        found = log.ask(
+            requests,
+            keys,
+            functools.partial(_asked, judge, doubted=doubted),
+            _entry,
+            progress,
+        )
     none = judge_scoring.failed('', 'the judge gave no verdict')
     return {
-        request.key: dataclasses.replace(known.get(digest, none), key=request.key)
-        for request, digest in zip(requests, digests, strict=True)
+        request.key: dataclasses.replace(verdict or none, key=request.key)
+        for request, verdict in zip(requests, found, strict=True)
     }
 
 
-def judge_groups(
+def _asked(
     judge: judge_scoring.Judge,
-    groups: Iterable[Sequence[judge_scoring.JudgeRequest]],
+    requests: Sequence[judge_scoring.JudgeRequest],
     *,
-    log_path: str | pathlib.Path,
-    progress: Callable[[int, int], None],
-) -> dict[str, judge_scoring.Verdict]:
-    """`judge_all`, group by group, with one log and one progress.
+    doubted: bool,
+) -> Iterator[tuple[int, judge_scoring.Verdict]]:
+    """(index of the request, verdict) as they come.
 
     Args:
         judge: who is asked.
-        groups: of requests; no two have one key.
-        log_path: see `judge_all`.
-        progress: called with (requests done, all requests of all groups).
+        requests: one at least.
+        doubted: whether it is not known yet that the judge answers in numbers.
     """
-    listed = list(groups)
-    total, done = sum(map(len, listed)), 0
-    found: dict[str, judge_scoring.Verdict] = {}
-    for requests in listed:
-        doubted = not _understood(found)
-
-        def report(part: int, _: int, before: int = done) -> None:
-            progress(before + part, total)
-
-        found |= judge_all(
-            judge, requests, log_path=log_path, progress=report, doubted=doubted
-        )
-        done += len(requests)
-    return found
-
-
-def _understood(verdicts: Mapping[str, judge_scoring.Verdict]) -> bool:
-    return any(verdict.understood for verdict in verdicts.values())
+    numbers = {request.key: number for number, request in enumerate(requests)}
+    with contextlib.closing(judge.judge(requests)) as verdicts:
+        for verdict in verdicts:
+            if verdict.key not in numbers:
+                raise ValueError(f'The judge was not asked {verdict.key!r}.')
+            number = numbers[verdict.key]
+            if doubted and not verdict.failure:
+                if not verdict.understood:
+                    _refuse_without_numbers(judge, requests[number], verdict)
+                doubted = False
+            yield number, verdict
 
 
 def _refuse_without_numbers(
@@ -200,7 +159,10 @@ def _hash(request: judge_scoring.JudgeRequest, identity: str) -> str:
     return json_lines.digest(judged)
 
 
-def _entry(verdict: judge_scoring.Verdict, digest: str) -> dict[str, Any]:
+def _entry(
+    digest: str, request: judge_scoring.JudgeRequest, verdict: judge_scoring.Verdict
+) -> dict[str, Any]:
+    del request  # The verdict has its key.
     entry = dataclasses.asdict(verdict)
     del entry['failure']
     return {'prompt_sha256': digest} | entry

@@ -57,7 +57,8 @@ def parse(name: str, spec: str) -> row_sources.Source:
     return sources[0]
 
 
-def _rows(name: str, spec: str) -> Iterator[tuple[str, Any]]:
+def rows(name: str, spec: str) -> Iterator[tuple[str, Any]]:
+    """(where it stands, row) of what a flag names; see `parse`."""
     source = parse(name, spec)
     for taken, row in enumerate(row_sources.read(source)):
         if source.count is not None and taken >= source.count:
@@ -79,14 +80,14 @@ def questions(
     Raises:
         InputError: if a source cannot be read, has no rows, or one is malformed.
     """
-    rows = _rows(task, spec)
+    own = rows(task, spec)
     if task == 'piqa':
-        found = benchmarks.piqa(rows)
+        found = benchmarks.piqa(own)
     elif task == 'openbookqa':
-        found = benchmarks.openbookqa(rows)
+        found = benchmarks.openbookqa(own)
     else:
-        shots = _rows('mmlu_dev', dev) if dev else ()
-        found = benchmarks.mmlu(rows, shots, num_shots=num_shots)
+        shots = rows('mmlu_dev', dev) if dev else ()
+        found = benchmarks.mmlu(own, shots, num_shots=num_shots)
     if not found:
         raise errors.InputError(f'--{task}={spec} has no rows.')
     return found

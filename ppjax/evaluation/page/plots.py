@@ -8,8 +8,8 @@ import numpy as np
 
 from ppjax.evaluation import efficiency
 from ppjax.evaluation.page import run_results
-from ppjax.pages import drawing as drawing_lib
-from ppjax.pages import formats
+from ppjax.pages import drawing, formats
+from ppjax.pages.drawing import PAINTS
 
 _HEAT_BINS = 96
 
@@ -34,11 +34,11 @@ def _curve(axes: Any, steps: np.ndarray, values: np.ndarray, paint: str) -> None
     """Each step's value pale, their running mean over it."""
     if len(values) < 50:
         axes.plot(
-            steps, values, color=drawing_lib.PAINTS[paint], marker='.', linewidth=1.4
+            steps, values, color=PAINTS[paint], marker='.', markersize=6, linewidth=1.4
         )
         return
-    axes.plot(steps, values, color=drawing_lib.PAINTS[paint], alpha=0.4, linewidth=0.7)
-    axes.plot(steps, _smooth(values), color=drawing_lib.PAINTS[paint], linewidth=1.7)
+    axes.plot(steps, values, color=PAINTS[paint], alpha=0.4, linewidth=0.7)
+    axes.plot(steps, _smooth(values), color=PAINTS[paint])
 
 
 def _label_steps(axes: Any) -> None:
@@ -47,7 +47,7 @@ def _label_steps(axes: Any) -> None:
     axes.margins(x=0.02)
 
 
-def loss_plot(run: run_results.ReportedRun) -> dict[str, Any] | None:
+def loss_plot(run: run_results.ReportedRun) -> drawing.Drawing | None:
     steps, loss = run.series('train', 'loss')
     held_steps, held = run.series('heldout', 'heldout_nll')
     if not len(loss) and not len(held):
@@ -57,28 +57,18 @@ def loss_plot(run: run_results.ReportedRun) -> dict[str, Any] | None:
     # A held-out figure weighs like a tenth of the run: there are few of them.
     weight = max(1, len(loss) // 10)
     core = np.concatenate([loss, np.repeat(held, weight)])
-    low, high = drawing_lib.readable_limits(core, lines.values())
+    low, high = drawing.readable_limits(core, lines.values())
     dashes = {'dense': 'dashed', 'one_shot': 'dashdot', 'random': 'dotted'}
 
     def paint(axes: Any) -> None:
         if len(loss):
             _curve(axes, steps, loss, 'learned')
         if len(held):
-            axes.plot(
-                held_steps,
-                held,
-                color=drawing_lib.PAINTS['heldout'],
-                marker='o',
-                markersize=3.5,
-                linewidth=1.7,
-            )
+            axes.plot(held_steps, held, color=PAINTS['heldout'], marker='o')
         for name, value in lines.items():
             if low <= value <= high:
                 axes.axhline(
-                    value,
-                    color=drawing_lib.PAINTS[name],
-                    linestyle=dashes[name],
-                    linewidth=1.3,
+                    value, color=PAINTS[name], linestyle=dashes[name], linewidth=1.3
                 )
         axes.set_ylim(low, high)
         axes.set_ylabel('nats per answer token')
@@ -100,7 +90,7 @@ def loss_plot(run: run_results.ReportedRun) -> dict[str, Any] | None:
         for name, value in lines.items()
     ]
     note = 'Thin: each step. Thick: running mean.' if len(loss) >= 50 else ''
-    return drawing_lib.drawing(
+    return drawing.Drawing(
         'Loss', paint, height=2.9, legend=legend, note=note, label='Loss over steps'
     )
 
@@ -115,48 +105,51 @@ def _log_ticks(axes: Any, form: str) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def step_plots(run: run_results.ReportedRun) -> list[dict[str, Any]]:
-    """Flips, gradient norm and learning rate."""
-    plots = []
-    for name, title, unit, form, note in (
-        (
-            'flip_fraction',
-            'Mask bits flipped by each step',
-            100.0,
-            '{:g} %',
-            'Share of all L x F bits; logarithmic.',
-        ),
-        ('grad_norm', 'Gradient norm', 1.0, '{:g}', 'Over all scores; logarithmic.'),
-        ('learning_rate', 'Learning rate', 1.0, '', ''),
-    ):
-        steps, values = run.series('train', name)
-        if not len(values):
-            continue
-        shown = values > 0 if form else np.full(len(values), True)
-        if not shown.all():
-            note += f' Not shown: {(~shown).sum()} at 0.'
-        if not shown.any():
-            plots.append({'title': title, 'svg': '', 'legend': [], 'note': note})
-            continue
+_METRICS = (
+    (
+        'flip_fraction',
+        'Mask bits flipped by each step',
+        100.0,
+        '{:g} %',
+        'Share of all L x F bits; logarithmic.',
+    ),
+    ('grad_norm', 'Gradient norm', 1.0, '{:g}', 'Over all scores; logarithmic.'),
+    ('learning_rate', 'Learning rate', 1.0, '', ''),
+)
 
-        def paint(
-            axes: Any,
-            steps: np.ndarray = steps[shown],
-            values: np.ndarray = values[shown] * unit,
-            form: str = form,
-        ) -> None:
-            if form:
-                _curve(axes, steps, values, 'learned')
-                _log_ticks(axes, form)
-            else:
-                axes.plot(
-                    steps, values, color=drawing_lib.PAINTS['learned'], linewidth=1.7
-                )
-                axes.set_ylim(bottom=0)
-            _label_steps(axes)
 
-        plots.append(drawing_lib.drawing(title, paint, note=note))
-    return plots
+def _step_plot(
+    run: run_results.ReportedRun,
+    name: str,
+    title: str,
+    unit: float,
+    form: str,
+    note: str,
+) -> drawing.Drawing | None:
+    """A metric over steps, logarithmic with labels of a `form`, or from 0 up."""
+    steps, values = run.series('train', name)
+    if not len(values):
+        return None
+    shown = values > 0 if form else np.full(len(values), True)
+    if not shown.all():
+        note += f' Not shown: {(~shown).sum()} at 0.'
+
+    def paint(axes: Any) -> None:
+        if form:
+            _curve(axes, steps[shown], unit * values[shown], 'learned')
+            _log_ticks(axes, form)
+        else:
+            axes.plot(steps, values, color=PAINTS['learned'])
+            axes.set_ylim(bottom=0)
+        _label_steps(axes)
+
+    return drawing.Drawing(title, paint if shown.any() else None, note=note)
+
+
+def step_plots(run: run_results.ReportedRun) -> list[drawing.Drawing]:
+    """Loss, flips, gradient norm and learning rate, as far as they are there."""
+    plots = [loss_plot(run), *(_step_plot(run, *metric) for metric in _METRICS)]
+    return [plot for plot in plots if plot]
 
 
 def kept_share(mask: np.ndarray, bins: int) -> np.ndarray:
@@ -167,7 +160,7 @@ def kept_share(mask: np.ndarray, bins: int) -> np.ndarray:
     return sums / np.diff(edges)[None, :]
 
 
-def _heat_plot(mask: np.ndarray) -> dict[str, Any]:
+def _heat_plot(mask: np.ndarray) -> drawing.Drawing:
     share = kept_share(mask, _HEAT_BINS)
     low, high = float(share.min()), float(share.max())
     fades = [(*colors.to_rgb(_HEAT_COLOUR), alpha) for alpha in np.linspace(0, 1, 256)]
@@ -189,7 +182,7 @@ def _heat_plot(mask: np.ndarray) -> dict[str, Any]:
         axes.yaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
 
     width = mask.shape[1] / share.shape[1]
-    return drawing_lib.drawing(
+    return drawing.Drawing(
         'Where channels are kept',
         paint,
         label='Kept channels',
@@ -200,29 +193,21 @@ def _heat_plot(mask: np.ndarray) -> dict[str, Any]:
     )
 
 
-def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> drawing.Drawing:
     overlap = 100 * (mask & start).sum(axis=1) / mask.sum(axis=1)
     chance = 100 * float(start.mean())
     layers = np.arange(1, len(mask) + 1)
 
     def paint(axes: Any) -> None:
-        axes.axhline(
-            chance, color=drawing_lib.PAINTS['random'], linestyle=':', linewidth=1.3
-        )
-        axes.plot(
-            layers,
-            overlap,
-            color=drawing_lib.PAINTS['learned'],
-            marker='o',
-            markersize=3.5,
-        )
+        axes.axhline(chance, color=PAINTS['random'], linestyle=':', linewidth=1.3)
+        axes.plot(layers, overlap, color=PAINTS['learned'], marker='o')
         bottom = min(chance, overlap.min())
         axes.set_ylim(bottom - 0.06 * (100 - bottom) - 0.5, 100.5)
         axes.set_xlabel('layer')
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g} %'))
 
-    return drawing_lib.drawing(
+    return drawing.Drawing(
         'Kept channels that the starting mask kept too',
         paint,
         label='Overlap with the start',
@@ -233,7 +218,7 @@ def _overlap_plot(mask: np.ndarray, start: np.ndarray) -> dict[str, Any]:
     )
 
 
-def mask_plots(run: run_results.ReportedRun) -> list[dict[str, Any]]:
+def mask_plots(run: run_results.ReportedRun) -> list[drawing.Drawing]:
     # A row of blocks says nothing that its numbers do not.
     if run.mask is None or run.mask.granularity != 'channels':
         return []
@@ -243,7 +228,7 @@ def mask_plots(run: run_results.ReportedRun) -> list[dict[str, Any]]:
     return plots
 
 
-def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
+def sensitivity_plot(figures: dict[str, Any]) -> drawing.Drawing | None:
     """How sensitive all queries are, and which of them were kept."""
     histogram = run_results.mapping(figures.get('histogram'))
     try:
@@ -262,17 +247,13 @@ def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
             (middle < threshold, 'muted'),
             (middle >= threshold, 'learned'),
         ):
-            axes.bar(
-                middle[part],
-                counts[part],
-                width=np.diff(edges)[part],
-                color=drawing_lib.PAINTS[colour],
-            )
+            widths = np.diff(edges)[part]
+            axes.bar(middle[part], counts[part], width=widths, color=PAINTS[colour])
         axes.set_xlabel('sensitivity score (Eq. 2)')
         axes.set_ylabel('queries')
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
 
-    return drawing_lib.drawing(
+    return drawing.Drawing(
         'Sensitivity of the queries',
         paint,
         legend=[
@@ -282,7 +263,7 @@ def sensitivity_plot(figures: dict[str, Any]) -> dict[str, Any] | None:
     )
 
 
-def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
+def bars_plot(rows: Sequence[efficiency.TableRow]) -> drawing.Drawing | None:
     drawn = [row for row in rows if row.drawn][::-1]
     if not drawn:
         return None
@@ -290,18 +271,18 @@ def bars_plot(rows: Sequence[efficiency.TableRow]) -> dict[str, Any] | None:
     def paint(axes: Any) -> None:
         places = np.arange(len(drawn))
         ratios = [100 * row.ratio for row in drawn]
-        axes.barh(places, 100, height=0.56, color=drawing_lib.PAINTS['line'])
-        axes.barh(places, ratios, height=0.56, color=drawing_lib.PAINTS['learned'])
+        axes.barh(places, 100, height=0.56, color=PAINTS['line'])
+        axes.barh(places, ratios, height=0.56, color=PAINTS['learned'])
         for place, ratio in zip(places, ratios, strict=True):
             axes.text(103, place, f'{ratio:.1f} %', va='center')
         axes.set_yticks(places, [row.label for row in drawn])
-        axes.tick_params(axis='y', labelcolor=drawing_lib.PAINTS['ink'])
+        axes.tick_params(axis='y', labelcolor=PAINTS['ink'])
         axes.set_xlim(0, 128)
         axes.set_xticks([])
         axes.grid(False)
         axes.spines[:].set_visible(False)
 
-    return drawing_lib.drawing(
+    return drawing.Drawing(
         'The pruned model as a share of the dense one',
         paint,
         label='Pruned as a share of dense',

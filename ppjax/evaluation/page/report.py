@@ -19,8 +19,13 @@ import numpy as np
 import ppjax
 from ppjax.base import atomic, flags
 from ppjax.evaluation import bootstrap, efficiency
-from ppjax.evaluation.page import plots, report_evaluation, run_results
-from ppjax.pages import formats, templates
+from ppjax.evaluation.page import (
+    plots,
+    report_evaluation,
+    report_views,
+    run_results,
+)
+from ppjax.pages import formats, templates, views
 from ppjax.personas import prompts
 
 
@@ -135,11 +140,37 @@ def _speed(run: run_results.ReportedRun) -> str:
     return ', '.join(parts)
 
 
-def perplexity_text(value: float) -> str:
+def _perplexity(value: float) -> str:
     """Three decimals, fewer where they mean nothing."""
     if value < 1000:
         return f'{value:.3f}'
     return f'{value:.0f}' if value < 1e7 else f'{value:.3g}'
+
+
+def likelihood_table(run: run_results.ReportedRun) -> views.Table:
+    """The held-out table, for the page and for the terminal."""
+    dtype = run.efficiency.get('dtype') or (run.settings.dtype if run.settings else '')
+    columns = (
+        'NLL, nats per token',
+        'Perplexity',
+        'Difference to dense',
+        'Parameters',
+        f'Weights in {dtype}' if dtype else 'Weights',
+    )
+    rows = [
+        (
+            run_results.MODELS[row.name],
+            [
+                views.TableCell(f'{row.nll:.4f}'),
+                views.TableCell(_perplexity(row.perplexity)),
+                views.cell(row.difference, formats.signed, row.interval),
+                views.cell(row.parameters, formats.quantity),
+                views.cell(row.bytes, lambda x: formats.quantity(x, 'B')),
+            ],
+        )
+        for row in run_results.likelihood_rows(run)
+    ]
+    return views.Table('likelihood', columns, rows)
 
 
 def _time(value: Any) -> str:
@@ -221,9 +252,7 @@ def _template() -> jinja2.Template:
     return templates.load(
         'ppjax.evaluation.page',
         'report.html.jinja',
-        quantity=formats.quantity,
         signed=formats.signed,
-        perplexity=perplexity_text,
         time=_time,
     )
 
@@ -236,19 +265,18 @@ def render(run: run_results.ReportedRun) -> str:
         run=run,
         headline=_headline(run),
         facts=_facts(run),
-        rows=rows,
+        likelihood=likelihood_table(run),
         learned=next((row for row in rows if row.name == 'learned'), None),
         heldout=run_results.mapping(run.likelihood.get('heldout')),
         resamples=bootstrap.RESAMPLES,
-        curves=[
-            plot for plot in (plots.loss_plot(run), *plots.step_plots(run)) if plot
-        ],
+        curves=plots.step_plots(run),
         masks=plots.mask_plots(run),
         kept_blocks=[] if run.mask is None else (run.mask.indices()[0] + 1).tolist(),
         evaluation=report_evaluation.sections(run.evaluation),
         score=report_evaluation.headline(run.evaluation),
         selection=_selection(run),
         sizes=sizes,
+        size_table=report_views.sizes('sizes', run.efficiency),
         bars=plots.bars_plot(sizes),
         speed=_speed(run),
         settings=flags.to_flagfile(run.settings) if run.settings else '',

@@ -1,13 +1,13 @@
 """Evaluation results as sections of the report."""
 
-from collections.abc import Mapping, Sequence
-import functools
+from collections.abc import Iterable, Mapping, Sequence
 import math
 from typing import Any
 
 import numpy as np
 
 from ppjax.evaluation.page import report_judged, report_views, run_results
+from ppjax.evaluation.page.report_views import at
 from ppjax.evaluation.page.run_results import mapping
 from ppjax.pages import charts, formats, views
 from ppjax.pages.formats import number
@@ -20,70 +20,55 @@ _BENCHMARKS = {
 }
 
 
-def _per_token(
-    result: Mapping[str, Any], of_page: Sequence[str]
-) -> views.Section | None:
+def _per_token(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Section:
     models = report_views.models(result)
     reference = next(iter(models), '')
-
-    def part(name: str, key: str) -> dict[str, Any]:
-        return mapping(models[name].get(key))
-
-    rows = views.filled(
-        (
-            label,
-            [
-                # Of a model to itself these say nothing.
-                views.NOTHING
-                if name == reference and key != 'nll'
-                else views.cell(
-                    part(name, key).get('mean'), show, part(name, key).get('interval')
-                )
-                for name in models
-            ],
-        )
-        for key, label, show in (
-            ('nll', 'NLL, nats per token', formats.decimals(4)),
-            ('nll_difference', f'NLL less that of {reference}', formats.signed),
-            (
-                'kl_to_dense',
-                f'KL from {reference}, nats per token',
-                formats.decimals(4),
-            ),
-            ('agreement', f'Same likeliest token as {reference}', formats.percent),
-        )
-    )
-    if not rows:
-        return None
-    bars = {
-        name: report_views.bar(
-            report_views.look(name, of_page)[0],
-            part(name, 'nll').get('mean'),
-            formats.decimals(3),
-            formats.interval(part(name, 'nll').get('interval')),
-        )
-        for name in models
-    }
-    plot = charts.bar_groups_plot(
-        'NLL of held-out answers',
+    # Of a model to itself the other figures say nothing.
+    compared = models | {x: {'nll': models[x].get('nll')} for x in list(models)[:1]}
+    four = formats.decimals(4)
+    table = report_views.table(
+        'persona-likelihood',
+        compared,
         [
-            charts.BarGroup(report_views.label(name), [bar])
-            for name, bar in bars.items()
-            if bar
+            ('NLL, nats per token', 'nll.mean', four, 'nll.interval'),
+            (
+                f'NLL less that of {reference}',
+                'nll_difference.mean',
+                formats.signed,
+                'nll_difference.interval',
+            ),
+            (
+                f'KL from {reference}, nats per token',
+                'kl_to_dense.mean',
+                four,
+                'kl_to_dense.interval',
+            ),
+            (
+                f'Same likeliest token as {reference}',
+                'agreement.mean',
+                formats.percent,
+                'agreement.interval',
+            ),
         ],
     )
-    heldout = mapping(result.get('heldout'))
-    counts = [number(heldout.get(key)) for key in ('rows', 'answer_tokens')]
+    three = formats.decimals(3)
+    groups = [
+        charts.BarGroup(
+            report_views.label(name),
+            report_views.bars({name: own}, of_page, 'nll.mean', three, 'nll.interval'),
+        )
+        for name, own in models.items()
+    ]
+    counts = [number(at(result, f'heldout.{key}')) for key in ('rows', 'answer_tokens')]
     size = '' if None in counts else ': {:.0f} conversations, {:.0f} answer tokens'
     return views.Section(
         'Persona likelihood, model by model',
         "How well each model, as it is used, expects the persona's held-out answers"
         f'{size.format(*counts)}. Lower is better.',
-        [plot] if plot else [],
-        [views.Table('persona-likelihood', report_views.labels(models), rows)],
-        'Whiskers and small figures: 95 % bootstrap intervals over conversations. '
-        'They may overlap where the difference is clear, which is taken conversation '
-        'by conversation.',
+        [charts.bar_groups_plot('NLL of held-out answers', groups)],
+        [table],
+        'Ranges: 95 % bootstrap intervals over conversations. They may overlap where '
+        'the difference is clear, which is taken conversation by conversation.',
         settings=report_views.settings(result),
     )
 
@@ -113,118 +98,105 @@ def _paired(
     )
 
 
-def _accuracy(figure: Any) -> views.TableCell:
-    value, error = (number(mapping(figure).get(key)) for key in ('value', 'stderr'))
-    if value is None:
-        return views.NOTHING
-    return views.TableCell(
-        f'{value:.4f}', '' if error is None else formats.plus_minus(error)
-    )
+def _accuracies(figures: Sequence[Any]) -> list[views.TableCell]:
+    cells = []
+    for figure in figures:
+        value, error = (number(at(figure, key)) for key in ('value', 'stderr'))
+        detail = '' if error is None else formats.plus_minus(error)
+        cells.append(
+            views.NOTHING if value is None else views.TableCell(f'{value:.4f}', detail)
+        )
+    return cells
+
+
+def _count(figures: Iterable[Any]) -> views.TableCell:
+    """Of how many questions they are."""
+    counts = (number(at(figure, 'count')) for figure in figures)
+    count = next((x for x in counts if x is not None), None)
+    return views.cell(count, formats.decimals(0))
+
+
+def _with_ends(model: Mapping[str, Any]) -> dict[str, Any]:
+    value, error = (number(at(model, f'acc.{key}')) for key in ('value', 'stderr'))
+    if value is None or error is None:
+        return {'value': value}
+    return {'value': value, 'interval': (value - error, value + error)}
 
 
 def _benchmarks(
     results: Mapping[str, dict[str, Any]], of_page: Sequence[str]
-) -> views.Section | None:
-    found = {task: report_views.models(results.get(task, {})) for task in _BENCHMARKS}
-    names = report_views.order(results.get(task, {}) for task in _BENCHMARKS)
+) -> views.Section:
+    names = report_views.order(results[task] for task in _BENCHMARKS)
     rows, groups, tables = [], [], []
     for task, (title, chance) in _BENCHMARKS.items():
-        models = found[task]
-        shots = number(mapping(results.get(task, {}).get('settings')).get('shots'))
+        models = report_views.models(results[task])
+        shots = number(at(results, f'{task}.settings.shots'))
         for key in ('acc', 'acc_norm'):
             label = f'{title}, {key}'
             if task == 'mmlu' and shots is not None:
                 label += f', {shots:.0f}-shot'
-            figures = [mapping(models.get(name, {}).get(key)) for name in names]
-            cells = [_accuracy(figure) for figure in figures]
-            if not views.filled([(label, cells)]):
+            figures = [at(models.get(name), key) for name in names]
+            cells = _accuracies(figures)
+            if views.is_empty(cells):
                 continue
             first, *others = (models.get(name, {}) for name in names)
             cells += [_paired(first, other, key) for other in others]
-            counts = [number(figure.get('count')) for figure in figures]
-            count = next((x for x in counts if x is not None), None)
-            cells += [
-                views.cell(chance, formats.decimals(2)),
-                views.cell(count, formats.decimals(0)),
-            ]
+            cells += [views.cell(chance, formats.decimals(2)), _count(figures)]
             rows.append((label, cells))
-        bars = [
-            _accuracy_bar(report_views.look(name, of_page)[0], mapping(own.get('acc')))
-            for name, own in models.items()
-        ]
-        groups.append(charts.BarGroup(title, [bar for bar in bars if bar], chance))
-        if subjects := _subjects(task, title, models):
-            tables.append(subjects)
-    if not rows:
-        return None
+        ends = {name: _with_ends(own) for name, own in models.items()}
+        bars = report_views.bars(ends, of_page, 'value', formats.decimals(3))
+        groups.append(charts.BarGroup(title, bars, chance))
+        tables.append(_subjects(task, title, models))
     plot = charts.bar_groups_plot(
         'Benchmark accuracy',
         groups,
         [*report_views.legend(names, of_page), ('ink', 'dotted', 'Guessing')],
+        'acc; whiskers: one standard error.',
     )
     columns = [*report_views.labels(names), *report_views.changes(names)]
     columns += ['Guessing', 'Questions']
     return views.Section(
         'Benchmarks',
         'General ability, without the persona: shares of right answers.',
-        [plot] if plot else [],
+        [plot],
         [views.Table('benchmarks', columns, rows), *tables],
-        'Whiskers and ±: one standard error. acc takes the likeliest choice, '
-        'acc_norm the likeliest by character; the chart shows acc. The difference '
-        'is taken question by question.',
+        '±: one standard error. acc takes the likeliest choice, acc_norm the likeliest '
+        'by character. The difference is taken question by question.',
         settings=[
             (f'{task}.{name}', value)
             for task in _BENCHMARKS
-            for name, value in report_views.settings(results.get(task, {}))
+            for name, value in report_views.settings(results[task])
         ],
     )
 
 
-def _accuracy_bar(paint: str, figure: Mapping[str, Any]) -> charts.Bar | None:
-    value, error = (number(figure.get(key)) for key in ('value', 'stderr'))
-    ends = None if value is None or error is None else (value - error, value + error)
-    return report_views.bar(paint, value, formats.decimals(3), ends)
-
-
 def _subjects(
     task: str, title: str, models: Mapping[str, dict[str, Any]]
-) -> views.Table | None:
-    groups = {name: mapping(model.get('groups')) for name, model in models.items()}
-    subjects = sorted({subject for group in groups.values() for subject in group})
+) -> views.Table:
+    groups = [mapping(model.get('groups')) for model in models.values()]
     rows = []
-    for subject in subjects[: views.MOST_ROWS]:
-        figures = [mapping(group.get(subject)) for group in groups.values()]
-        count = next((x for f in figures if (x := number(f.get('count')))), None)
-        cells = [*map(_accuracy, figures), views.cell(count, formats.decimals(0))]
+    for subject in sorted({subject for group in groups for subject in group}):
+        figures = [group.get(subject) for group in groups]
+        cells = [*_accuracies(figures), _count(figures)]
         rows.append((subject.replace('_', ' '), cells))
-    rows = views.filled(rows)
-    if not rows:
-        return None
     columns = [*report_views.labels(models), 'Questions']
     return views.Table(
         f'{task}-subjects', columns, rows, f'{title} by subject', folded=True
     )
 
 
-# Measured: key, label, unit; and the counts that it goes with.
+# Measured: its key, its name, and the count of work that goes with it.
 _TIMES = (
-    ('prefill_seconds', 'Prefill', 's', 1, 'prompt_length', 'prefill_flops', ''),
-    (
-        'decode_seconds_per_token',
-        'Decoding',
-        'ms a token',
-        1000,
-        'answer_length',
-        'decode_flops',
-        'decode_weight_bytes',
-    ),
+    ('prefill_seconds', 'Prefill', 'prefill_flops'),
+    ('decode_seconds_per_token', 'Decoding', 'decode_flops'),
 )
 
 
-def _speed(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Section | None:
+def _speed(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Section:
     models = report_views.models(result)
-    closed = mapping(result.get('closed_form'))
     names = list(models)
+    first, *others = models.values() or [{}]
+    closed = mapping(result.get('closed_form'))
     shapes = [mapping(closed.get(side)) for side in ('dense', 'pruned')]
 
     def by_shape(own: Mapping[str, Any], key: str) -> float | None:
@@ -234,71 +206,102 @@ def _speed(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Section |
         runs = [x for x in shapes if count and x.get('prefill_flops') == count]
         return _ratio(shapes[0].get(key), runs[0].get(key)) if runs else None
 
-    rows, groups = [], []
-    for key, label, unit, scale, length_key, flops_key, read_key in _TIMES:
-        spreads = [mapping(own.get(key)) for own in models.values()]
-        cells = [_spread(spread, scale) for spread in spreads]
-        length = number(closed.get(length_key))
-        size = '' if length is None else f' of {length:g} tokens'
-        title = f'{label}{size}, {unit}'
-        if not views.filled([(title, cells)]):
-            continue
-        flops = None
-        for own, spread in list(zip(models.values(), spreads, strict=True))[1:]:
-            flops = by_shape(own, flops_key)
-            cells += [
-                _three(_ratio(spreads[0].get('median'), spread.get('median'))),
-                _shape_cell(flops, by_shape(own, read_key)),
-            ]
-        rows.append((title, cells))
-        if len(names) > 1 and (first := number(spreads[0].get('median'))):
-            bars = [
-                _relative(report_views.look(name, of_page)[0], spread, first)
-                for name, spread in zip(names, spreads, strict=True)
-            ]
-            # Of the last one.
-            reference = None if flops is None else 100 * flops
-            drawn_bars = [bar for bar in bars if bar]
-            groups.append(charts.BarGroup(label, drawn_bars, reference))
-    for key, label, unit, flops_key in (
-        ('xla_prefill_flops', "XLA's count for the prefill", 'FLOP', 'prefill_flops'),
-        ('stored_bytes', 'Files of the weights, as stored', 'B', ''),
-    ):
-        show = functools.partial(formats.quantity, unit=unit)
-        values = [own.get(key) for own in models.values()]
-        cells = [views.cell(value, show) for value in values]
-        if not views.filled([(label, cells)]):
-            continue
-        for own in list(models.values())[1:]:
-            # Files may be of another precision than the weights in memory.
-            ratio = _ratio(values[0], own.get(key)) if flops_key else None
-            cells += [_three(ratio), _shape_cell(by_shape(own, flops_key), None)]
-        rows.append((label, cells))
-    if not rows:
-        return None
+    def size(key: str) -> str:
+        length = number(closed.get(key))
+        return '' if length is None else f' of {length:g} tokens'
+
+    def row(
+        label: str,
+        path: str,
+        show: formats.Show,
+        *,
+        spread: str = '',
+        flops: str = '',
+        read: str = '',
+    ) -> tuple[str, list[views.TableCell]]:
+        cells = [
+            views.cell(at(own, path), show, at(own, spread)) for own in models.values()
+        ]
+        if not views.is_empty(cells):
+            for own in others:
+                ratio = _ratio(at(first, path), at(own, path))
+                cells.append(views.cell(ratio, formats.decimals(3)))
+                cells.append(_shape_cell(by_shape(own, flops), by_shape(own, read)))
+        return label, cells
+
+    rows = [
+        row(
+            f'Prefill{size("prompt_length")}, s',
+            'prefill_seconds.median',
+            lambda x: f'{x:.4g}',
+            spread='prefill_seconds',
+            flops='prefill_flops',
+        ),
+        row(
+            f'Decoding{size("answer_length")}, ms a token',
+            'decode_seconds_per_token.median',
+            lambda x: f'{1000 * x:.4g}',
+            spread='decode_seconds_per_token',
+            flops='decode_flops',
+            read='decode_weight_bytes',
+        ),
+        row(
+            "XLA's count for the prefill",
+            'xla_prefill_flops',
+            lambda x: formats.quantity(x, 'FLOP'),
+            flops='prefill_flops',
+        ),
+        row(
+            'Files of the weights, as stored',
+            'stored_bytes',
+            lambda x: formats.quantity(x, 'B'),
+        ),
+    ]
     columns = report_views.labels(names)
     for label in columns[1:]:
         columns = [*columns, f'{label} / {names[0]}', 'By the shape']
-    dotted = f'FLOPs of {report_views.label(names[-1])}, by the shape'
-    legend = [*report_views.legend(names, of_page), ('ink', 'dotted', dotted)]
-    plot = charts.bar_groups_plot(f'Time against the {names[0]} model', groups, legend)
-    dtype = mapping(result.get('settings')).get('dtype')
-    device = mapping(result.get('versions')).get('device')
+    groups = []
+    for key, label, flops in _TIMES if others else ():
+        of = at(first, f'{key}.median')
+        shares = {
+            name: {
+                'time': {
+                    end: _ratio(of, at(own, f'{key}.{end}'))
+                    for end in ('median', 'min', 'max')
+                }
+            }
+            for name, own in models.items()
+        }
+        bars = report_views.bars(
+            shares, of_page, 'time.median', formats.percent, 'time'
+        )
+        groups.append(charts.BarGroup(label, bars, by_shape(others[-1], flops)))
+    legend = report_views.legend(names, of_page)
+    if others:
+        dotted = f'FLOPs of {report_views.label(names[-1])}, by the shape'
+        legend.append(('ink', 'dotted', dotted))
+    dtype, device = at(result, 'settings.dtype'), at(result, 'versions.device')
     where = f', in {dtype} on {device}' if dtype and device else ''
+    convention = result.get('convention')
     return views.Section(
         'Measured speed',
         'One prompt and its answer at a time, the models in turn'
         f'{where}. Lower is better.',
-        [plot] if plot else [],
-        [views.Table('speed', columns, rows)],
-        'Medians of the rounds; whiskers and small figures from the least to the '
-        'most. By the shape: the ratio of the work, counted and not timed.',
+        [
+            charts.bar_groups_plot(
+                f'Time against the {next(iter(names), "")} model', groups, legend
+            )
+        ],
+        [
+            views.Table('speed', columns, rows),
+            report_views.sizes(
+                'speed-sizes', closed, 'Sizes and FLOPs, from the shape'
+            ),
+        ],
+        'Medians of the rounds; ranges from the least to the most. By the shape: the '
+        f'ratio of the work, counted and not timed. {convention or ""}'.strip(),
         settings=report_views.settings(result),
     )
-
-
-def _three(ratio: float | None) -> views.TableCell:
-    return views.cell(ratio, formats.decimals(3))
 
 
 def _ratio(before: Any, after: Any) -> float | None:
@@ -313,25 +316,6 @@ def _shape_cell(flops: float | None, read: float | None) -> views.TableCell:
     return views.TableCell(f'{flops:.3f}', f'FLOPs{more}')
 
 
-def _spread(spread: Mapping[str, Any], scale: float) -> views.TableCell:
-    ends = [spread.get('min'), spread.get('max')]
-
-    def show(value: float) -> str:
-        return f'{scale * value:.4g}'
-
-    return views.cell(spread.get('median'), show, ends)
-
-
-def _relative(paint: str, spread: Mapping[str, Any], of: float) -> charts.Bar | None:
-    low, median, high = (number(spread.get(x)) for x in ('min', 'median', 'max'))
-    if median is None:
-        return None
-    ends = None if low is None or high is None else (100 * low / of, 100 * high / of)
-    return report_views.bar(
-        paint, 100 * median / of, lambda x: f'{x:.1f}\N{NO-BREAK SPACE}%', ends
-    )
-
-
 def sections(results: Mapping[str, dict[str, Any]]) -> list[views.Section]:
     """What there is to see of `run_results.EVALUATIONS`, in the page's order.
 
@@ -340,15 +324,15 @@ def sections(results: Mapping[str, dict[str, Any]]) -> list[views.Section]:
     """
     found = {name: results.get(name, {}) for name in run_results.EVALUATIONS}
     of_page = report_views.order(found.values())
-    parts = [
+    parts = (
         _per_token(found['persona_likelihood'], of_page),
         report_judged.judge(found['judge'], found['failures'], of_page),
         report_judged.failure_types(found['failures']),
         report_judged.multi_turn(found['multiturn'], of_page),
         _benchmarks(found, of_page),
         _speed(found['measured_efficiency'], of_page),
-    ]
-    return [part for part in parts if part]
+    )
+    return [part for made in parts if (part := made.filled())]
 
 
 def headline(results: Mapping[str, dict[str, Any]]) -> tuple[str, str, str] | None:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ppjax.evaluation import candidates
+from ppjax.evaluation import candidates, efficiency
 from ppjax.evaluation.page.run_results import mapping
-from ppjax.pages import charts, formats
+from ppjax.pages import charts, formats, views
 
 # Of the models in their order; more of them begin again, in other pairs.
 _PAINTS = ('dense', 'learned', 'heldout', 'one_shot', 'random')
@@ -26,8 +26,7 @@ def order(results: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def label(name: str) -> str:
     """As `candidates.label`, short and of characters that can be drawn."""
-    shown = candidates.label(name)
-    shown = ''.join(c if c.isprintable() else ' ' for c in shown)
+    shown = formats.printable(candidates.label(name))
     # A longer one beside a bar leaves no room for the bars.
     return shown if len(shown) <= 25 else f'{shown[:24]}…'
 
@@ -51,14 +50,86 @@ def legend(names: Iterable[str], of_page: Sequence[str]) -> list[tuple[str, str,
     return [(look(name, of_page)[0], 'block', label(name)) for name in names]
 
 
-def bar(
-    paint: str, value: Any, show: formats.Show, ends: tuple[float, float] | None
-) -> charts.Bar | None:
-    """A bar with its whisker; None if there is no figure."""
-    length = formats.number(value)
-    if length is None:
-        return None
-    return charts.Bar(paint, length, ends, show(length))
+def at(value: Any, path: str) -> Any:
+    """What is under a path of keys, as 'nll.mean'; None if there is nothing."""
+    for key in path.split('.'):
+        value = mapping(value).get(key)
+    return value
+
+
+def bars(
+    models: Mapping[str, Any],
+    of_page: Sequence[str],
+    path: str,
+    show: formats.Show,
+    interval: str = 'interval',
+) -> list[charts.Bar]:
+    """A bar for each model that has the figure, with its whisker.
+
+    Args:
+        models: their figures.
+        of_page: the page's models in their order.
+        path: to the figure.
+        show: as the text beside the bar.
+        interval: path to the ends of the whisker.
+    """
+    found = []
+    for name, own in models.items():
+        value = formats.number(at(own, path))
+        if value is not None:
+            ends = formats.interval(at(own, interval))
+            paint, _ = look(name, of_page)
+            found.append(charts.Bar(paint, value, ends, show(value)))
+    return found
+
+
+# A row: its label, the path to each model's figure, how that is shown, and the path
+# to its interval or to what it is a part of, or ''.
+Row = tuple[str, str, formats.Show, str]
+
+
+def table(
+    name: str,
+    models: Mapping[str, Any],
+    rows: Iterable[Row],
+    title: str = '',
+    *,
+    folded: bool = False,
+) -> views.Table:
+    """The models' figures side by side, a column for each."""
+    cells = [
+        (
+            label,
+            [views.cell(at(own, path), show, at(own, of)) for own in models.values()],
+        )
+        for label, path, show, of in rows
+    ]
+    return views.Table(name, labels(models), cells, title, folded)
+
+
+def sizes(name: str, stored: Mapping[str, Any], title: str = '') -> views.Table:
+    """An `efficiency.Efficiency`, dense and pruned side by side."""
+    rows = [
+        (
+            row.label,
+            [
+                views.TableCell(row.dense),
+                views.TableCell(row.pruned),
+                views.TableCell(
+                    f'{row.ratio:.3f}', f'{formats.signed(100 * (row.ratio - 1), 1)} %'
+                ),
+            ],
+        )
+        for row in efficiency.table(stored)
+    ]
+    columns = ('Dense', 'Pruned', 'Pruned / dense')
+    return views.Table(name, columns, rows, title, folded=bool(title))
+
+
+def asked(result: Mapping[str, Any], role: str) -> str:
+    """The judge of a result, or the partner of its dialogues."""
+    name = at(result, f'settings.{role}_model') or result.get(role)
+    return str(name or f'a {role}')
 
 
 def settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ppjax.base import errors, json_lines, reading, run_directory
-from ppjax.evaluation import bootstrap
+from ppjax.evaluation import bootstrap, config
 from ppjax.masking import pmask
 from ppjax.pages import formats
-from ppjax.training import config as config_lib
+from ppjax.training import config as train_config
 from ppjax.training import trained_run
 
 MODELS = {
@@ -23,16 +23,7 @@ MODELS = {
 }
 
 # Of `evaluate`, each results/NAME.json.
-EVALUATIONS = (
-    'persona_likelihood',
-    'judge',
-    'failures',
-    'multiturn',
-    'piqa',
-    'openbookqa',
-    'mmlu',
-    'measured_efficiency',
-)
+EVALUATIONS = tuple(config.RESULTS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +50,7 @@ class ReportedRun:
     """
 
     path: pathlib.Path
-    settings: config_lib.TrainConfig | None
+    settings: train_config.TrainConfig | None
     status: dict[str, Any]
     inputs: dict[str, Any]
     metrics: list[dict[str, Any]]
@@ -132,7 +123,7 @@ def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
             return listed
         return [sample for sample in listed if isinstance(sample, dict)]
 
-    def read_settings(file: pathlib.Path) -> config_lib.TrainConfig:
+    def read_settings(file: pathlib.Path) -> train_config.TrainConfig:
         return trained_run.TrainedRun.open(path).settings
 
     measured = {
@@ -188,9 +179,9 @@ class LikelihoodRow:
     Attributes:
         name: a key of `MODELS`.
         nll: nats per answer token.
-        difference: of `nll` to the dense model's.
-        interval: 95 % bootstrap interval of the difference; None for the dense
-            model, or without the examples' figures.
+        difference: of `nll` to the dense model's; None for that itself.
+        interval: 95 % bootstrap interval of the difference; None where there is none,
+            or without the examples' figures.
         parameters: every parameter once.
         bytes: of these, at the run's dtype.
     """
@@ -201,10 +192,6 @@ class LikelihoodRow:
     interval: tuple[float, float] | None
     parameters: float | None
     bytes: float | None
-
-    @property
-    def label(self) -> str:
-        return MODELS[self.name]
 
     @property
     def perplexity(self) -> float:
@@ -232,7 +219,7 @@ def likelihood_rows(run: ReportedRun) -> list[LikelihoodRow]:
             LikelihoodRow(
                 name=name,
                 nll=value,
-                difference=None if dense is None else value - dense,
+                difference=None if dense is None or side == 'dense' else value - dense,
                 interval=_interval(run.likelihood, name),
                 parameters=formats.number(figures.get('parameters')),
                 bytes=formats.number(figures.get('bytes')),

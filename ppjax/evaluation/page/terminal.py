@@ -7,43 +7,23 @@ import shutil
 import textwrap
 from typing import Any
 
-from ppjax.evaluation import tables
-from ppjax.evaluation.page import report, run_results
-from ppjax.pages import formats
+from ppjax.evaluation import config
+from ppjax.evaluation.page import report, report_evaluation, run_results
+from ppjax.pages import formats, texts
 
 
 def likelihood_text(run: run_results.ReportedRun) -> str:
     """The held-out table, aligned, without a trailing newline."""
-    rows = run_results.likelihood_rows(run)
-    if not rows:
+    table = report.likelihood_table(run)
+    if not table.rows:
         return 'Held-out persona likelihood: not measured.'
-    dtype = run.settings.dtype if run.settings else ''
-    table = [
-        (
-            'model',
-            'nats/answer token',
-            'perplexity',
-            'to dense',
-            '95% interval',
-            'parameters',
-            f'{dtype} weights'.strip(),
-        )
-    ]
-    for row in rows:
-        interval = row.interval
-        difference = None if row.name == 'dense' else row.difference
-        table.append(
-            (
-                row.label,
-                f'{row.nll:.4f}',
-                report.perplexity_text(row.perplexity),
-                '' if difference is None else f'{difference:+.4f}',
-                '' if interval is None else f'{interval[0]:+.4f} to {interval[1]:+.4f}',
-                '' if row.parameters is None else formats.quantity(row.parameters),
-                '' if row.bytes is None else formats.quantity(row.bytes, 'B'),
-            )
-        )
-    return tables.aligned(table)
+    return texts.table(table)
+
+
+def result_text(task: str, result: dict[str, Any]) -> str:
+    """What a task of `evaluate` came to: the tables that the page has of it."""
+    found = report_evaluation.sections({config.RESULTS[task]: result})
+    return '\n\n'.join(map(texts.section, found))
 
 
 def sample_texts(run: run_results.ReportedRun) -> Iterator[str]:
@@ -52,12 +32,10 @@ def sample_texts(run: run_results.ReportedRun) -> Iterator[str]:
     column = max(20, (width - 3) // 2)
 
     def wrapped(text: Any, width: int) -> list[str]:
-        # Control characters of a model's answer are not for the terminal to obey.
-        shown = ''.join(c if c.isprintable() or c == '\n' else ' ' for c in str(text))
         return [
             part
-            for line in shown.splitlines()
-            for part in textwrap.wrap(line, width) or ['']
+            for line in str(text).splitlines()
+            for part in textwrap.wrap(formats.printable(line), width) or ['']
         ]
 
     for sample in run.samples:

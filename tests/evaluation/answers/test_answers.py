@@ -11,6 +11,7 @@ import transformers
 from ppjax.base import errors
 from ppjax.data import calibration, chat
 from ppjax.evaluation.answers import answers
+from ppjax.evaluation.dialogues import speakers
 from ppjax.models import base_model, batch_generation, loading
 from ppjax.models import masks as masks_lib
 from ppjax.personas import evaluation_set, prompts
@@ -106,14 +107,14 @@ def test_answers_equal_transformers_in_the_order_of_the_questions(
     chatty, questions, stops, whole
 ):
     found, _ = whole
-    assert [answer.question for answer in found] == questions
+    assert len(found) == len(questions)
     tokenizer = chatty.renderer.tokenizer
     for question, answer in zip(questions, found, strict=True):
         want = chatty.hf_tokens(question, stops, 6)
         finished = want[-1] in stops
         want = want[:-1] if finished else want
         text = tokenizer.decode(want, skip_special_tokens=True)
-        assert answer == answers.Answer(question, text, len(want), finished)
+        assert answer == speakers.Said(text, len(want), finished)
     # Both ways of ending occurred, and the personas answer differently.
     assert len({answer.finished for answer in found}) == 2
     assert found[0].text != found[3].text
@@ -134,7 +135,7 @@ def test_a_killed_run_goes_on_row_by_row(
     assert seen == [(2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
     assert sorted(log.read_text().splitlines()) == sorted(text.splitlines())
     assert _answer(chatty, stops, questions[::-1], log) == found[::-1]
-    assert asked == [4, 0]
+    assert asked == [4]
 
 
 def test_answers_are_on_disk_while_the_run_goes_on(
@@ -198,7 +199,7 @@ def test_masks_of_one_model_do_not_share_answers(
     assert found[0] == whole[0][:2]
     assert found[1] != found[0]
     _answer(chatty, stops, questions[:2], log, jnp.asarray(masks[1], jnp.float32))
-    assert asked[3] == 0
+    assert len(asked) == 3
 
 
 def test_one_prompt_is_asked_once(chatty, questions, stops, whole, tmp_path, asked):
@@ -206,7 +207,7 @@ def test_one_prompt_is_asked_once(chatty, questions, stops, whole, tmp_path, ask
     twin = answers.Question(first.persona, first.system_prompt, first.question, 'other')
     found = _answer(chatty, stops, [first, twin, first], tmp_path / 'log.jsonl')
     assert asked == [1]
-    assert [answer.question.group for answer in found] == ['set 0', 'other', 'set 0']
+    assert len(found) == 3
     assert {answer.text for answer in found} == {whole[0][0].text}
 
 
@@ -228,7 +229,7 @@ def test_questions_that_cannot_be_asked_are_reported(
     assert "the model's own markup" in found[0].failure
     assert 'leaves no room in the model' in found[2].failure
     assert [answer.text for answer in found[::2]] == ['', '']
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
     # A model with more room may be asked: failures are not kept.
     assert len(log.read_text().splitlines()) == 1
     with pytest.raises(errors.InputError, match=r'None of 2 questions.*markup'):

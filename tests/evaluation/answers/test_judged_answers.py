@@ -14,6 +14,7 @@ import pytest
 from ppjax.base import errors
 from ppjax.evaluation import candidates, config, helper_models
 from ppjax.evaluation.answers import answers, judged_answers
+from ppjax.evaluation.dialogues import speakers
 from ppjax.evaluation.judges import judge_scoring, judging
 from ppjax.personas import prompts
 
@@ -77,7 +78,7 @@ def spoken(monkeypatch) -> list[tuple[str, int]]:
     def answer(cfg, model, asked):
         calls.append((model.name, len(asked)))
         return [
-            answers.Answer(question, f'{model.name}: {question.question}', 5, True)
+            speakers.Said(f'{model.name}: {question.question}', 5, True)
             for question in asked
         ]
 
@@ -175,7 +176,7 @@ def test_the_csv_holds_any_text(make_run, eval_sets, judge_server, monkeypatch):
     monkeypatch.setattr(
         judged_answers,
         'answer',
-        lambda cfg, model, asked: [answers.Answer(x, said, 1, False) for x in asked],
+        lambda cfg, model, asked: [speakers.Said(said, 1, False) for _ in asked],
     )
     run = make_run()
     _judge(_config(run, eval_sets=str(eval_sets), judge_url=judge_server.url))
@@ -286,10 +287,10 @@ def test_a_question_that_cannot_be_asked_is_not_judged(
     """An empty text would get a score that no model has earned."""
 
     def answer(cfg, model, asked):
-        first, *others = asked
+        others = asked[1:]
         return [
-            answers.Answer(first, '', 0, False, 'no room'),
-            *(answers.Answer(one, 'Aye.', 4, True) for one in others),
+            speakers.failed('no room'),
+            *[speakers.Said('Aye.', 4, True)] * len(others),
         ]
 
     monkeypatch.setattr(judged_answers, 'answer', answer)
@@ -327,15 +328,16 @@ def test_a_judge_that_is_not_there(make_run, eval_sets, monkeypatch):
 
 
 class _Scripted:
-    """Stands in for a local judge: groups of requests, as they came."""
+    """Stands in for a local judge: prompts by group, as they came."""
 
     identity = 'scripted'
 
     def __init__(self) -> None:
-        self.calls: list[list[str]] = []
+        self.groups: dict[str, list[str]] = {}
 
     def judge(self, requests):
-        self.calls.append([request.prompt for request in requests])
+        for request in requests:
+            self.groups.setdefault(request.group, []).append(request.prompt)
         for request in reversed(requests):
             yield judge_scoring.Verdict(request.key, 30.0, 0.9, 0.0, '30')
 
@@ -350,9 +352,10 @@ def test_a_local_judge_gets_one_persona_at_a_time(
         run, eval_sets=str(eval_sets), judge='local', judge_model=str(chatty_model)
     )
     _judge(cfg)
-    assert [len(call) for call in scripted.calls] == [4, 2]
-    assert all('The keeper' in prompt for prompt in scripted.calls[0])
-    assert all('The smith' in prompt for prompt in scripted.calls[1])
+    assert [len(group) for group in scripted.groups.values()] == [4, 2]
+    keeper, smith = scripted.groups.values()
+    assert all('The keeper' in prompt for prompt in keeper)
+    assert all('The smith' in prompt for prompt in smith)
     by_question = collections.Counter(
         (row['model'], row['group']) for row in _stored(run)['answers']
     )

@@ -156,10 +156,10 @@ def test_what_is_forgotten_and_cut_off_is_told(log):
     model = _model(lambda m: speakers.Said(f'A{len(m)}', 7, False, forgotten=len(m)))
     partner = _partner(lambda m: speakers.Said(f'Q{len(m)}', 5, True, forgotten=9))
     (held,) = _hold(model, partner, log, _STARTS[:1], turns=2)
-    assert held.turns == (
+    assert held.turns == [
         dialogues.HeldTurn(_STARTS[0].cues[0], 'A2', 7, False, 2, 0),
         dialogues.HeldTurn(dialogues.Cue('Q4'), 'A4', 7, False, 4, 9),
-    )
+    ]
     silent = _model(lambda m: pytest.fail('asked again'))
     assert _hold(silent, partner, log, _STARTS[:1], turns=2) == [held]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 
 from ppjax import demo
 from ppjax.base import errors
-from ppjax.evaluation import candidates, config, helper_models, pipeline, tables
+from ppjax.evaluation import candidates, config, helper_models, pipeline
 from ppjax.evaluation.dialogues import dialogues, multi_turn
 from ppjax.evaluation.judges import judge_prompts, judge_scoring
+from ppjax.evaluation.page import terminal
 from ppjax.models import loading
+from ppjax.pages import formats
 from ppjax.personas import evaluation_set, sources
 from ppjax.personas import persona as persona_lib
 
@@ -186,16 +189,19 @@ def test_figures_dialogues_and_table(make_run, server, sets, capsys):
     # The dense and the pruned model say different things to the same partner.
     assert rows[0]['turns'][0]['answer'] != rows[4]['turns'][0]['answer']
     assert all('rows a ferry' not in json.dumps(m[:3]) for m in server.talks)
-    table = tables.TABLES['multiturn'](stored).splitlines()
-    assert 'by grader: dialogues with guest, 4 of 2 personas' in table[0]
-    assert table[1].split()[:3] == ['1', '2', '3']
-    means = [f'{t["mean"]:.2f}' for t in stored['models']['pruned']['turns']]
-    assert table[3].split()[:4] == ['Pruned', *means]
+    text = terminal.result_text('multiturn', stored)
+    assert 'Dialogues with guest; grader gave' in text
+    rows = {x[0]: x[1:] for x in (re.split('  +', y) for y in text.splitlines())}
+    assert (rows['Dialogues'], rows['Personas']) == (['4', '4'], ['2', '2'])
+    for turn in stored['models']['pruned']['turns']:
+        assert rows[str(turn['turn'])][1].startswith(f'{turn["mean"]:.2f} (SD ')
     slope = stored['models']['pruned']['slope']
-    low, high = slope['interval']
-    assert f'{slope["value"]:+.3f} [{low:+.3f}, {high:+.3f}]' in table[3]
-    assert table[3].split()[-2:] == ['12/12', '0']
-    assert len(table) == 4
+    ends = (formats.signed(x, 3) for x in (slope['value'], *slope['interval']))
+    shown = '{} ({} to {})'.format(*ends).replace('−', '-')
+    assert rows['Slope, points a turn'][1] == shown
+    assert rows['Answers with a score'][1] == '12 of 12'
+    assert rows['Broken off'][1] == '0'
+    assert rows['Answers with earlier turns left out'] == ['0', '0']
 
 
 def test_the_same_command_asks_nothing_twice(make_run, server, sets):

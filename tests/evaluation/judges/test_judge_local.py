@@ -289,6 +289,29 @@ def test_neither_company_nor_batches_change_a_verdict(split):
     assert list(split.judge().judge(requests)) == list(split.judge().judge(requests))
 
 
+def test_one_group_is_judged_after_the_other(split, monkeypatch):
+    """So that what prompts about one persona start with is computed once."""
+    requests = [
+        judge_scoring.JudgeRequest(f'q{number}', f'Of {group}: {number}?', group=group)
+        for number, group in enumerate('abab')
+    ]
+    judge, calls = split.judge(), []
+    measured = judge.measured
+
+    def seen(prompts):
+        calls.append(len(prompts))
+        return measured(prompts)
+
+    monkeypatch.setattr(judge, 'measured', seen)
+    assert [verdict.key for verdict in judge.judge(requests)] == [
+        'q0',
+        'q2',
+        'q1',
+        'q3',
+    ]
+    assert calls == [2, 2]
+
+
 def test_prompts_of_like_length_are_compiled_once(split):
     judge = split.judge()
     list(judge.judge(_requests(['a' * 20, 'b' * 30])))

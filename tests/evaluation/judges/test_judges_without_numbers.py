@@ -43,9 +43,9 @@ class _Judge:
             judge_scoring.JudgeRequest(f'id-{x}', f'How good is {x}?', numbers)
             for x in range(count)
         ]
-        return judging.judge_groups(
+        return judging.judge_all(
             self.judge,
-            [requests[: count // 2], requests[count // 2 :]],
+            requests,
             log_path=self.log,
             progress=lambda done, total: None,
         )

@@ -170,7 +170,7 @@ def multiturn_result() -> dict[str, Any]:
             cue = dialogues.Cue('Who?')
             start = dialogues.Start('P', '', (cue,), PERSONAS[number % 3])
             turn = dialogues.HeldTurn(cue, 'Aye.', 3, True, 0, 0)
-            held.append(dialogues.Dialogue(start, (turn,) * TURNS))
+            held.append(dialogues.Dialogue(start, [turn] * TURNS))
             scores = np.clip(4.2 + drift * np.arange(TURNS), 1, 5)
             scores = np.clip(scores + rng.normal(0, 0.4, TURNS), 1, 5)
             verdicts.append([one_verdict('', float(x)) for x in scores])

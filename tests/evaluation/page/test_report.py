@@ -210,7 +210,7 @@ def test_table_numbers_equal_the_inputs(run_dir, undrawn):
     found = {row[0]: row[1:] for row in rows}
     assert list(found) == list(run_results.MODELS.values())
     for name, label in run_results.MODELS.items():
-        nll, perplexity, difference, interval, parameters, size = found[label]
+        nll, perplexity, difference, parameters, size = found[label]
         assert float(nll) == pytest.approx(_NLL[name], abs=5e-5)
         want = math.exp(_NLL[name])
         assert float(perplexity) == pytest.approx(want, abs=5e-4 if want < 1e3 else 0.5)
@@ -218,8 +218,9 @@ def test_table_numbers_equal_the_inputs(run_dir, undrawn):
         assert parameters == formats.quantity(side['parameters'])
         assert size == formats.quantity(side['bytes'], 'B')
         if name == 'dense':
-            assert (difference, interval) == ('–', '–')
+            assert difference == '–'
             continue
+        difference, interval = difference.split(' | ')
         plain = float(difference.replace('−', '-'))
         assert plain == pytest.approx(_NLL[name] - _NLL['dense'], abs=5e-5)
         low, high = (float(x.replace('−', '-')) for x in interval.split(' to '))
@@ -233,7 +234,9 @@ def test_size_table_equals_the_figures(run_dir, undrawn):
     assert len(want) == 11
     for row, cells in zip(want, rows, strict=True):
         assert cells[:3] == [row.label, row.dense, row.pruned]
-        percent = float(cells[3].removesuffix(' %').replace('−', '-'))
+        ratio, change = cells[3].split(' | ')
+        assert ratio == f'{row.ratio:.3f}'
+        percent = float(change.removesuffix(' %').replace('−', '-'))
         assert percent == pytest.approx(100 * (row.ratio - 1), abs=0.051)
 
 

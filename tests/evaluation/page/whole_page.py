@@ -33,6 +33,8 @@ class Page(html_parser.HTMLParser):
             self.cells[self._table].append([])
         if tag in ('td', 'th') and self._table:
             self.cells[self._table][-1].append('')
+        if tag == 'small' and self._table:
+            self.cells[self._table][-1][-1] += ' | '
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
