@@ -171,8 +171,7 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
 def _masked(
     path: str, base: base_model.BaseModel, dense: Candidate, how: Mapping[str, Any]
 ) -> Candidate:
-    file = pmask.load(pathlib.Path(path).expanduser())
-    file.check_base(base.fingerprint(), base.config.num_layers, base.config.d_ff)
+    file = pmask.load_for(pathlib.Path(path).expanduser(), base)
     if file.granularity == pmask.BLOCKS:
         return Candidate(
             'masked',

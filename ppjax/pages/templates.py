@@ -1,4 +1,4 @@
-"""Page templates: macros and style that pages share, and how values are shown."""
+"""Templates: macros and style that pages share, and how values are shown."""
 
 from collections.abc import Callable
 import functools
@@ -23,7 +23,9 @@ def clip(text: Any, limit: int = _LONGEST_TEXT) -> str:
 
 
 def load(package: str, name: str, **filters: Callable[..., Any]) -> jinja2.Template:
-    """A page's template, which may import the shared ones by their file names.
+    """A template; of a page, it may import the shared ones by their file names.
+
+    What a page shows is escaped, if its name ends in `.html.jinja`.
 
     Args:
         package: that holds it.
@@ -39,7 +41,7 @@ def _environment(
 ) -> jinja2.Environment:
     owners = dict.fromkeys(_SHARED, __package__) | {name: package}
     environment = jinja2.Environment(
-        autoescape=True,
+        autoescape=name.endswith('.html.jinja'),
         loader=jinja2.DictLoader(
             {
                 file: (importlib.resources.files(owner) / file).read_text('utf-8')
