@@ -28,6 +28,7 @@ _FORMAT = 'ppjax.run.v1'
 _CONFIG = 'config.flags'
 _INPUTS = 'inputs.json'
 _STATUS = 'status.json'
+_STATUS_KEYS = ('state', 'stage', 'step', 'total_steps', 'started', 'updated', 'error')
 _STAGES = 'stages'
 _RECORDS = (_CONFIG, _INPUTS, _STATUS, f'{_STAGES}/*.flags', f'{_STAGES}/*.inputs.json')
 
@@ -67,14 +68,27 @@ def visiting(path: str | pathlib.Path, *, makes: Sequence[str]) -> Iterator[None
         InputError: if another process holds it, or it cannot be written.
     """
     folder = pathlib.Path(path)
+    with _holding(folder):
+        processes.first_decides(lambda: _enter(folder, makes))
+        yield
+
+
+@contextlib.contextmanager
+def _holding(folder: pathlib.Path) -> Iterator[list[str]]:
+    """Makes and holds a folder; what was made and stays empty is taken away.
+
+    Yields:
+        The folders that were not there, innermost first.
+    """
     fresh = processes.first_decides(lambda: _make_folder(folder))
     try:
         with locks.held(folder):
-            processes.first_decides(lambda: _enter(folder, makes))
-            yield
+            yield fresh
     finally:
         if processes.is_first():
-            _take_away(folder, fresh)
+            with contextlib.suppress(OSError):
+                for name in fresh:
+                    os.rmdir(name)
 
 
 def _enter(folder: pathlib.Path, makes: Sequence[str]) -> None:
@@ -96,15 +110,6 @@ def _make_folder(folder: pathlib.Path) -> list[str]:
         reason = 'it is a file' if folder.is_file() else error.strerror
         raise errors.DiskError(f'--output_dir={folder}: {reason}.') from error
     return fresh
-
-
-def _take_away(folder: pathlib.Path, fresh: Sequence[str]) -> None:
-    """Removes folders made by `_make_folder`, of which nothing came."""
-    if not fresh:
-        return
-    with contextlib.suppress(OSError):
-        for name in fresh:
-            os.rmdir(name)
 
 
 def _read_marker(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -165,13 +170,26 @@ def _made(folder: pathlib.Path, makes: Sequence[str]) -> list[pathlib.Path]:
 def discard(folder: pathlib.Path, makes: Sequence[str]) -> None:
     """Removes what a run made in a folder that is held; see `RunDirectory.opened`.
 
+    Folders that are empty then go as well.
+
     Raises:
         DiskError: if it cannot.
     """
+    parents = set()
     try:
-        _discard(folder, makes)
+        for path in _made(folder, makes):
+            if (path / MARKER).is_file():
+                _discard_run(path)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            parents |= {p for p in path.parents if p != folder and folder in p.parents}
     except OSError as error:
         raise errors.DiskError(f'Cannot clear {folder}: {error.strerror}.') from error
+    for parent in sorted(parents, reverse=True):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 def adds(folder: pathlib.Path, makes: Sequence[str]) -> None:
@@ -180,30 +198,14 @@ def adds(folder: pathlib.Path, makes: Sequence[str]) -> None:
         _add_to_marker(folder, makes)
 
 
-def _discard(folder: pathlib.Path, makes: Sequence[str]) -> None:
-    """Removes what a run made, and folders that are empty then."""
-    parents = set()
-    for path in _made(folder, makes):
-        if (path / MARKER).is_file():
-            _discard_run(path)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        parents |= {p for p in path.parents if p != folder and folder in p.parents}
-    for parent in sorted(parents, reverse=True):
-        with contextlib.suppress(OSError):
-            parent.rmdir()
-
-
 def _discard_run(folder: pathlib.Path) -> None:
     """Removes a run within another; what it did not make stays."""
     marker = _read_marker(folder) or {'makes': []}
-    _discard(folder, [*marker['makes'], *_RECORDS])
+    discard(folder, [*marker['makes'], *_RECORDS])
     if _left(folder):
         atomic.write_json(folder / MARKER, marker | {'makes': []})
     else:
-        _discard(folder, [MARKER, locks.NAME])
+        discard(folder, [MARKER, locks.NAME])
         folder.rmdir()
 
 
@@ -265,11 +267,10 @@ class RunDirectory:
         """
         self.path = pathlib.Path(path).expanduser()
         self._is_stage = stage is not None
-        if stage is None:
-            self._config, self._inputs = self.path / _CONFIG, self.path / _INPUTS
-        else:
-            self._config = self.path / _STAGES / f'{stage}.flags'
-            self._inputs = self.path / _STAGES / f'{stage}.inputs.json'
+        own = (_CONFIG, _INPUTS)
+        if stage is not None:
+            own = (f'{_STAGES}/{stage}.flags', f'{_STAGES}/{stage}.inputs.json')
+        self._config, self._inputs = (self.path / name for name in own)
         self._status: dict[str, Any] = {}
 
     @contextlib.contextmanager
@@ -303,28 +304,23 @@ class RunDirectory:
             InputError: if another run is here, naming what differs, or the folder
                 holds other things, is in use, or another process does not find it.
         """
-        fresh = processes.first_decides(lambda: _make_folder(self.path))
-        try:
-            with locks.held(self.path):
-                found = processes.first_decides(
-                    lambda: self._open(settings, inputs, resumable, overwrite, makes)
+        with _holding(self.path) as fresh:
+            found = processes.first_decides(
+                lambda: self._open(settings, inputs, resumable, overwrite, makes)
+            )
+            if not processes.everywhere(self._config.exists()):
+                raise errors.InputError(
+                    f'--output_dir={self.path}: not all processes find this folder; '
+                    'give one on a disk that they share.'
                 )
-                if not processes.everywhere(self._config.exists()):
-                    raise errors.InputError(
-                        f'--output_dir={self.path}: not all processes find this folder; '
-                        'give one on a disk that they share.'
-                    )
-                try:
-                    yield found
-                except errors.DiskError:
-                    raise
-                except errors.InputError:
-                    if fresh and processes.is_first():
-                        self._forget_if_nothing_made()
-                    raise
-        finally:
-            if processes.is_first():
-                _take_away(self.path, fresh)
+            try:
+                yield found
+            except errors.DiskError:
+                raise
+            except errors.InputError:
+                if fresh and processes.is_first():
+                    self._forget_if_nothing_made()
+                raise
 
     def _forget_if_nothing_made(self) -> None:
         """Removes the records of a run that was refused before it made anything."""
@@ -334,7 +330,7 @@ class RunDirectory:
                 path.is_file() for path in self.path.rglob('*') if path not in records
             ):
                 marker = _read_marker(self.path) or {'makes': []}
-                _discard(self.path, [*marker['makes'], *_RECORDS, MARKER])
+                discard(self.path, [*marker['makes'], *_RECORDS, MARKER])
 
     def _open(
         self,
@@ -420,9 +416,8 @@ class RunDirectory:
         """Updates status.json."""
         self._status.setdefault('started', _now())
         self._status |= changes | {'updated': _now()}
-        keys = ('state', 'stage', 'step', 'total_steps', 'started', 'updated', 'error')
         atomic.write_json(
-            self.path / _STATUS, {key: self._status.get(key) for key in keys}
+            self.path / _STATUS, {key: self._status.get(key) for key in _STATUS_KEYS}
         )
 
     def done(self, **changes: Any) -> None:
@@ -453,8 +448,8 @@ class RunDirectory:
             self.status(**changes)
         except errors.InputError:
             # A full disk has room for what is no longer than before.
-            keys = ('state', 'stage', 'step', 'total_steps', 'started', 'updated')
-            own = {key: self._status.get(key) for key in keys} | {'error': 'disk full'}
+            own = {key: self._status.get(key) for key in _STATUS_KEYS}
+            own |= {'error': 'disk full'}
             path = self.path / _STATUS
             with contextlib.suppress(OSError), path.open('r+b') as file:
                 file.write(json.dumps(own).encode())

@@ -1,6 +1,6 @@
 """A conversation with a persona: what was said, and the next answer, as it comes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
 import time
 
@@ -74,52 +74,45 @@ class ChatAnswer:
         return f'{line}, {len(self.arrivals)} tokens at {rate:.1f} tokens/s'
 
 
+@dataclasses.dataclass
 class Conversation:
-    """A persona's memory of what was said, and its next answer."""
+    """A persona's memory of what was said, and its next answer.
 
-    def __init__(
-        self,
-        loaded: apply.LoadedModel,
-        *,
-        system_prompt: str,
-        date: str,
-        max_new_tokens: int,
-        sampling: generation.Sampling,
-        seed: int,
-        notify: Callable[[str], None],
-    ):
-        """Args:
-            loaded: the model.
-            system_prompt: the persona prompt; '' for none.
-            date: ISO date that the chat template is told.
-            max_new_tokens: of an answer.
-            sampling: how tokens are drawn.
-            seed: fixes the draws.
-            notify: told, in a sentence, when the oldest turns are forgotten.
+    Attributes:
+        loaded: the model.
+        system_prompt: the persona prompt; '' for none.
+        date: ISO date that the chat template is told.
+        max_new_tokens: of an answer.
+        sampling: how tokens are drawn.
+        seed: fixes the draws.
+        notify: told, in a sentence, when the oldest turns are forgotten.
 
-        Raises:
-            InputError: see `data.chat.ChatRenderer`.
-        """
-        self._loaded = loaded
-        self._renderer = loaded.renderer(date)
-        self._system = (
-            [{'role': 'system', 'content': system_prompt}] if system_prompt else []
-        )
-        self._turns: list[dict[str, str]] = []
-        self._max_new_tokens = max_new_tokens
-        self._sampling = sampling
-        self._seed = seed
-        self._notify = notify
-        self._stop_ids = loaded.stop_ids()
+    Raises:
+        InputError: see `data.chat.ChatRenderer`.
+    """
+
+    loaded: apply.LoadedModel
+    system_prompt: str
+    date: str
+    max_new_tokens: int
+    sampling: generation.Sampling
+    seed: int
+    notify: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._renderer = self.loaded.renderer(self.date)
+        self._stop_ids = self.loaded.stop_ids()
+        self.reset()
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """What the model would see before the next question."""
-        return self._system + self._turns
+        system = {'role': 'system', 'content': self.system_prompt}
+        return [system, *self._turns] if self.system_prompt else [*self._turns]
 
     def reset(self) -> None:
         """Forgets all but the persona."""
-        self._turns = []
+        self._turns: list[dict[str, str]] = []
 
     def ask(self, question: str, show: Callable[[str], None]) -> ChatAnswer:
         """Answers, and remembers question and answer.
@@ -137,15 +130,24 @@ class Conversation:
             raise errors.InputError('The message is not UTF-8 text.')
         user = {'role': 'user', 'content': question}
         prompt = self._fitting_prompt(user)
-        detokenizer = Detokenizer(self._loaded.tokenizer)
+        detokenizer = Detokenizer(self.loaded.tokenizer)
         text = ''
         cut: str | None = (
-            f"the model's {self._loaded.decoder.cfg.max_position} positions"
+            f"the model's {self.loaded.decoder.cfg.max_position} positions"
         )
         arrivals: list[float] = []
         start = time.perf_counter()
         try:
-            for (token,) in self._stream(prompt):
+            for tokens in generation.stream(
+                self.loaded.decoder,
+                self.loaded.masks,
+                [prompt],
+                max_new_tokens=self.max_new_tokens,
+                stop_ids=self._stop_ids,
+                sampling=self.sampling,
+                seed=self.seed,
+            ):
+                (token,) = tokens.tolist()
                 arrivals.append(time.perf_counter() - start)
                 if token in self._stop_ids:
                     cut = None
@@ -159,27 +161,15 @@ class Conversation:
         finally:
             if text or cut is None:
                 self._turns += [user, {'role': 'assistant', 'content': text}]
-        if cut and len(arrivals) == self._max_new_tokens:
-            cut = f'--max_new_tokens={self._max_new_tokens}'
+        if cut and len(arrivals) == self.max_new_tokens:
+            cut = f'--max_new_tokens={self.max_new_tokens}'
         return ChatAnswer(text, cut, len(prompt), tuple(arrivals))
-
-    def _stream(self, prompt: list[int]) -> Iterator[list[int]]:
-        for tokens in generation.stream(
-            self._loaded.decoder,
-            self._loaded.masks,
-            [prompt],
-            max_new_tokens=self._max_new_tokens,
-            stop_ids=self._stop_ids,
-            sampling=self._sampling,
-            seed=self._seed,
-        ):
-            yield tokens.tolist()
 
     def _fitting_prompt(self, user: dict[str, str]) -> list[int]:
         """The prompt, the oldest turns forgotten if there is no room for an answer."""
-        positions = self._loaded.decoder.cfg.max_position
+        positions = self.loaded.decoder.cfg.max_position
         # A generous --max_new_tokens must not cost the whole history.
-        room = min(self._max_new_tokens, positions // 2)
+        room = min(self.max_new_tokens, positions // 2)
         forgotten = 0
         while True:
             prompt = self._renderer.prompt([*self.messages, user])
@@ -188,7 +178,7 @@ class Conversation:
             del self._turns[:2]
             forgotten += 1
         if forgotten:
-            self._notify(
+            self.notify(
                 f'The oldest {forgotten} question(s) and answer(s) were forgotten: the '
                 f'model has {positions} positions.'
             )

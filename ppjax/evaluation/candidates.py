@@ -150,8 +150,7 @@ def _masked(
     dense: Candidate,
     read: Callable[..., apply.LoadedModel],
 ) -> Candidate:
-    file = pmask.load(pathlib.Path(path).expanduser())
-    file.check_base(base.fingerprint(), base.config.num_layers, base.config.d_ff)
+    file = pmask.load_for(pathlib.Path(path).expanduser(), base)
     if file.granularity == pmask.BLOCKS:
         shorter = file.kind.pruned(base, file.mask)
         own = functools.partial(read, base_model=base.name, mask_path=path)

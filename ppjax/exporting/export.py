@@ -26,8 +26,7 @@ from ppjax.exporting import hf_export, model_card, published
 from ppjax.exporting import record as record_lib
 from ppjax.exporting import source as source_lib
 from ppjax.exporting import verify as verify_lib
-from ppjax.masking import granularity as granularity_lib
-from ppjax.masking import keep_indices
+from ppjax.masking import keep_indices, pmask
 from ppjax.models import loading
 from ppjax.models import tokens as tokens_lib
 
@@ -72,7 +71,8 @@ def _export(
     again: bool,
 ) -> None:
     source = source_lib.open_source(cfg)
-    if cfg.keep_indices and source.kind is not granularity_lib.CHANNELS:
+    mask = source.persona_mask
+    if cfg.keep_indices and mask.granularity != pmask.CHANNELS:
         raise errors.InputError(
             '--keep_indices lists FFN channels, and this mask removes whole blocks; '
             'its .pmask file is the list of them.'
@@ -111,12 +111,12 @@ def _export(
             dtype=dtype,
             tokenizer=tokenizer,
             model_card=model_card.render(facts),
-            system_prompt=source.system_prompt,
+            system_prompt=mask.system_prompt,
             identity=identity,
             check=check,
         )
     if cfg.keep_indices:
-        keep_indices.save(cfg.keep_indices, source.mask)
+        keep_indices.save(cfg.keep_indices, mask.mask)
     if record_file is not None:
         sides = ('dense', 'pruned')
         atomic.write_json(
@@ -125,7 +125,7 @@ def _export(
                 'settings': dataclasses.asdict(cfg),
                 'versions': versions.versions(),
                 'identity': identity,
-                'granularity': source.kind.name,
+                'granularity': mask.granularity,
                 'keep': facts.keep,
                 'num_layers': facts.num_layers,
                 'd_ff': facts.d_ff,
@@ -172,7 +172,7 @@ def _verify(
     """What `results/export.json` says of it; differences beyond tolerance raise."""
     prompts, length = tokens.shape
     progress.say(f'Verifying on {prompts} prompts of {length} tokens ...')
-    masks = source.kind.decoder_masks(source.mask)
+    masks = source.persona_mask.kind.decoder_masks(source.persona_mask.mask)
     result = verify_lib.verify(source.base, masks, folder, dtype=dtype, tokens=tokens)
     result.require(cfg.verify_tolerance)
     return {
@@ -204,8 +204,8 @@ def _verification_tokens(
     rows = []
     for question in _QUESTIONS:
         messages = [{'role': 'user', 'content': question}]
-        if source.system_prompt:
-            messages.insert(0, {'role': 'system', 'content': source.system_prompt})
+        if prompt := source.persona_mask.system_prompt:
+            messages.insert(0, {'role': 'system', 'content': prompt})
         if renderer is not None:
             ids = renderer.prompt(messages)
         else:

@@ -13,6 +13,7 @@ from huggingface_hub import repocard
 
 import ppjax
 from ppjax.models import base_model, checkpoint, gguf_reader
+from ppjax.pages import templates
 
 _HUB_IDS = {base_model.SMOLLM2: 'HuggingFaceTB/SmolLM2-135M-Instruct'}
 _TAGS = ('pruned', 'roleplay', 'persona', 'ppjax')
@@ -20,52 +21,6 @@ _LICENSE_KEYS = ('license', 'license_name', 'license_link')
 # What matrix units, tensor parallelism and quantised kernels like k to be
 # divisible by.
 _ALIGNMENTS = (256, 128, 64)
-
-_PAPER = 'https://arxiv.org/abs/2606.14695'
-_LIMITS = """\
-- Factual recall drops first: the mask was learned to keep a voice, and what the
-  base model knew beyond it was not protected. Check what it states.
-- It is meant for this persona under this system prompt. As another character, or
-  without the prompt, it is worse than the base model.
-- It keeps the base model's biases and failings, and the base model's licence and
-  terms of use hold for it."""
-
-_SNIPPET = """\
-import json
-import pathlib
-
-import transformers
-
-model_dir = '.'  # This directory; huggingface_hub.snapshot_download() gives another.
-persona = json.loads(pathlib.Path(model_dir, 'persona.json').read_text('utf-8'))
-tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
-model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype='auto')
-question = 'What did you do this morning?'
-"""
-_SNIPPET_SYSTEM = """\
-    {'role': 'system', 'content': persona['system_prompt']},
-"""
-_SNIPPET_CHAT = """\
-messages = [
-{system}    {'role': 'user', 'content': question},
-]
-inputs = tokenizer.apply_chat_template(
-    messages,
-    add_generation_prompt=True,
-    enable_thinking=False,  # Qwen3: answer at once.
-    return_dict=True,
-    return_tensors='pt',
-)
-"""
-_SNIPPET_TEXT = """\
-prompt = persona['system_prompt'] + '\\n\\n' + question + '\\n'
-inputs = tokenizer(prompt, return_tensors='pt')
-"""
-_SNIPPET_ANSWER = """\
-output = model.generate(**inputs, max_new_tokens=128)
-answer = output[0, inputs['input_ids'].shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,34 +140,26 @@ def render(facts: Facts) -> str:
     of backticks in them, so they cannot end the front matter, open a heading or
     turn into links.
     """
-    sections = [
-        _front_matter(facts.base_name, facts.license, _TAGS),
-        f'# {_code(hub_id(facts.base_name))}, pruned for one persona',
-        (
-            f'A role-playing model cut out of a larger one: {_left(facts)} It was made by '
-            f'[Persona-Pruner]({_PAPER}) as implemented in ppjax {ppjax.__version__}, '
-            'and loads as any other checkpoint of its architecture.'
-        ),
-        '## Persona prompt',
-        _persona(facts.system_prompt),
-        '## What was pruned',
-        _pruning(facts),
-        _likelihood(facts.likelihood),
-        '## How it was made',
-        _origin(facts),
-        '## How to use it',
-        'With transformers, under the system prompt that it was pruned for:',
-        _fenced(_snippet(facts), 'python'),
-        '## Limits',
-        _LIMITS,
-        '## Source',
-        (
-            'J. Kim, J. Tack, N. Lee, J. Jeong: *Persona-Pruner: Sculpting Lightweight '
-            f'Models for Role-Playing*, [arXiv:2606.14695]({_PAPER}). This model is a '
-            'result of that research method, not of its authors.'
-        ),
-    ]
-    text = '\n\n'.join(section for section in sections if section) + '\n'
+    return _rendered(
+        'card.md.jinja',
+        facts=facts,
+        front_matter=_front_matter(facts.base_name, facts.license, _TAGS),
+        version=ppjax.__version__,
+    )
+
+
+def _rendered(name: str, **values: Any) -> str:
+    template = templates.load(
+        __package__,
+        name,
+        alignment=alignment,
+        code=_code,
+        fenced=_fenced,
+        hub_id=hub_id,
+        last_part=_last_part,
+        nll_table=_nll_table,
+    )
+    text = template.render(values) + '\n'
     # A lone surrogate cannot be written as UTF-8.
     return text.encode('utf-8', 'replace').decode('utf-8')
 
@@ -227,24 +174,7 @@ def bare(base_name: str, license: Mapping[str, Any]) -> str:
 
 def with_recovery(card: str, facts: Recovery) -> str:
     """A card with what was done to its model after it was written."""
-    sections = [
-        card.rstrip(),
-        '## Recovery finetuning',
-        (
-            f'{facts.trained} finetuned on {facts.calibration_rows:,} conversations of '
-            f'{_code(_last_part(facts.calibration))}. The weights here are those after '
-            'it; measurements above are of the model before.'
-        ),
-        _nll_table(
-            facts.likelihood,
-            '`recovered` is this model, `start` the one before, `dense` the unpruned '
-            'one.',
-        ),
-        'The settings were:',
-        _fenced(facts.settings, 'text'),
-    ]
-    text = '\n\n'.join(section for section in sections if section) + '\n'
-    return text.encode('utf-8', 'replace').decode('utf-8')
+    return _rendered('recovery.md.jinja', card=card, facts=facts)
 
 
 def _front_matter(
@@ -259,82 +189,6 @@ def _front_matter(
         **license,
     ).to_yaml()
     return f'---\n{data}\n---'
-
-
-def _snippet(facts: Facts) -> str:
-    system = _SNIPPET_SYSTEM if facts.system_prompt else ''
-    chat = _SNIPPET_CHAT.replace('{system}', system)
-    return _SNIPPET + (chat if facts.chat_template else _SNIPPET_TEXT) + _SNIPPET_ANSWER
-
-
-def _persona(system_prompt: str) -> str:
-    if not system_prompt:
-        return 'Not recorded with the mask; `persona.json` holds an empty prompt.'
-    return (
-        'The system message that the mask was learned under, also in '
-        '`persona.json`:\n\n' + _fenced(system_prompt, 'text')
-    )
-
-
-def _left(facts: Facts) -> str:
-    if facts.kept_blocks is None:
-        return (
-            'of every feed-forward layer only the channels that this persona needs are '
-            'left.'
-        )
-    return 'only the transformer blocks that this persona needs most are left.'
-
-
-def _kept(facts: Facts, asked: str) -> list[str]:
-    if facts.kept_blocks is not None:
-        numbers = ', '.join(str(block) for block in facts.kept_blocks)
-        return [
-            (
-                f'- Transformer blocks kept: {facts.keep} of {facts.num_layers}; their '
-                f'numbers in the base model, from 0 on: {numbers}'
-            ),
-            f'- Blocks removed: {facts.removed:.2%}{asked}',
-        ]
-    align = alignment(facts.keep)
-    aligned = f'a multiple of {align}' if align > 1 else 'no multiple of 64'
-    return [
-        (
-            f'- Channels kept: {facts.keep:,} of {facts.d_ff:,} in each of '
-            f'{facts.num_layers} layers, {aligned}'
-        ),
-        f'- Sparsity of the feed-forward layers: {facts.removed:.2%}{asked}',
-    ]
-
-
-def _pruning(facts: Facts) -> str:
-    dense, pruned = facts.parameters
-    dense_bytes, pruned_bytes = facts.weight_bytes
-    asked = '' if facts.sparsity is None else f' (asked for: {facts.sparsity:.2%})'
-    return '\n'.join(
-        [
-            f'- Base model: {_code(_last_part(facts.base_name))}',
-            f'- Fingerprint of its weights: {_code(facts.base_fingerprint)}',
-            *_kept(facts, asked),
-            (
-                f'- Parameters: {dense:,} before, {pruned:,} after '
-                f'({1 - pruned / dense:.1%} fewer)'
-            ),
-            (
-                f'- Weights as {facts.dtype}: {dense_bytes / 1e6:,.1f} MB before, '
-                f'{pruned_bytes / 1e6:,.1f} MB after'
-            ),
-        ]
-    )
-
-
-def _likelihood(results: Mapping[str, Any] | None) -> str:
-    """The held-out section, or '' where there are no numbers."""
-    table = _nll_table(
-        results or {},
-        '`learned` is this model, `dense` the unpruned one, the others are pruned '
-        'equally far by other means.',
-    )
-    return f'## Held-out likelihood\n\n{table}' if table else ''
 
 
 def _nll_table(results: Mapping[str, Any], names: str) -> str:
@@ -374,21 +228,6 @@ def _nll_table(results: Mapping[str, Any], names: str) -> str:
             *rows,
         ]
     )
-
-
-def _origin(facts: Facts) -> str:
-    parts = []
-    if facts.calibration is not None:
-        rows = ''
-        if facts.calibration_rows is not None:
-            rows = f', {facts.calibration_rows:,} conversations'
-        parts.append(f'Calibration data: {_code(_last_part(facts.calibration))}{rows}.')
-    if facts.settings:
-        parts.append('The mask was learned with these settings:')
-        parts.append(_fenced(facts.settings, 'text'))
-    parts.append('This directory was written by')
-    parts.append(_fenced(facts.command, 'bash'))
-    return '\n\n'.join(parts)
 
 
 def _last_part(source: str) -> str:

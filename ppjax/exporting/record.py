@@ -5,7 +5,6 @@ folder is never without its identity, and damage is noticed.
 """
 
 from collections.abc import Mapping
-import dataclasses
 import hashlib
 import os
 import pathlib
@@ -17,25 +16,6 @@ FILE = 'ppjax-export.json'
 _FORMAT = 'ppjax.export.v1'
 # People may write into it.
 _CARD = 'README.md'
-
-
-@dataclasses.dataclass(frozen=True)
-class Standing:
-    """What is found where an export is to go.
-
-    Attributes:
-        identity: what it was made from; None if no export made it.
-        damaged: its files that are missing or not as they were written.
-        foreign: what else lies there.
-    """
-
-    identity: dict[str, str] | None
-    damaged: tuple[str, ...]
-    foreign: tuple[str, ...]
-
-    def is_of(self, identity: Mapping[str, str]) -> bool:
-        """Whether the very same was exported, and is whole."""
-        return self.identity == dict(identity) and not self.damaged
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -58,33 +38,6 @@ def write(folder: pathlib.Path, identity: Mapping[str, str]) -> list[str]:
         {'format': _FORMAT, 'identity': dict(identity), 'files': files},
     )
     return [*files, FILE]
-
-
-def look(folder: pathlib.Path) -> Standing | None:
-    """What lies in a folder; None if it is absent or empty. Reads all of it.
-
-    Raises:
-        InputError: if it is a file.
-    """
-    # Not `Path.exists`, which raises for a name that is too long.
-    there = os.path.exists(folder)
-    if there and not folder.is_dir():
-        raise errors.InputError(f'{folder} is a file; give a directory.')
-    names = {entry.name for entry in folder.iterdir()} if there else set()
-    names = {name for name in names if not atomic.is_temporary(name)}
-    if not names:
-        return None
-    files = _files(folder)
-    if files is None:
-        return Standing(None, (), tuple(sorted(names)))
-    identity, recorded = files
-    damaged = [
-        name
-        for name, own in recorded.items()
-        if name != _CARD and not _is_whole(folder / name, own)
-    ]
-    foreign = names - recorded.keys() - {FILE}
-    return Standing(identity, tuple(sorted(damaged)), tuple(sorted(foreign)))
 
 
 def _files(
@@ -128,34 +81,45 @@ def may_write(
         InputError: if something else stands there that may not, or must not, be
             replaced.
     """
-    found = look(target)
-    if found is None:
+    # Not `Path.exists`, which raises for a name that is too long.
+    there = os.path.exists(target)
+    if there and not target.is_dir():
+        raise errors.InputError(f'{target} is a file; give a directory.')
+    names = {entry.name for entry in target.iterdir()} if there else set()
+    names = {name for name in names if not atomic.is_temporary(name)}
+    if not names:
         return True
-    if found.identity is None:
+    files = _files(target)
+    if files is None:
         raise errors.InputError(
-            f'{target} holds files that no export made ({found.foreign[0]!r}'
-            f'{", ..." if len(found.foreign) > 1 else ""}); give an empty or new '
+            f'{target} holds files that no export made ({min(names)!r}'
+            f'{", ..." if len(names) > 1 else ""}); give an empty or new '
             'folder, or move them away.'
         )
-    if not overwrite:
-        if found.is_of(identity):
-            return False
-        if found.damaged and found.identity == dict(identity):
+    own, recorded = files
+    if overwrite:
+        foreign = sorted(names - recorded.keys() - {FILE})
+        if foreign:
             raise errors.InputError(
-                f'{target / found.damaged[0]} is missing or not as it was written'
-                f'{f" ({len(found.damaged)} such)" if len(found.damaged) > 1 else ""}; '
-                '--overwrite makes the export anew.'
+                f'{target} holds {", ".join(foreign[:3])}'
+                f'{", ..." if len(foreign) > 3 else ""}, which no export made; it is '
+                'not replaced. Move that away, or give another --output_dir.'
             )
-        keys = {*identity, *found.identity}
-        differ = sorted(k for k in keys if found.identity.get(k) != identity.get(k))
+        return True
+    if differ := sorted(k for k in {*identity, *own} if own.get(k) != identity.get(k)):
         raise errors.InputError(
             f'{target} holds another export (differing in {", ".join(differ)}); '
             '--overwrite replaces it.'
         )
-    if found.foreign:
+    damaged = sorted(
+        name
+        for name, wanted in recorded.items()
+        if name != _CARD and not _is_whole(target / name, wanted)
+    )
+    if damaged:
         raise errors.InputError(
-            f'{target} holds {", ".join(found.foreign[:3])}'
-            f'{", ..." if len(found.foreign) > 3 else ""}, which no export made; it is '
-            'not replaced. Move that away, or give another --output_dir.'
+            f'{target / damaged[0]} is missing or not as it was written'
+            f'{f" ({len(damaged)} such)" if len(damaged) > 1 else ""}; '
+            '--overwrite makes the export anew.'
         )
-    return True
+    return False

@@ -9,7 +9,6 @@ import numpy as np
 
 from ppjax.exporting import config as config_lib
 from ppjax.exporting import hf_export, model_card, published
-from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import base_model
 from ppjax.training import config as train_config
@@ -18,32 +17,25 @@ from ppjax.training import trained_run
 
 @dataclasses.dataclass(frozen=True)
 class ExportSource:
-    """What is exported: a base model, bool [R, U], and what is known of the mask."""
+    """What is exported: a base model, a mask, and what is known of how it was learned."""
 
     base: base_model.BaseModel
-    fingerprint: str
-    mask: np.ndarray
-    system_prompt: str
+    persona_mask: pmask.PersonaMask
     files: tuple[pathlib.Path, ...]
-    kind: granularity_lib.Granularity = granularity_lib.CHANNELS
     trained: train_config.TrainConfig | None = None
     calibration_rows: int | None = None
     likelihood: dict[str, Any] | None = None
 
     @property
-    def keep(self) -> int:
-        return int(self.mask[0].sum())
-
-    @property
     def pruned(self) -> base_model.BaseModel:
         """What is left of the base model, still unread."""
-        return self.kind.pruned(self.base, self.mask)
+        return self.persona_mask.kind.pruned(self.base, self.persona_mask.mask)
 
     def identity(self, dtype: str) -> dict[str, str]:
         """What decides every exported weight."""
-        bits = np.packbits(self.mask, axis=-1, bitorder='little')
+        bits = np.packbits(self.persona_mask.mask, axis=-1, bitorder='little')
         return {
-            'base_fingerprint': self.fingerprint,
+            'base_fingerprint': self.persona_mask.base_fingerprint,
             'mask_sha256': hashlib.sha256(bits.tobytes()).hexdigest(),
             'dtype': dtype,
         }
@@ -87,21 +79,13 @@ def _from_files(cfg: config_lib.ExportConfig) -> ExportSource:
         return _with_mask(base, pathlib.Path(cfg.mask).expanduser())
     file = pathlib.Path(str(cfg.from_keep_indices)).expanduser()
     mask = keep_indices.load(file, base.config.num_layers, base.config.d_ff)
-    return ExportSource(base, base.fingerprint(), mask, '', (base.reader.path, file))
+    # Of nobody: neither persona nor prompt is known.
+    kept = pmask.PersonaMask(mask, base.name, base.fingerprint(), persona_sha256='')
+    return ExportSource(base, kept, (base.reader.path, file))
 
 
 def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> ExportSource:
-    persona_mask = pmask.load(file)
-    fingerprint = base.fingerprint()
-    persona_mask.check_base(fingerprint, base.config.num_layers, base.config.d_ff)
-    return ExportSource(
-        base,
-        fingerprint,
-        persona_mask.mask,
-        persona_mask.system_prompt,
-        (base.reader.path, file),
-        persona_mask.kind,
-    )
+    return ExportSource(base, pmask.load_for(file, base), (base.reader.path, file))
 
 
 def facts(
@@ -115,19 +99,19 @@ def facts(
         command: what was run.
         has_template: whether the tokenizer has a chat template.
     """
-    trained = source.trained
+    trained, mask = source.trained, source.persona_mask
     dense = hf_export.parameter_count(source.base)
     pruned = hf_export.parameter_count(source.pruned)
     width = hf_export.DTYPES[dtype][0].itemsize
     return model_card.Facts(
         base_name=source.base.name,
-        base_fingerprint=source.fingerprint,
+        base_fingerprint=mask.base_fingerprint,
         license=model_card.inherited_license(source.base.reader),
-        system_prompt=source.system_prompt,
+        system_prompt=mask.system_prompt,
         chat_template=has_template,
         num_layers=source.base.config.num_layers,
         d_ff=source.base.config.d_ff,
-        keep=source.keep,
+        keep=mask.keep,
         dtype=dtype,
         parameters=(dense, pruned),
         weight_bytes=(dense * width, pruned * width),
@@ -137,7 +121,7 @@ def facts(
         calibration=trained.calibration if trained else None,
         calibration_rows=source.calibration_rows,
         settings=published.settings_text(trained) if trained else '',
-        kept_blocks=tuple(np.nonzero(source.mask[0])[0].tolist())
-        if source.kind is granularity_lib.BLOCKS
+        kept_blocks=tuple(mask.indices()[0].tolist())
+        if mask.granularity == pmask.BLOCKS
         else None,
     )

@@ -1,5 +1,7 @@
 """Orbax checkpoints of the training state."""
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import logging
 import os
@@ -19,6 +21,18 @@ State = TypeVar('State')
 FILES = 'checkpoints/[0-9]*'
 
 
+@contextlib.contextmanager
+def _as_disk_error() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise errors.DiskError(
+            'A checkpoint could not be saved: '
+            f'{(str(error).splitlines() or [""])[0]}; the same command goes on from '
+            'the one before.'
+        ) from error
+
+
 class Checkpoints:
     """Numbered checkpoints; one that was cut short is never picked up."""
 
@@ -32,7 +46,7 @@ class Checkpoints:
             max_to_keep=keep, cleanup_tmp_directories=True
         )
         self._path = (run / 'checkpoints').absolute()
-        try:
+        with _as_disk_error():
             # Without a handler Orbax takes the newest folder, damaged or not, for what
             # all of them look like.
             self._manager = ocp.CheckpointManager(
@@ -40,19 +54,15 @@ class Checkpoints:
                 options=options,
                 item_handlers=ocp.StandardCheckpointHandler(),
             )
-        except (OSError, ValueError) as error:
-            raise _failed(error) from error
 
+    @_as_disk_error()
     def save(self, step: int, state: Any) -> None:
         """Saves in the background.
 
         Raises:
             DiskError: if an earlier save failed, for instance on a full disk.
         """
-        try:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
-        except (OSError, ValueError) as error:
-            raise _failed(error) from error
+        self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def newest(self, like: State) -> tuple[int, State | None]:
         """The newest checkpoint that can be read; newer ones are put aside.
@@ -90,27 +100,23 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(self._path / str(step), aside)
 
+    @_as_disk_error()
     def wait(self) -> None:
         """Returns once all saves are on disk.
 
         Raises:
             DiskError: if one failed.
         """
-        try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise _failed(error) from error
+        self._manager.wait_until_finished()
 
+    @_as_disk_error()
     def close(self) -> None:
         """Waits and releases the manager's threads.
 
         Raises:
             DiskError: if a save failed.
         """
-        try:
-            self._manager.close()
-        except (OSError, ValueError) as error:
-            raise _failed(error) from error
+        self._manager.close()
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
@@ -120,10 +126,3 @@ def _is_not_raised(record: logging.LogRecord) -> bool:
 
 def _aside(step: int) -> str:
     return f'{step}.damaged'
-
-
-def _failed(error: Exception) -> errors.DiskError:
-    return errors.DiskError(
-        f'A checkpoint could not be saved: {(str(error).splitlines() or [""])[0]}; the '
-        'same command goes on from the one before.'
-    )

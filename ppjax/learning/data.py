@@ -6,7 +6,7 @@ import numpy as np
 
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import calibration, chat, mixture, order, packing
+from ppjax.data import calibration, chat, mixture, packing
 from ppjax.models import base_model
 
 
@@ -59,13 +59,6 @@ class Data:
             )
             for own in members.values()
         ]
-
-    def num_steps(self, *, steps: int | None, epochs: float, batch_size: int) -> int:
-        """Optimizer steps; see `order.num_steps`."""
-        groups = [len(group.examples) for group in self.prompt_groups(batch_size)]
-        return order.num_steps(
-            steps=steps, epochs=epochs, batch_size=batch_size, groups=groups
-        )
 
 
 def subset(rows: list[calibration.Row], size: int, seed: int) -> list[calibration.Row]:

@@ -90,6 +90,8 @@ class HeldOut:
             batch_size: examples at a time.
             mesh: the devices of the models to come; None for one.
         """
+        if not sets:
+            return []
         prefix = min(map(packing.common_prefix, sets))
         batches, shape = packed_batches(sets, prefix, batch_size, mesh)
         return [

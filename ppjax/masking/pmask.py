@@ -11,6 +11,7 @@ from safetensors import numpy as safetensors_numpy
 import ppjax
 from ppjax.base import atomic, errors, reading
 from ppjax.masking import granularity as granularity_lib
+from ppjax.models import base_model
 
 FORMAT = 'ppjax.pmask.v1'
 CHANNELS, BLOCKS = granularity_lib.CHANNELS.name, granularity_lib.BLOCKS.name
@@ -97,6 +98,17 @@ class PersonaMask:
                 f'{self.base_fingerprint[:12]}; the base model given has '
                 f'{fingerprint[:12]}: other weights, or another precision.'
             )
+
+
+def load_for(path: str | pathlib.Path, base: base_model.BaseModel) -> PersonaMask:
+    """Reads a mask file that must be of a base model.
+
+    Raises:
+        InputError: see `load` and `PersonaMask.check_base`.
+    """
+    found = load(path)
+    found.check_base(base.fingerprint(), base.config.num_layers, base.config.d_ff)
+    return found
 
 
 def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:

@@ -1,7 +1,5 @@
 """From scores z to a mask with exactly k channels a layer (paper, Eq. 5)."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +42,18 @@ def check_keep(keep: int | jax.Array, num_channels: int) -> None:
         raise ValueError(f'keep must be in [1, {num_channels}], got {keep}.')
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@jax.custom_vjp
+def _straight_through(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mask, whose gradient becomes that of the scores unchanged."""
+    del scores
+    return mask
+
+
+_straight_through.defvjp(
+    lambda scores, mask: (mask, None), lambda residuals, grad: (grad, None)
+)
+
+
 def topk_mask(scores: jax.Array, keep: int) -> jax.Array:
     """Binary mask of the `keep` largest scores, with a straight-through gradient.
 
@@ -71,20 +80,10 @@ def topk_mask(scores: jax.Array, keep: int) -> jax.Array:
     check_keep(keep, scores.shape[-1])
     off = jnp.zeros_like(scores)
     # `top_k` puts -0.0 below 0.0, where they are equal to everyone else.
-    _, kept = jax.lax.top_k(jnp.where(scores == 0, off, scores), keep)  # [..., keep]
-    return jnp.put_along_axis(off, kept, 1, axis=-1, inplace=False)
-
-
-def _forward(scores: jax.Array, keep: int) -> tuple[jax.Array, None]:
-    return topk_mask(scores, keep), None
-
-
-def _backward(keep: int, residuals: None, grad: jax.Array) -> tuple[jax.Array]:
-    del keep, residuals
-    return (grad,)
-
-
-topk_mask.defvjp(_forward, _backward)
+    ordered = jax.lax.stop_gradient(jnp.where(scores == 0, off, scores))
+    _, kept = jax.lax.top_k(ordered, keep)  # [..., keep]
+    mask = jnp.put_along_axis(off, kept, 1, axis=-1, inplace=False)
+    return _straight_through(scores, mask)
 
 
 def finite_mask(scores: jax.Array, keep: int) -> np.ndarray:
@@ -126,29 +125,12 @@ def ranked_mask(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
         ValueError: if `keep` is a Python integer outside [1, F].
     """
     check_keep(keep, scores.shape[-1])
-    return _ranked(scores, keep)
-
-
-@jax.custom_vjp
-def _ranked(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
-    threshold = kth_largest(scores, keep)
+    threshold = kth_largest(jax.lax.stop_gradient(scores), keep)
     above = scores > threshold
     equal = scores == threshold
     room = keep - jnp.sum(above, axis=-1, keepdims=True)
     stays = above | (equal & (jnp.cumsum(equal, axis=-1) <= room))
-    return stays.astype(scores.dtype)
-
-
-def _ranked_forward(scores: jax.Array, keep: int | jax.Array) -> tuple[jax.Array, None]:
-    return _ranked(scores, keep), None
-
-
-def _ranked_backward(residuals: None, grad: jax.Array) -> tuple[jax.Array, None]:
-    del residuals
-    return grad, None
-
-
-_ranked.defvjp(_ranked_forward, _ranked_backward)
+    return _straight_through(scores, stays.astype(scores.dtype))
 
 
 def hard_mask(scores: jax.Array, keep: int | jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The decoder's constants, read from a Hugging Face `config.json`."""
 
+from collections.abc import Callable
 import dataclasses
 import sys
 from typing import Any
@@ -133,23 +134,27 @@ class ModelConfig:
             )
 
 
-def _count(key: str, value: Any) -> int:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    # Larger ones could not be multiplied into a size of anything.
-    if not whole or not 1 <= value < 2**31:
+def _checked(key: str, value: Any, right: bool, wanted: str) -> Any:
+    if not right:
         raise errors.InputError(
-            f'Model config: {key} must be a positive integer, got {short(value)}.'
+            f'Model config: {key} must be {wanted}, got {short(value)}.'
         )
     return value
 
 
+def _count(key: str, value: Any) -> int:
+    # Larger ones could not be multiplied into a size of anything.
+    right = type(value) is int and 1 <= value < 2**31
+    return _checked(key, value, right, 'a positive integer')
+
+
 def _positive(key: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= sys.float_info.max:
-        raise errors.InputError(
-            f'Model config: {key} must be a positive number, got {short(value)}.'
-        )
-    return float(value)
+    right = type(value) in (int, float) and 0 < value <= sys.float_info.max
+    return float(_checked(key, value, right, 'a positive number'))
+
+
+def _switch(key: str, value: Any) -> bool:
+    return _checked(key, value, isinstance(value, bool), 'true or false')
 
 
 def short(value: Any) -> str:
@@ -161,14 +166,6 @@ def short(value: Any) -> str:
 def _listed(keys: list[str]) -> str:
     shown = ', '.join(key[:60] for key in keys[:8])
     return shown if len(keys) <= 8 else f'{shown} and {len(keys) - 8} more'
-
-
-def _switch(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise errors.InputError(
-            f'Model config: {key} must be true or false, got {short(value)}.'
-        )
-    return value
 
 
 def rope_of(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
@@ -207,27 +204,22 @@ def rope_of(hf: dict[str, Any]) -> tuple[float, Llama3Scaling | None]:
             f'Model config: rope type {short(kind)} is not implemented; '
             "known are 'default' and 'llama3'."
         )
-    wanted = {
-        'factor',
-        'low_freq_factor',
-        'high_freq_factor',
-        'original_max_position_embeddings',
+    wanted: dict[str, Callable[[str, Any], Any]] = {
+        'factor': _positive,
+        'low_freq_factor': _positive,
+        'high_freq_factor': _positive,
+        'original_max_position_embeddings': _count,
     }
-    if missing := sorted(wanted - params.keys()):
+    if missing := sorted(wanted.keys() - params.keys()):
         raise errors.InputError(
             f"Model config: rope type 'llama3' lacks {', '.join(missing)}."
         )
-    if unknown := sorted(params.keys() - wanted):
+    if unknown := sorted(params.keys() - wanted.keys()):
         raise errors.InputError(
             f"Model config: rope type 'llama3' has unknown keys {_listed(unknown)}."
         )
-    length = 'original_max_position_embeddings'
-    return theta, Llama3Scaling(
-        factor=_positive('factor', params['factor']),
-        low_freq_factor=_positive('low_freq_factor', params['low_freq_factor']),
-        high_freq_factor=_positive('high_freq_factor', params['high_freq_factor']),
-        original_max_position=_count(length, params[length]),
-    )
+    values = (check(key, params[key]) for key, check in wanted.items())
+    return theta, Llama3Scaling(*values)
 
 
 def _refuse_quantised(hf: dict[str, Any]) -> None:

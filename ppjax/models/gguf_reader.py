@@ -91,7 +91,7 @@ class GgufReader(checkpoint.CheckpointReader):
         stored = {tensor.name: tensor for tensor in source.tensors}
         self._check_part_of_set()
         self._arch = self._architecture()
-        self._read: set[str] = set()
+        self._read_keys: set[str] = set()
         blocks = self._number('block_count', int)
         if blocks > len(stored):  # Before a million names are made up.
             raise self.error(
@@ -126,8 +126,7 @@ class GgufReader(checkpoint.CheckpointReader):
         return tuple(int(n) for n in self._tensor(name).shape[::-1])
 
     def dtype(self, name: str) -> np.dtype:
-        kind = self._tensor(name).tensor_type
-        return _PLAIN_TYPES.get(kind, np.dtype(np.float32))
+        return _dtype(self._tensor(name))
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         tensor = self._tensor(name)
@@ -198,7 +197,7 @@ class GgufReader(checkpoint.CheckpointReader):
         prefix = f'{self._arch}.'
         for key, value in self._metadata.items():
             suffix = key.removeprefix(prefix)
-            if suffix == key or suffix in self._read:
+            if suffix == key or suffix in self._read_keys:
                 continue
             if value not in _NEUTRAL_KEYS.get(suffix, ()):
                 raise self.error(
@@ -210,7 +209,7 @@ class GgufReader(checkpoint.CheckpointReader):
         self, suffix: str, kind: type[int] | type[float], default: Any = None
     ) -> Any:
         """A positive `<architecture>.<suffix>`, required unless `default` is given."""
-        self._read.add(suffix)
+        self._read_keys.add(suffix)
         key = f'{self._arch}.{suffix}'
         value = self.metadata(key, default)
         if value is None:
@@ -231,7 +230,7 @@ class GgufReader(checkpoint.CheckpointReader):
     def _config(self, stored: dict[str, gguf.ReaderTensor]) -> dict[str, Any]:
         hidden = self._number('embedding_length', int)
         heads = self._number('attention.head_count', int)
-        kinds = {_weight_dtype(t) for t in stored.values() if len(t.shape) == 2}
+        kinds = {_dtype(t).name for t in stored.values() if len(t.shape) == 2}
         embedding = self._stored(stored, 'token_embd.weight')
         config = {
             'architectures': [_ARCHITECTURES[self._arch]],
@@ -365,13 +364,11 @@ class GgufReader(checkpoint.CheckpointReader):
 
     def _permuted_heads(self, name: str) -> int | None:
         """Heads in a tensor whose rows the converter reordered, else None."""
-        if self._arch != 'llama':
+        heads = {'q_proj': 'num_attention_heads', 'k_proj': 'num_key_value_heads'}
+        projection = name.split('.')[-2]
+        if self._arch != 'llama' or projection not in heads:
             return None
-        if '.self_attn.q_proj.' in name:
-            return self.hf_config['num_attention_heads']
-        if '.self_attn.k_proj.' in name:
-            return self.hf_config['num_key_value_heads']
-        return None
+        return self.hf_config[heads[projection]]
 
 
 def _hf_names(layers: int) -> dict[str, str]:
@@ -402,8 +399,8 @@ def _any_bias(names: Iterable[str], block: str) -> bool:
     return any(re.fullmatch(rf'blk\.\d+\.{block}_\w+\.bias', name) for name in names)
 
 
-def _weight_dtype(tensor: gguf.ReaderTensor) -> str:
-    return _PLAIN_TYPES.get(tensor.tensor_type, np.dtype(np.float32)).name
+def _dtype(tensor: gguf.ReaderTensor) -> np.dtype:
+    return _PLAIN_TYPES.get(tensor.tensor_type, np.dtype(np.float32))
 
 
 def _shortest(value: float) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,15 +13,6 @@ from ppjax.models import config as config_lib
 
 # Which axis of a block's weight, as the file holds it, runs over FFN channels.
 _CHANNEL_AXES = {'w_gate': 0, 'w_up': 0, 'b_gate': 0, 'b_up': 0, 'w_down': 1}
-
-
-def channel_axes(num_layers: int) -> dict[str, tuple[int, int]]:
-    """Tensor name -> (its layer, its axis over FFN channels), where it has one."""
-    return {
-        loading.BLOCK_WEIGHTS[attribute].hf_name.format(layer): (layer, axis)
-        for attribute, axis in _CHANNEL_AXES.items()
-        for layer in range(num_layers)
-    }
 
 
 def keep_of(mask: np.ndarray, cfg: config_lib.ModelConfig) -> int:
@@ -42,45 +33,68 @@ def keep_of(mask: np.ndarray, cfg: config_lib.ModelConfig) -> int:
     return int(counts.pop())
 
 
-class SlicedReader(checkpoint.CheckpointReader):
-    """The kept channels of another reader's tensors; nothing is read ahead."""
+class _Part(NamedTuple):
+    """What of the dense model a tensor is.
 
-    def __init__(self, reader: checkpoint.CheckpointReader, mask: np.ndarray):
+    Attributes:
+        source: its name there.
+        kept: which channels of it; None is all of it.
+        axis: along which they lie.
+    """
+
+    source: str
+    kept: np.ndarray | None = None
+    axis: int = 0
+
+
+class _PartsReader(checkpoint.CheckpointReader):
+    """Parts of another reader's tensors; nothing is read ahead."""
+
+    def __init__(
+        self,
+        reader: checkpoint.CheckpointReader,
+        parts: dict[str, _Part],
+        changes: dict[str, Any],
+    ):
         """Args:
         reader: of the dense model.
-        mask: bool [L, F] with the same number of ones k in every layer.
+        parts: tensor name -> what it is.
+        changes: what its config says otherwise.
         """
-        self._reader = reader
-        self._kept = [np.flatnonzero(row) for row in mask]
-        self._axes = channel_axes(len(mask))
+        self._reader, self._parts = reader, parts
         self.path = reader.path
-        keep = len(self._kept[0])
-        self.hf_config = reader.hf_config | {'intermediate_size': keep}
+        self.hf_config = reader.hf_config | changes
+
+    def _part(self, name: str) -> _Part:
+        if name not in self._parts:
+            raise errors.InputError(
+                f'{self.path} holds no tensor {name!r} in what is kept of it.'
+            )
+        return self._parts[name]
 
     def names(self) -> list[str]:
-        return self._reader.names()
+        return sorted(self._parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        shape = self._reader.shape(name)
-        if name not in self._axes:
+        source, kept, axis = self._part(name)
+        shape = self._reader.shape(source)
+        if kept is None:
             return shape
-        layer, axis = self._axes[name]
-        return (*shape[:axis], len(self._kept[layer]), *shape[axis + 1 :])
+        return (*shape[:axis], len(kept), *shape[axis + 1 :])
 
     def dtype(self, name: str) -> np.dtype:
-        return self._reader.dtype(name)
+        return self._reader.dtype(self._part(name).source)
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        if name not in self._axes:
-            return self._reader.read(name, rows)
-        layer, axis = self._axes[name]
-        kept = self._kept[layer]
+        source, kept, axis = self._part(name)
+        if kept is None:
+            return self._reader.read(source, rows)
         if axis == 1:
-            return self._reader.read(name, rows)[:, kept]
+            return self._reader.read(source, rows)[:, kept]
         wanted = kept[rows]
         first = int(wanted[0])
         span = slice(first, int(wanted[-1]) + 1)
-        return self._reader.read(name, span)[wanted - first]
+        return self._reader.read(source, span)[wanted - first]
 
 
 def sliced_model(base: base_model.BaseModel, mask: np.ndarray) -> base_model.BaseModel:
@@ -90,53 +104,20 @@ def sliced_model(base: base_model.BaseModel, mask: np.ndarray) -> base_model.Bas
         ValueError: if the mask is none; see `keep_of`.
     """
     keep = keep_of(mask, base.config)
+    parts = {name: _Part(name) for name in base.reader.names()}
+    for layer, row in enumerate(mask):
+        for attribute, axis in _CHANNEL_AXES.items():
+            name = loading.BLOCK_WEIGHTS[attribute].hf_name.format(layer)
+            if name in parts:
+                parts[name] = _Part(name, np.flatnonzero(row), axis)
     return base_model.BaseModel(
         base.name,
-        SlicedReader(base.reader, mask),
+        _PartsReader(base.reader, parts, {'intermediate_size': keep}),
         dataclasses.replace(base.config, d_ff=keep),
     )
 
 
 _OF_A_BLOCK = re.compile(r'(model\.layers\.)(\d+)(\..+)')
-
-
-class BlocksReader(checkpoint.CheckpointReader):
-    """The kept blocks of another reader, numbered from 0 on."""
-
-    def __init__(self, reader: checkpoint.CheckpointReader, kept: Sequence[int]):
-        """Args:
-        reader: of the dense model.
-        kept: numbers of the blocks, ascending.
-        """
-        self._reader = reader
-        self.path = reader.path
-        self._sources: dict[str, str] = {}
-        number = {old: new for new, old in enumerate(kept)}
-        for name in reader.names():
-            if (found := _OF_A_BLOCK.fullmatch(name)) is None:
-                self._sources[name] = name
-            elif (old := int(found[2])) in number:
-                self._sources[f'{found[1]}{number[old]}{found[3]}'] = name
-        self.hf_config = reader.hf_config | _config_of_blocks(reader.hf_config, kept)
-
-    def _source(self, name: str) -> str:
-        if name not in self._sources:
-            raise errors.InputError(
-                f'{self.path} holds no tensor {name!r} in the blocks that are kept.'
-            )
-        return self._sources[name]
-
-    def names(self) -> list[str]:
-        return sorted(self._sources)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._reader.shape(self._source(name))
-
-    def dtype(self, name: str) -> np.dtype:
-        return self._reader.dtype(self._source(name))
-
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        return self._reader.read(self._source(name), rows)
 
 
 def _config_of_blocks(hf_config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
@@ -161,8 +142,16 @@ def without_blocks(
         base: the dense model.
         kept: numbers of the blocks, ascending, one or more.
     """
+    number = {old: new for new, old in enumerate(kept)}
+    parts = {}
+    for name in base.reader.names():
+        if (found := _OF_A_BLOCK.fullmatch(name)) is None:
+            parts[name] = _Part(name)
+        elif (old := int(found[2])) in number:
+            parts[f'{found[1]}{number[old]}{found[3]}'] = _Part(name)
+    changes = _config_of_blocks(base.reader.hf_config, kept)
     return base_model.BaseModel(
         base.name,
-        BlocksReader(base.reader, kept),
+        _PartsReader(base.reader, parts, changes),
         dataclasses.replace(base.config, num_layers=len(kept)),
     )

@@ -12,6 +12,9 @@
 What a binary file is, its first bytes tell and not its name.
 """
 
+from collections.abc import Callable
+import dataclasses
+import functools
 import importlib.resources
 import json
 import os
@@ -58,8 +61,10 @@ def read_personas(
     Raises:
         InputError: naming file and line or row of the first thing that is no persona.
     """
-    reader = _Reader(user_name, with_scenario, notes)
-    personas = reader.read(spec)
+    card = functools.partial(
+        cards.to_persona, user_name=user_name, with_scenario=with_scenario, notes=notes
+    )
+    personas = _Reader(card, notes).read(spec)
     _note_lengths(personas, notes)
     return personas
 
@@ -103,12 +108,17 @@ def shipped_references() -> list[persona_lib.Persona]:
         return read_personas(str(path))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads with one set of options."""
+    """Reads with one set of options.
 
-    def __init__(self, user_name: str, with_scenario: bool, notes: inputs.Notes):
-        self._user_name, self._with_scenario = user_name, with_scenario
-        self._notes = notes
+    Attributes:
+        card: makes a persona of a card's value and its place.
+        notes: takes one line for whatever a user should look at.
+    """
+
+    card: Callable[[Any, str], persona_lib.Persona]
+    notes: inputs.Notes
 
     def read(self, spec: str) -> list[persona_lib.Persona]:
         if not spec.strip():
@@ -126,7 +136,7 @@ class _Reader:
         head = reading.read_bytes(spec, 'Persona file', card_files.HEAD_BYTES)
         where = inputs.shown(spec)
         if card_files.container_of(head) is not None:
-            return [self._card(card_files.read_card(spec, self._notes), where)]
+            return [self.card(card_files.read_card(spec, self.notes), where)]
         data = reading.read_bytes(spec, 'Persona file')
         ending = pathlib.Path(spec).suffix.lower()
         if ending in _LINES_ENDINGS:
@@ -154,15 +164,6 @@ class _Reader:
                 'not in a file is given as a text of several words.'
             )
         return _plain(inputs.unix_lines(spec), 'The persona')
-
-    def _card(self, value: Any, where: str) -> persona_lib.Persona:
-        return cards.to_persona(
-            value,
-            where,
-            user_name=self._user_name,
-            with_scenario=self._with_scenario,
-            notes=self._notes,
-        )
 
     def _lines(self, data: bytes, where: str) -> list[persona_lib.Persona]:
         lines = data.removeprefix(b'\xef\xbb\xbf').split(b'\n')
@@ -196,13 +197,13 @@ class _Reader:
             return _plain(value, where)
         # An evaluation set has a persona's text as one of its fields.
         if evaluation_set.is_evaluation_set(value):
-            return evaluation_set.from_json(value, where, self._notes).persona
+            return evaluation_set.from_json(value, where, self.notes).persona
         if isinstance(value, dict):
             for key in _TEXT_KEYS:
                 if key in value:
                     return _plain(value[key], f'{where}: "{key}"', value.get('name'))
             if cards.is_card(value):
-                return self._card(value, where)
+                return self.card(value, where)
         raise errors.InputError(
             f'{where}: no persona; wanted a JSON string, {{"persona": text}}, a '
             'character card or an evaluation set.'

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors, processes
-from ppjax.models import checkpoint, loading
+from ppjax.models import checkpoint, loading, weights
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 
@@ -44,17 +44,8 @@ def parse_targets(text: str) -> tuple[str, ...]:
 
 def widths(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, int]]:
     """Weight -> (in, out), of all weights that can be adapted."""
-    d, f = cfg.d_model, cfg.d_ff
-    q, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    return {
-        'w_q': (d, q),
-        'w_k': (d, kv),
-        'w_v': (d, kv),
-        'w_o': (q, d),
-        'w_gate': (d, f),
-        'w_up': (d, f),
-        'w_down': (f, d),
-    }
+    shapes = {name: x.shape for name, x in weights.abstract(cfg)['blocks'].items()}
+    return {name: (shapes[name][1], shapes[name][2]) for name in TARGETS.values()}
 
 
 def init_adapters(
@@ -72,8 +63,9 @@ def init_adapters(
         InputError: if the rank exceeds a target's smaller side.
     """
     adapters: Adapters = {}
+    sides = widths(cfg)
     for target, one in zip(targets, jax.random.split(key, len(targets)), strict=True):
-        rows, columns = widths(cfg)[TARGETS[target]]
+        rows, columns = sides[TARGETS[target]]
         if rank > min(rows, columns):
             raise errors.InputError(
                 f'--lora_rank={rank} is more than {target} has: its weight is '

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ppjax.base import atomic, run_directory
 from ppjax.base import progress as progress_lib
-from ppjax.data import order, packing
+from ppjax.base import run_directory
+from ppjax.data import packing
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
-from ppjax.learning import references as references_lib
-from ppjax.learning import schedule as schedule_lib
+from ppjax.learning import run as learning_run
 from ppjax.models import base_model, loading, weights
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
@@ -21,21 +20,19 @@ from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
 
 
-class RecoveryRun:
-    """What stays the same from a run's first step to its last.
+class RecoveryRun(learning_run.Run):
+    """A run of recovery; its settings are resolved.
 
     Attributes:
-        cfg: its settings, resolved.
         source: what it starts from.
-        data: what it learns from and is measured on.
-        directory: where it keeps everything.
         mesh: its devices.
         method: what is trained.
-        total: optimizer steps.
-        batches: the examples of each.
         shape: of every batch.
-        optimizer, schedule: AdamW, and its learning rate by step.
+        optimizer: AdamW.
     """
+
+    cfg: config_lib.RecoverConfig
+    measurements = 4
 
     def __init__(
         self,
@@ -45,29 +42,21 @@ class RecoveryRun:
         directory: run_directory.RunDirectory,
         mesh: jax.sharding.Mesh,
     ):
-        self.cfg, self.source, self.data = cfg, source, data
-        self.directory, self.mesh = directory, mesh
-        self.method = make_method(cfg, source)
-        lengths = np.array([len(example.tokens) for example in data.train])
-        self.total = order.num_steps(
-            steps=cfg.steps,
-            epochs=cfg.epochs,
-            batch_size=cfg.batch_size,
-            groups=[len(lengths)],
+        everything = data_lib.PromptGroup(np.arange(len(data.train)), data.prefix)
+        super().__init__(cfg, data, directory, [everything], cfg.peak_rate)
+        self.reference_names = (
+            ('start',) if source.persona_mask is None else ('dense', 'start')
         )
-        self.batches = order.all_steps(cfg.seed, self.total, cfg.batch_size, lengths)
+        self.source, self.mesh = source, mesh
+        self.method = make_method(cfg, source)
         self.shape = packing.plan_shape(
             data.train,
-            self.batches,
+            [batch for _, batch in self.batches],
             prefix=data.prefix,
             rows=sharding.row_shards(mesh),
             micro_batches=cfg.micro_batches,
         )
-        self.schedule = schedule_lib.make_schedule(
-            learning_rate=cfg.peak_rate, warmup=cfg.warmup, num_steps=self.total
-        )
         self.optimizer = optax.adamw(self.schedule, weight_decay=cfg.weight_decay)
-        self._references = directory.path / 'results' / 'references.json'
 
     def say_plan(self) -> None:
         """Says what will be trained, on what, and how a step is cut up."""
@@ -154,44 +143,19 @@ class RecoveryRun:
             self.method.model(self.method.cast(trained), frozen), masks_lib.DENSE
         )
 
-    @property
-    def has_references(self) -> bool:
-        """Whether `references` need not measure any more."""
-        return self._stored_references() is not None
-
-    def _stored_references(self) -> dict[str, list[float]] | None:
-        names = ['start'] if self.source.persona_mask is None else ['dense', 'start']
-        return references_lib.stored(self._references, names, len(self.data.heldout))
-
-    def references(
+    def measure_reference(
         self,
         heldout: heldout_lib.HeldOut,
         trained: methods.Trained,
         frozen: weights.Weights,
-    ) -> dict[str, heldout_lib.Likelihood]:
-        """Held-out likelihood before recovery, and of the dense model if it is known.
-
-        Kept in results/references.json, so that a resumed run need not measure again.
-        """
-        stored = self._stored_references()
-        if stored is None:
-            found = {}
-            source = self.source
-            if source.persona_mask is not None:
-                dense = weights.decoder_of(
-                    source.files.config, self._read(source.files, self.cfg.dtype)
-                )
-                found['dense'] = heldout.measure(dense, masks_lib.DENSE)
-                del dense
-            found['start'] = self.measure(heldout, trained, frozen)
-            for name, likelihood in found.items():
-                progress_lib.say(f'Held-out, {name}: {likelihood.mean:.4f} nats/token')
-            stored = {name: x.nll.tolist() for name, x in found.items()}
-            atomic.write_json(self._references, stored)
-        return {
-            name: heldout_lib.Likelihood(np.array(nll), heldout.tokens)
-            for name, nll in stored.items()
-        }
+        name: str,
+    ) -> heldout_lib.Likelihood:
+        """Held-out likelihood before recovery, or of the dense model."""
+        if name == 'start':
+            return self.measure(heldout, trained, frozen)
+        files = self.source.files
+        dense = weights.decoder_of(files.config, self._read(files, self.cfg.dtype))
+        return heldout.measure(dense, masks_lib.DENSE)
 
 
 def make_method(

@@ -52,10 +52,7 @@ def open_source(cfg: config_lib.RecoverConfig) -> RecoverySource:
     files = base_model.open_base_model(cfg.base_model)
     if not cfg.mask:
         return RecoverySource(files, files, None, '')
-    persona_mask = pmask.load(cfg.mask)
-    persona_mask.check_base(
-        files.fingerprint(), files.config.num_layers, files.config.d_ff
-    )
+    persona_mask = pmask.load_for(cfg.mask, files)
     loading.check_tensors(files.reader, files.config)
     model = persona_mask.kind.pruned(files, persona_mask.mask)
     return RecoverySource(files, model, persona_mask, persona_mask.system_prompt)
@@ -95,10 +92,7 @@ def card_before(
             data = reading.read_bytes(folder / 'README.md', 'Model card')
             return data.decode('utf-8', 'replace')
         return model_card.bare(files.name, model_card.inherited_license(files.reader))
-    mask = source.persona_mask
-    pruned = export_source.ExportSource(
-        files, mask.base_fingerprint, mask.mask, source.system_prompt, (), mask.kind
-    )
+    pruned = export_source.ExportSource(files, source.persona_mask, ())
     return model_card.render(
         export_source.facts(pruned, dtype, command, has_template=has_template)
     )

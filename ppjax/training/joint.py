@@ -1,7 +1,7 @@
 """The runs of one or many personas over one frozen model, step by step."""
 
-from collections.abc import Sequence
-import time
+from collections.abc import Mapping, Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,6 @@ from ppjax.base import run_directory
 from ppjax.data import packing
 from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.learning import heldout as heldout_lib
-from ppjax.learning import metrics as metrics_lib
-from ppjax.learning import schedule as schedule_lib
 from ppjax.learning import steps as steps_lib
 from ppjax.masking import pmask, topk
 from ppjax.models import decoder as decoder_lib
@@ -23,8 +21,6 @@ from ppjax.training import run as run_lib
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
 from ppjax.training import turns as turns_lib
-
-_HELDOUT_MEASUREMENTS = 8
 
 
 class Joint:
@@ -151,49 +147,54 @@ class Joint:
             state = step_lib.init_state(starts, self.runs[0].learning)
             if self.mesh is not None:
                 state = sharding.spread(state, sharding.replicated(self.mesh))
-        last = min(self.total, self.cfg.stop_after or self.total)
-        learner = _Learner(self, model, heldouts, first, last)
-        try:
-            state, done = steps_lib.run_steps(
-                learner,
-                state,
-                first=first,
-                last=last,
-                checkpoints=checkpoints,
-                reuses_state=False,
-            )
-        finally:
-            learner.close()
-        if done < self.total:
-            self.directory.paused(done, self.total)
+        train_step = step_lib.make_train_step(
+            self.runs[0].learning, self.shape, mesh=self.mesh
+        )
+
+        def take(
+            state: step_lib.TrainState, step: int
+        ) -> tuple[step_lib.TrainState, step_lib.MaskStepMetrics]:
+            return train_step(state, model, *self.sent(self.turns[step - 1]))
+
+        def likelihood(p: int, state: step_lib.TrainState) -> heldout_lib.Likelihood:
+            run, heldout = self.runs[p], heldouts[p]
+            assert heldout is not None
+            mask = topk.topk_mask(state.scores[p], run.keep)
+            return run.measure(heldout, model, mask)
+
+        learner = steps_lib.Learner(
+            'train',
+            'Mask learning',
+            self.runs,
+            heldouts,
+            self.directory,
+            self.turns,
+            first,
+            take=take,
+            likelihood=likelihood,
+            reuses_state=False,
+        )
+        learned = learner.learn(state, checkpoints)
+        if learned is None:
             return False
-        for p, (run, heldout) in enumerate(zip(self.runs, heldouts, strict=True)):
-            scores = state.scores[p]
+        for p, run in enumerate(self.runs):
             models = references[p]
-            if heldout is not None:
-                # A run killed between its last step and here has not measured yet.
-                own = learner.learned.get(p) or run.measure(
-                    heldout, model, topk.topk_mask(scores, run.keep)
-                )
-                models = models | {'learned': own}
-            run.finish(scores, models)
+            if heldouts[p] is not None:
+                models = models | {'learned': learner.learned(p, learned)}
+            run.finish(learned.scores[p], models)
             run.directory.done(step=run.total, total_steps=run.total)
-        self.directory.done(step=done, total_steps=self.total)
+        self.directory.done(step=self.total, total_steps=self.total)
         return True
 
     def _heldouts(self) -> list[heldout_lib.HeldOut | None]:
         """Each persona's held-out examples, if it has any."""
-        having = [p for p, run in enumerate(self.runs) if run.data.heldout]
-        found: list[heldout_lib.HeldOut | None] = [None] * len(self.runs)
-        if having:
-            packed = heldout_lib.HeldOut.of_personas(
-                [self.runs[p].data.heldout for p in having],
-                self.cfg.batch_size,
-                self.mesh,
+        sets = [run.data.heldout for run in self.runs]
+        packed = iter(
+            heldout_lib.HeldOut.of_personas(
+                [own for own in sets if own], self.cfg.batch_size, self.mesh
             )
-            for p, heldout in zip(having, packed, strict=True):
-                found[p] = heldout
-        return found
+        )
+        return [next(packed) if own else None for own in sets]
 
     def _start(
         self,
@@ -213,9 +214,13 @@ class Joint:
             if run.name:
                 progress_lib.say(f'{run.name}:')
             activation = None if run.has_references else own.activation(model)
-            references.append(
-                {} if heldout is None else run.references(model, heldout, activation)
-            )
+            found: dict[str, heldout_lib.Likelihood] = {}
+            if heldout is not None:
+                measure = functools.partial(
+                    run.measure_reference, heldout, model, activation
+                )
+                found = run.references(heldout, measure)
+            references.append(found)
             if first:
                 scores.append(jnp.zeros(run.shape))
             else:
@@ -226,163 +231,27 @@ class Joint:
                 )
         return jnp.stack(scores), references
 
-    def batch(self, turn: step_lib.Turn) -> packing.PackedBatch:
-        """The examples of one step, [N, ...]; zeros in slots that stay empty."""
-        packed = []
-        for p, step in zip(
-            turn.persona[turn.active], turn.step[turn.active], strict=True
-        ):
-            _, batch = self.runs[p].batches[step]
-            packed.append(packing.pack(self.runs[p].data.train, batch, self.shape))
-        packed += [jax.tree.map(np.zeros_like, packed[0])] * (self.slots - len(packed))
-        return jax.tree.map(lambda *x: np.stack(x), *packed)
+    def sent(self, own: Mapping[int, int]) -> tuple[packing.PackedBatch, step_lib.Turn]:
+        """(examples [N, ...], turn) of one step, on the devices.
 
-    def sent(self, turn: step_lib.Turn) -> tuple[packing.PackedBatch, step_lib.Turn]:
-        """(examples, turn) of one step, on the devices."""
-        batch = self.batch(turn)
+        Args:
+            own: the personas that take it, and the steps that each took before.
+        """
+        taken = [own.get(p, 0) for p in range(len(self.runs))]
+        rates = [run.rate for run in self.runs]
+        turn = turns_lib.make_turn([*own], taken, self.totals, rates, self.slots)
+        packed = [
+            packing.pack(
+                self.runs[p].data.train, self.runs[p].batches[t][1], self.shape
+            )
+            for p, t in own.items()
+        ]
+        # Zeros in slots that stay empty.
+        packed += [jax.tree.map(np.zeros_like, packed[0])] * (self.slots - len(packed))
+        batch = jax.tree.map(lambda *x: np.stack(x), *packed)
         if self.mesh is None:
             return jax.device_put((batch, turn))
         return (
             sharding.spread(batch, sharding.slot_rows(self.mesh)),
             sharding.spread(turn, sharding.replicated(self.mesh)),
         )
-
-
-class _Learner:
-    """Steps of mask learning, as `learning.steps` takes them.
-
-    Attributes:
-        learned: persona -> held-out likelihood of its last mask, once it is measured.
-    """
-
-    def __init__(
-        self,
-        joint: Joint,
-        model: decoder_lib.Decoder,
-        heldouts: Sequence[heldout_lib.HeldOut | None],
-        first: int,
-        last: int,
-    ):
-        self._joint, self._model, self._heldouts = joint, model, heldouts
-        self.learned: dict[int, heldout_lib.Likelihood] = {}
-        self._step = step_lib.make_train_step(
-            joint.runs[0].learning, joint.shape, mesh=joint.mesh
-        )
-        self._rates = [
-            schedule_lib.on_host(run.schedule, run.total) for run in joint.runs
-        ]
-        self._taken = turns_lib.steps_before(joint.turns, first, len(joint.runs))
-        self._logs = [
-            metrics_lib.MetricsLog(run.directory.path, resume_step=steps)
-            for run, steps in zip(joint.runs, self._taken, strict=True)
-        ]
-        self._progress = progress_lib.Progress('Mask learning', last, initial=first)
-        if first < last:
-            progress_lib.say('Compiling the step; the first one takes longest.')
-        self._began = time.monotonic()
-        self._held_note = ''
-
-    def take(
-        self, state: step_lib.TrainState, step: int
-    ) -> tuple[step_lib.TrainState, tuple[step_lib.Turn, step_lib.MaskStepMetrics]]:
-        """See `steps.Learner`."""
-        joint = self._joint
-        chosen = joint.turns[step - 1]
-        turn = turns_lib.make_turn(
-            chosen, self._taken, joint.totals, self._rates, joint.slots
-        )
-        state, metrics = self._step(state, self._model, *joint.sent(turn))
-        for p in chosen:
-            self._taken[p] += 1
-        return state, (turn, metrics)
-
-    def saves_after(self, step: int) -> bool:
-        """See `steps.Learner`."""
-        return step % self._joint.cfg.checkpoint_every == 0
-
-    def measures(self, step: int) -> bool:
-        """See `steps.Learner`; of the newest step alone."""
-        return bool(self._measured(step))
-
-    def _measured(self, step: int) -> list[int]:
-        """The personas that are measured after a step."""
-        totals = self._joint.totals
-        return [
-            p
-            for p in self._joint.turns[step - 1]
-            if self._heldouts[p] is not None
-            and (self._taken[p] % self._every(p) == 0 or self._taken[p] == totals[p])
-        ]
-
-    def _every(self, persona: int) -> int:
-        """Steps of a persona between its held-out measurements."""
-        return self._joint.cfg.heldout_every or max(
-            1, -(-self._joint.totals[persona] // _HELDOUT_MEASUREMENTS)
-        )
-
-    def measure(self, step: int, state: step_lib.TrainState) -> None:
-        """See `steps.Learner`."""
-        for p in self._measured(step):
-            run, heldout, taken = self._joint.runs[p], self._heldouts[p], self._taken[p]
-            assert heldout is not None
-            if self._logs[p].has('heldout', taken):
-                continue
-            mask = topk.topk_mask(state.scores[p], run.keep)
-            found = run.measure(heldout, self._model, mask)
-            self._logs[p].write('heldout', taken, heldout_nll=found.mean)
-            if taken == self._joint.totals[p]:
-                self.learned[p] = found
-            note = f' held-out {run.name} {found.mean:.4f}'
-            self._held_note = note.replace('  ', ' ')
-        self._began = time.monotonic()
-
-    def report(
-        self, step: int, metrics: tuple[step_lib.Turn, step_lib.MaskStepMetrics]
-    ) -> None:
-        """See `steps.Learner`."""
-        turn, found = metrics
-        fetched = jax.device_get(found)
-        spent = time.monotonic() - self._began
-        self._began = time.monotonic()
-        examples, losses, flips = 0, [], []
-        for slot in np.nonzero(turn.active)[0]:
-            own = step_lib.MaskStepMetrics(*(x[slot] for x in fetched))
-            p = turn.persona[slot]
-            run = self._joint.runs[p]
-            own_step = int(turn.step[slot]) + 1
-            _, drawn = run.batches[own_step - 1]
-            batch = [run.data.train[i] for i in drawn]
-            metrics_lib.check_finite(
-                float(own.loss),
-                float(own.grad_norm),
-                own_step,
-                [example.query_id for example in batch],
-                score_norm=float(own.score_norm),
-            )
-            tokens = sum(example.num_answer_tokens for example in batch)
-            if own_step % run.cfg.log_every == 0 or own_step == run.total:
-                self._logs[p].write(
-                    'train',
-                    own_step,
-                    loss=own.loss,
-                    grad_norm=own.grad_norm,
-                    flip_fraction=own.flip_fraction,
-                    learning_rate=turn.learning_rate[slot],
-                    examples_per_s=len(batch) / spent,
-                    answer_tokens_per_s=tokens / spent,
-                )
-            examples += len(batch)
-            losses.append(own.loss)
-            flips.append(own.flip_fraction)
-        self._progress.update(
-            step,
-            f'loss {np.mean(losses):.3f} flips {np.mean(flips):.2%} '
-            f'{examples / spent:.2f} ex/s{self._held_note}',
-        )
-        self._joint.directory.status(step=step, total_steps=self._joint.total)
-
-    def close(self) -> None:
-        """Ends the progress bar and closes the logs."""
-        self._progress.close()
-        for log in self._logs:
-            log.close()

@@ -7,7 +7,6 @@ directory of its own under `personas/`.
 
 from collections.abc import Mapping, Sequence
 import contextlib
-import dataclasses
 import pathlib
 
 import jax
@@ -71,14 +70,12 @@ def learn_mask(
     """
     base = base_model.open_base_model(cfg.base_model)
     mesh = _mesh(cfg, base)
-    data = _data(cfg, base, (train_rows, heldout_rows))
-    _agree(cfg, data.hashes)
-    directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
-    with _opened(directory, cfg, data) as found, directory.stage('train'):
-        run = run_lib.LearningRun(cfg, base, data, directory)
+    [run] = _runs(cfg, base, {'': (train_rows, heldout_rows)}, stage)
+    _agree(cfg, run.data.hashes)
+    with _opened(run) as found, run.directory.stage('train'):
         if like is not None:
             run.take_references(like)
-        return run.mask_path if _learn([run], directory, found, mesh) else None
+        return run.mask_path if _learn([run], run.directory, found, mesh) else None
 
 
 def learn_masks(
@@ -102,14 +99,14 @@ def learn_masks(
     """
     base = base_model.open_base_model(cfg.base_model)
     mesh = _mesh(cfg, base)
-    datas = _datas(cfg, base, rows)
-    directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
+    runs = _runs(cfg, base, rows)
     hashes = {
-        f'{kind} of {name}': digest
-        for name, data in datas.items()
-        for kind, digest in data.hashes.items()
+        f'{kind} of {run.name}': digest
+        for run in runs
+        for kind, digest in run.data.hashes.items()
     }
     _agree(cfg, hashes)
+    directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
     with contextlib.ExitStack() as held:
         found = held.enter_context(
             directory.opened(
@@ -120,14 +117,8 @@ def learn_masks(
                 makes=(checkpoints_lib.FILES, 'personas/*'),
             )
         )
-        runs = []
-        for name, data in datas.items():
-            own_cfg = cfg.of_persona(name)
-            own_directory = run_directory.RunDirectory(own_cfg.output_dir)
-            held.enter_context(_opened(own_directory, own_cfg, data))
-            runs.append(
-                run_lib.LearningRun(own_cfg, base, data, own_directory, name=name)
-            )
+        for run in runs:
+            held.enter_context(_opened(run))
         with directory.stage('train'):
             if not _learn(runs, directory, found, mesh):
                 return None
@@ -140,19 +131,7 @@ def check(cfg: config_lib.TrainConfig, rows: Mapping[str, TwoSplits]) -> None:
     Raises:
         InputError: as `learn_masks`.
     """
-    _datas(cfg, base_model.open_base_model(cfg.base_model), rows)
-
-
-def _datas(
-    cfg: config_lib.TrainConfig,
-    base: base_model.BaseModel,
-    rows: Mapping[str, TwoSplits],
-) -> dict[str, data_lib.Data]:
-    datas = {}
-    for name, own in rows.items():
-        progress_lib.say(f'{name}:')
-        datas[name] = _data(cfg, base, own)
-    return datas
+    _runs(cfg, base_model.open_base_model(cfg.base_model), rows)
 
 
 def _mesh(cfg: config_lib.TrainConfig, base: base_model.BaseModel) -> jax.sharding.Mesh:
@@ -167,33 +146,38 @@ def _agree(cfg: config_lib.TrainConfig, hashes: Mapping[str, str]) -> None:
     processes.agree({'settings': flags.to_flagfile(cfg)} | dict(hashes))
 
 
-def _data(
-    cfg: config_lib.TrainConfig, base: base_model.BaseModel, rows: TwoSplits
-) -> data_lib.Data:
-    train, heldout = rows
-    if cfg.calibration_rows is not None:
-        train = data_lib.subset(train, cfg.calibration_rows, cfg.seed)
-    data = data_lib.prepare_data(
-        base, train, heldout, max_length=cfg.max_length, date=cfg.date
-    )
-    # Too many steps leave no folder behind.
-    data.num_steps(steps=cfg.steps, epochs=cfg.epochs, batch_size=cfg.batch_size)
-    if score_init.start_masks(cfg.score_init):
-        digest = run_lib.masks_hash(run_lib.read_start_masks(cfg, base))
-        data = dataclasses.replace(data, hashes=data.hashes | {'start masks': digest})
-    return data
-
-
-def _opened(
-    directory: run_directory.RunDirectory,
+def _runs(
     cfg: config_lib.TrainConfig,
-    data: data_lib.Data,
-) -> contextlib.AbstractContextManager[bool]:
-    return directory.opened(
-        cfg,
-        data.hashes,
+    base: base_model.BaseModel,
+    rows: Mapping[str, TwoSplits],
+    stage: str | None = None,
+) -> list[run_lib.LearningRun]:
+    """The run of each of many personas, or of '', which is the settings' own."""
+    runs = []
+    for name, (train, heldout) in rows.items():
+        own = cfg
+        if name:
+            progress_lib.say(f'{name}:')
+            own = cfg.of_persona(name)
+        if cfg.calibration_rows is not None:
+            train = data_lib.subset(train, cfg.calibration_rows, cfg.seed)
+        data = data_lib.prepare_data(
+            base, train, heldout, max_length=cfg.max_length, date=cfg.date
+        )
+        if score_init.start_masks(cfg.score_init):
+            digest = run_lib.masks_hash(run_lib.read_start_masks(cfg, base))
+            data.hashes['start masks'] = digest
+        directory = run_directory.RunDirectory(own.output_dir, stage=stage)
+        runs.append(run_lib.LearningRun(own, base, data, directory, name=name))
+    return runs
+
+
+def _opened(run: run_lib.LearningRun) -> contextlib.AbstractContextManager[bool]:
+    return run.directory.opened(
+        run.cfg,
+        run.data.hashes,
         resumable=config_lib.RESUMABLE,
-        overwrite=cfg.overwrite,
+        overwrite=run.cfg.overwrite,
         makes=MAKES,
     )
 
@@ -216,7 +200,5 @@ def _learn(
         directory.done(step=joint.total, total_steps=joint.total)
         return True
     checkpoints = checkpoints_lib.Checkpoints(directory.path)
-    try:
+    with contextlib.closing(checkpoints):
         return joint.learn(checkpoints, found)
-    finally:
-        checkpoints.close()

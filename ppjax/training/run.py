@@ -7,16 +7,13 @@ import pathlib
 
 import jax
 import numpy as np
-import optax
 
 from ppjax.base import atomic, errors, reading, run_directory
-from ppjax.base import progress as progress_lib
 from ppjax.base import versions as versions_lib
-from ppjax.data import order
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references as references_lib
-from ppjax.learning import schedule as schedule_lib
+from ppjax.learning import run as learning_run
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model
@@ -25,27 +22,21 @@ from ppjax.training import config as config_lib
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
 
-_REFERENCES = pathlib.Path('results', 'references.json')
 
-
-class LearningRun:
+class LearningRun(learning_run.Run):
     """A persona's own run, alone or as one of many over one base model.
 
     Attributes:
-        name: of the persona among many; '' alone.
-        cfg: its settings.
         base: the base model's files.
-        data: what it learns from and is measured on.
-        directory: where it keeps everything.
         granularity: what is masked.
         shape: (R, U) of its masks.
         keep: k.
-        groups: what batches are drawn from.
-        total: optimizer steps.
-        batches: the group and the examples of each.
-        schedule: learning rate by step.
         mask_path: the persona mask, once it is learned.
     """
+
+    cfg: config_lib.TrainConfig
+    reference_names = ('dense', 'random', 'one_shot')
+    measurements = 8
 
     def __init__(
         self,
@@ -56,30 +47,22 @@ class LearningRun:
         *,
         name: str = '',
     ):
-        self.name = name
-        self.cfg, self.base, self.data, self.directory = cfg, base, data, directory
+        super().__init__(
+            cfg,
+            data,
+            directory,
+            data.prompt_groups(cfg.batch_size),
+            cfg.learning_rate,
+            name,
+        )
+        self.base = base
         size = base.config.num_layers, base.config.d_ff
         self.granularity = granularity_lib.KINDS[cfg.granularity]
         self.shape = self.granularity.shape(*size)
         self.keep = self.granularity.keep_size(
             *size, sparsity=cfg.sparsity, align=cfg.align
         )
-        self.groups = data.prompt_groups(cfg.batch_size)
-        self.total = data.num_steps(
-            steps=cfg.steps, epochs=cfg.epochs, batch_size=cfg.batch_size
-        )
-        self.batches = order.grouped_steps(
-            cfg.seed,
-            self.total,
-            cfg.batch_size,
-            np.array([len(example.tokens) for example in data.train]),
-            [group.examples for group in self.groups],
-        )
-        self.schedule: optax.Schedule = schedule_lib.make_schedule(
-            learning_rate=cfg.learning_rate, warmup=cfg.warmup, num_steps=self.total
-        )
         self.mask_path = directory.path / 'mask.pmask'
-        self._references = directory.path / _REFERENCES
 
     @property
     def learning(self) -> step_lib.Learning:
@@ -94,16 +77,6 @@ class LearningRun:
             remat=cfg.remat,
             seed=cfg.seed,
             granularity=cfg.granularity,
-        )
-
-    @property
-    def has_references(self) -> bool:
-        """Whether the held-out references are measured, or there is nothing to."""
-        return not self.data.heldout or self._stored_references() is not None
-
-    def _stored_references(self) -> dict[str, list[float]] | None:
-        return references_lib.stored(
-            self._references, ('dense', 'random', 'one_shot'), len(self.data.heldout)
         )
 
     def is_learned(self) -> bool:
@@ -131,11 +104,11 @@ class LearningRun:
         Args:
             like: its directory.
         """
-        theirs = like / _REFERENCES
-        if not self._references.exists() and theirs.exists():
+        ours = self.references_file
+        theirs = like / ours.relative_to(self.directory.path)
+        if not ours.exists() and theirs.exists():
             with contextlib.suppress(errors.InputError):  # It is damaged.
-                text = reading.read_text(theirs, 'References')
-                atomic.write_text(self._references, text)
+                atomic.write_text(ours, reading.read_text(theirs, 'References'))
 
     def random_scores(self) -> jax.Array:
         """Random scores [R, U] of this run's seed."""
@@ -202,42 +175,25 @@ class LearningRun:
         """Held-out likelihood under a mask [R, U], or None for the dense model."""
         return heldout.measure(model, self.granularity.decoder_masks(mask))
 
-    def references(
+    def measure_reference(
         self,
-        model: decoder_lib.Decoder,
         heldout: heldout_lib.HeldOut,
+        model: decoder_lib.Decoder,
         activation: jax.Array | None,
-    ) -> dict[str, heldout_lib.Likelihood]:
-        """Held-out likelihood of the dense model and of masks that were not learned.
-
-        Kept in results/references.json, so that a resumed run need not measure again.
+        name: str,
+    ) -> heldout_lib.Likelihood:
+        """Held-out likelihood of the dense model, or under a mask not learned.
 
         Args:
-            model: the base model.
             heldout: to measure on.
-            activation: the activation scores; may be None once they are kept.
+            model: the base model.
+            activation: the activation scores.
+            name: one of `reference_names`.
         """
-        stored = self._stored_references()
-        if stored is not None:
-            return {
-                name: heldout_lib.Likelihood(np.array(nll), heldout.tokens)
-                for name, nll in stored.items()
-            }
-        assert activation is not None
-        masks = {
-            'dense': None,
-            'random': topk.topk_mask(self.random_scores(), self.keep),
-            'one_shot': topk.topk_mask(activation, self.keep),
-        }
-        found = {}
-        progress = progress_lib.Progress('Held-out references', len(masks))
-        for done, (name, mask) in enumerate(masks.items(), start=1):
-            found[name] = self.measure(heldout, model, mask)
-            progress.update(done, f'{name} {found[name].mean:.4f} nats/token')
-        progress.close()
-        nll = {name: likelihood.nll.tolist() for name, likelihood in found.items()}
-        atomic.write_json(self._references, nll)
-        return found
+        scores = self.random_scores() if name == 'random' else activation
+        if name == 'dense' or scores is None:
+            return self.measure(heldout, model, None)
+        return self.measure(heldout, model, topk.topk_mask(scores, self.keep))
 
     def finish(
         self,
@@ -279,15 +235,12 @@ def read_start_masks(
     """
     masks = []
     for file in score_init.start_masks(cfg.score_init):
-        persona_mask = pmask.load(file)
+        persona_mask = pmask.load_for(file, base)
         if persona_mask.granularity != cfg.granularity:
             raise errors.InputError(
                 f'--score_init: {file} is a mask of {persona_mask.granularity}, and '
                 f'--granularity={cfg.granularity}.'
             )
-        persona_mask.check_base(
-            base.fingerprint(), base.config.num_layers, base.config.d_ff
-        )
         masks.append(persona_mask.mask)
     return np.stack(masks)
 

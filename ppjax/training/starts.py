@@ -1,6 +1,7 @@
 """Measuring where scores start, on a persona's calibration examples."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -31,22 +32,25 @@ def _activation_scores(
     return score_init.activation_scores(square_sums, num_tokens, w_down.dense())
 
 
+@dataclasses.dataclass(frozen=True)
 class Starts:
-    """Scores [R, U] of one persona, before `--score_scale`."""
+    """Scores [R, U] of one persona, before `--score_scale`.
 
-    def __init__(
-        self,
-        examples: Sequence[chat.Example],
-        common: int,
-        order: list[np.ndarray],
-        shape: packing.PackedShape,
-        granularity: granularity_lib.Granularity,
-        mesh: jax.sharding.Mesh | None,
-    ):
-        """See `of_personas`; `common` is the length of the persona's whole prefix."""
-        self._examples, self._common = examples, common
-        self._order, self._shape = order, shape
-        self._granularity, self._mesh = granularity, mesh
+    Attributes:
+        examples: that they are measured on.
+        common: length of the persona's whole prefix.
+        order: the examples of each batch.
+        shape: of the batches.
+        granularity: what has scores.
+        mesh: the devices; None for one.
+    """
+
+    examples: Sequence[chat.Example]
+    common: int
+    order: list[np.ndarray]
+    shape: packing.PackedShape
+    granularity: granularity_lib.Granularity
+    mesh: jax.sharding.Mesh | None
 
     @classmethod
     def of_personas(
@@ -83,11 +87,11 @@ class Starts:
         label: str,
         sums: Callable[[packing.PackedBatch, int], tuple[jax.Array, jax.Array]],
     ) -> tuple[jax.Array, jax.Array]:
-        progress = progress_lib.Progress(label, len(self._examples))
+        progress = progress_lib.Progress(label, len(self.examples))
         total: np.ndarray | float = 0.0
         count, done = 0.0, 0
-        for batch in self._order:
-            packed = packing.pack(self._examples, batch, self._shape)
+        for batch in self.order:
+            packed = packing.pack(self.examples, batch, self.shape)
             part, weight = sums(packed, len(batch))
             total, count = total + np.asarray(part, np.float64), count + float(weight)
             done += len(batch)
@@ -97,15 +101,15 @@ class Starts:
 
     def activation(self, model: decoder_lib.Decoder) -> jax.Array:
         """From how much each channel adds to the residual stream, or a block turns it."""
-        of_blocks = self._granularity is granularity_lib.BLOCKS
+        of_blocks = self.granularity is granularity_lib.BLOCKS
         sums = measure_lib.make_tap_sums(
-            self._shape,
+            self.shape,
             score_init.cosine_sum_tap if of_blocks else score_init.square_sum_tap,
-            self._mesh,
+            self.mesh,
         )
         found, tokens = self._sums(
             'Block influence' if of_blocks else 'Channel activations',
-            lambda packed, size: sums(model, packed, self._common, 1 / size),
+            lambda packed, size: sums(model, packed, self.common, 1 / size),
         )
         if of_blocks:
             return score_init.influence_scores(found, tokens)
@@ -118,10 +122,10 @@ class Starts:
     def taylor(self, model: decoder_lib.Decoder, remat: str) -> jax.Array:
         """From the loss's gradient with respect to the mask of the dense model."""
         squares = measure_lib.make_gradient_squares(
-            self._shape,
+            self.shape,
             remat,
-            self._granularity,
-            self._mesh,
+            self.granularity,
+            self.mesh,
         )
         found, _ = self._sums(
             'Mask gradients', lambda packed, size: squares(model, packed)

@@ -7,8 +7,8 @@ import numpy as np
 from ppjax.training import step as step_lib
 
 
-def plan_turns(totals: Sequence[int], per_step: int) -> list[list[int]]:
-    """The personas of every joint step.
+def plan_turns(totals: Sequence[int], per_step: int) -> list[dict[int, int]]:
+    """The personas of every joint step, and how many of its own each took before.
 
     Those with the most steps left go first, which ends as early as any plan can.
 
@@ -17,28 +17,18 @@ def plan_turns(totals: Sequence[int], per_step: int) -> list[list[int]]:
         per_step: at most so many personas at a time.
 
     Returns:
-        Lists of different personas; each comes as often as it has steps.
+        Persona -> its own steps before; each comes as often as it has steps.
     """
     left = list(totals)
-    turns = []
+    turns: list[dict[int, int]] = []
     while any(left):
         waiting = [persona for persona, steps in enumerate(left) if steps]
         chosen = sorted(waiting, key=lambda persona: (-left[persona], persona))
-        turns.append(sorted(chosen[:per_step]))
-        for persona in turns[-1]:
+        chosen = sorted(chosen[:per_step])
+        turns.append({persona: totals[persona] - left[persona] for persona in chosen})
+        for persona in chosen:
             left[persona] -= 1
     return turns
-
-
-def steps_before(
-    turns: Sequence[Sequence[int]], joint: int, personas: int
-) -> list[int]:
-    """How many steps of its own each persona has taken before joint step `joint`."""
-    taken = [0] * personas
-    for turn in turns[:joint]:
-        for persona in turn:
-            taken[persona] += 1
-    return taken
 
 
 def make_turn(

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from ppjax import demo
-from ppjax.base import errors
+from ppjax.base import errors, run_directory
 from ppjax.data import packing
-from ppjax.learning import data
+from ppjax.learning import config, data, run
 from ppjax.models import base_model
 
 
@@ -55,13 +55,20 @@ def test_rows_longer_than_the_models_positions_are_dropped_and_counted(base, cap
         _prepared(none, [])
 
 
+def _steps(found, **changes):
+    cfg = config.StepSettings(base_model='m', output_dir='o', **changes)
+    groups = found.prompt_groups(cfg.batch_size)
+    directory = run_directory.RunDirectory('o')
+    return run.Run(cfg, found, directory, groups, learning_rate=1.0).total
+
+
 def test_steps_that_nobody_could_draw_are_refused(base):
     found = _prepared(base, [])
     with pytest.raises(errors.InputError, match='--epochs=100000 makes 200000 opt'):
-        found.num_steps(steps=None, epochs=1e5, batch_size=4)
+        _steps(found, epochs=1e5, batch_size=4)
     with pytest.raises(
         errors.InputError, match='--batch_size=50000 is more than the 8'
     ):
-        found.num_steps(steps=None, epochs=1, batch_size=50_000)
-    assert found.num_steps(steps=None, epochs=1.5, batch_size=4) == 3
-    assert found.num_steps(steps=7, epochs=1.5, batch_size=4) == 7
+        _steps(found, epochs=1.0, batch_size=50_000)
+    assert _steps(found, epochs=1.5, batch_size=4) == 3
+    assert _steps(found, steps=7, epochs=1.5, batch_size=4) == 7

@@ -50,13 +50,11 @@ class _Checkpoints:
 
 
 def _run(learner, first, last, reuses_state=False, state=None):
+    learner.first, learner.last, learner.reuses_state = first, last, reuses_state
     return steps.run_steps(
         learner,
         first if state is None else state,
-        first=first,
-        last=last,
-        checkpoints=_Checkpoints(learner.events),
-        reuses_state=reuses_state,
+        _Checkpoints(learner.events),
     )
 
 
