@@ -135,4 +135,4 @@ def test_killed_while_judging_goes_on_where_it_was(
     printed = capsys.readouterr().out
     assert '0 to 100 for each answer, by tiny' in printed
     assert 'Persona score' in printed
-    assert 'What is wrong with answers' in printed
+    assert 'Shares of the types: of the low-scored answers' in printed
