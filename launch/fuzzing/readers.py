@@ -46,7 +46,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'sweep': ('ppjax.sweeping.config:SweepConfig', ('output_dir',)),
     'export': ('ppjax.exporting.config:ExportConfig', ('output_dir',)),
     'report': ('ppjax.evaluation.reporting:ReportConfig', ('output_dir',)),
-    'plan': ('ppjax.plan:PlanConfig', ()),
+    'plan': ('ppjax.planning.config:PlanConfig', ()),
     'bench': ('ppjax.benchmarking.config:BenchConfig', ()),
     'chat': ('ppjax.chatting.config:ChatConfig', ()),
 }

@@ -1,7 +1,7 @@
 """What is asked of a model or a server: answered once, logged, and taken up again."""
 
 import collections
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any, Generic, TypeVar
@@ -9,11 +9,12 @@ from typing import Any, Generic, TypeVar
 from ppjax.base import errors, json_lines
 
 Item = TypeVar('Item')
+Key = TypeVar('Key', bound=Hashable)
 # A dataclass with a `text`, and a `failure`: why there is none, or ''.
 Reply = TypeVar('Reply', bound=Any)
 
 
-class AskedLog(Generic[Reply]):
+class AskedLog(Generic[Key, Reply]):
     """A file of JSON lines, one a reply, that is looked into before anybody is asked.
 
     To be closed. Failures are not logged, and asked again by the next run.
@@ -26,7 +27,7 @@ class AskedLog(Generic[Reply]):
         self,
         path: str | pathlib.Path,
         what: str,
-        parse: Callable[[Any], tuple[str, Reply]],
+        parse: Callable[[Any], tuple[Key, Reply]],
     ):
         """Reads the file.
 
@@ -51,21 +52,24 @@ class AskedLog(Generic[Reply]):
     def ask(
         self,
         items: Sequence[Item],
-        keys: Sequence[str],
+        keys: Sequence[Key],
         ask: Callable[[list[Item]], Iterator[tuple[int, Reply]]],
-        entry: Callable[[str, Item, Reply], Mapping[str, Any]],
+        entry: Callable[[Key, Item, Reply], Mapping[str, Any]],
+        *,
+        silent: Reply,
         progress: Callable[[int, int], None] | None = None,
-    ) -> list[Reply | None]:
-        """The reply to every item, in their order; None where none came.
+    ) -> list[Reply]:
+        """The reply to every item, in their order.
 
         A reply is on disk before the next is taken.
 
         Args:
             items: n of them.
-            keys: [n], hashes of all that a reply rests on; of items that share one
-                the first is asked.
+            keys: [n], with hashes of all that a reply rests on; of items that share
+                one the first is asked.
             ask: gives (index, reply) of items that are not known, in any order.
             entry: (key, item, reply) -> the line to log.
+            silent: stands where none came.
             progress: called with (items done, n), first for the logged.
 
         Raises:
@@ -76,7 +80,7 @@ class AskedLog(Generic[Reply]):
         done = sum(alike[key] for key in found)
         if progress is not None:
             progress(done, len(keys))
-        first: dict[str, Item] = {}
+        first: dict[Key, Item] = {}
         for key, item in zip(keys, items, strict=True):
             first.setdefault(key, item)
         todo = [key for key in alike if key not in found]
@@ -97,4 +101,4 @@ class AskedLog(Generic[Reply]):
             # An abandoned generator would go on asking until it is collected.
             if isinstance(replies, Generator):
                 replies.close()
-        return [found.get(key) for key in keys]
+        return [found.get(key, silent) for key in keys]

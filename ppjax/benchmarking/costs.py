@@ -28,7 +28,6 @@ from ppjax.pages import formats
 from ppjax.planning import step_shape
 from ppjax.sweeping import grid
 from ppjax.training import step as step_lib
-from ppjax.training import turns
 
 _PEAK_SIZE = 4096
 _SPARSITIES = (0.0, 0.25, 0.5, 0.75)
@@ -83,11 +82,13 @@ class _Step:
         everyone = np.arange(shape.batch)
         self.batch = packing.pack(self.examples, everyone, self.packed)
         scores = jax.random.normal(jax.random.key(1), (1, cfg.num_layers, cfg.d_ff))
-        turn = turns.make_turn(
-            [0], [0], [1], [lambda _: step_shape.LEARNING_RATE], slots=1
-        )
         batch = jax.tree.map(lambda x: x[None], self.batch)
-        self._args = (step_lib.init_state(scores, learning), model, batch, turn)
+        self._args = (
+            step_lib.init_state(scores, learning),
+            model,
+            batch,
+            step_shape.plain_turn(),
+        )
         step = step_lib.make_train_step(learning, self.packed)
         self._compiled = jax.jit(step).lower(*self._args).compile()
         self.useful_flops = shape.useful_flops(cfg)

@@ -1,12 +1,12 @@
 """`bench costs` as a page: curves, where a step's time goes, sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-
-from matplotlib import ticker
 
 import ppjax
 from ppjax.pages import charts, drawing, formats, templates, views
+
+Point = Mapping[str, Any]
 
 _LABELS = {
     'persona': 'persona prompt, tokens',
@@ -22,129 +22,89 @@ _PARTS = {
 }
 
 
-def _curve(
-    title: str,
-    axis: str,
-    unit: str,
-    points: Sequence[tuple[float, float, tuple[float, float] | None]],
-) -> drawing.Drawing:
-    """A line from zero through (place, value, ends of its whisker)."""
+def _bytes(value: float) -> str:
+    return formats.quantity(value, 'B')
 
-    def paint(axes: Any) -> None:
-        places, values, ends = zip(*points, strict=True)
-        axes.plot(
-            places,
-            values,
-            color=drawing.PAINTS['learned'],
-            marker='o',
-            markersize=4,
+
+# How each column of a table shows a row.
+Columns = Mapping[str, Callable[[Any], views.TableCell]]
+
+_POINT: Columns = {
+    'A step': lambda point: views.cell(
+        point['step_seconds']['median'], lambda x: f'{x:.3f} s', point['step_seconds']
+    ),
+    'An example': lambda point: views.cell(
+        1e3 * point['seconds_per_example'], lambda x: f'{x:.1f} ms'
+    ),
+    'Of the peak': lambda point: views.cell(point['utilisation'], formats.percent),
+    'Activations': lambda point: views.cell(point['bytes']['temp'], _bytes),
+}
+_SIZES: Columns = {
+    'Weights': lambda sizes: views.cell(sizes['bytes'], _bytes),
+    'Read for a token': lambda x: views.cell(x['decode_weight_bytes'], _bytes),
+    'Cache for a token': lambda x: views.cell(x['kv_bytes_per_token'], _bytes),
+}
+
+
+def _table(
+    name: str, rows: Iterable[tuple[str, Any]], columns: Columns, title: str = ''
+) -> views.Table:
+    cells = [(label, [show(row) for show in columns.values()]) for label, row in rows]
+    return views.Table(name, list(columns), cells, title)
+
+
+def _time(axis: str, points: Sequence[Point]) -> drawing.Drawing:
+    line = []
+    for point in points:
+        low, value, high = (
+            1e3 * point['step_seconds'][name] / point['batch']
+            for name in ('min', 'median', 'max')
         )
-        for place, end in zip(places, ends, strict=True):
-            if end:
-                axes.vlines(place, *end, color=drawing.PAINTS['learned'], linewidth=1.0)
-        axes.set_xlim(0, 1.05 * max(places))
-        most = max(end[1] if end else value for _, value, end in points)
-        axes.set_ylim(0, 1.1 * most)
-        axes.xaxis.set_major_locator(ticker.FixedLocator(places))
-        axes.set_xlabel(_LABELS[axis])
-        axes.set_ylabel(unit)
-
-    return drawing.Drawing(title, paint, height=2.3)
-
-
-def _time(axis: str, points: Sequence[Mapping[str, Any]]) -> drawing.Drawing:
-    def per_example(point: Mapping[str, Any], name: str) -> float:
-        return 1e3 * float(point['step_seconds'][name]) / float(point['batch'])
-
-    return _curve(
-        f'Time against {axis}',
-        axis,
-        'ms per example',
-        [
-            (
-                point[axis],
-                per_example(point, 'median'),
-                (per_example(point, 'min'), per_example(point, 'max')),
-            )
-            for point in points
-        ],
+        line.append((point[axis], value, value - low, high - value))
+    return charts.curves_plot(
+        f'Time against {axis}', [('', line)], axis=_LABELS[axis], unit='ms per example'
     )
 
 
-def _memory(axis: str, points: Sequence[Mapping[str, Any]]) -> drawing.Drawing | None:
+def _memory(axis: str, points: Sequence[Point]) -> drawing.Drawing | None:
     """What a step needs beside weights, scores and their moments."""
     if any(point['bytes']['temp'] is None for point in points):
         return None
-    return _curve(
+    line = [(point[axis], point['bytes']['temp'] / 1e6, 0.0, 0.0) for point in points]
+    return charts.curves_plot(
         f'Memory against {axis}',
-        axis,
-        'MB for activations',
-        [(point[axis], point['bytes']['temp'] / 1e6, None) for point in points],
-    )
-
-
-def _table(axis: str, points: Sequence[Mapping[str, Any]]) -> views.Table:
-    def cells(point: Mapping[str, Any]) -> list[views.TableCell]:
-        seconds = point['step_seconds']
-        temp = point['bytes']['temp']
-        return [
-            views.TableCell(
-                f'{seconds["median"]:.3f} s',
-                f'{seconds["min"]:.3f} to {seconds["max"]:.3f}',
-            ),
-            views.TableCell(f'{1e3 * point["seconds_per_example"]:.1f} ms'),
-            views.TableCell(formats.percent(point['utilisation'])),
-            views.NOTHING
-            if temp is None
-            else views.TableCell(formats.quantity(temp, 'B')),
-        ]
-
-    return views.Table(
-        name=axis,
-        columns=('A step', 'An example', 'Of the peak', 'Activations'),
-        rows=[(f'{point[axis]}', cells(point)) for point in points],
-        title=_LABELS[axis].capitalize(),
+        [('', line)],
+        axis=_LABELS[axis],
+        unit='MB for activations',
     )
 
 
 def _parts(found: Mapping[str, Any]) -> views.Section:
-    seconds = found['parts']['seconds']
     whole = found['parts']['step_seconds']
-    parts = [(_PARTS[name], seconds[name]) for name in _PARTS]
+    parts = [(*_PARTS[name], found['parts']['seconds'][name]) for name in _PARTS]
     bar = charts.stacked_plot(
-        'Where a step\u2019s time goes',
+        'Where a step’s time goes',
         [
             (
                 'Step',
-                [(colour, max(value, 0.0)) for (colour, _), value in parts],
+                [(colour, max(value, 0.0)) for colour, _, value in parts],
                 f'{whole:.3f} s',
             )
         ],
-        [(colour, 'block', name) for (colour, name), _ in parts],
+        [(colour, 'block', name) for colour, name, _ in parts],
     )
     assert bar
+    columns: Columns = {
+        'Seconds': lambda seconds: views.cell(seconds, formats.decimals(3)),
+        'Share': lambda seconds: views.cell(seconds / whole, formats.percent),
+    }
     return views.Section(
         'Where a step’s time goes',
         'Attention with its products and FFN of one block, times the layers, and the '
         'unembedding, each timed alone with its gradient; other is the rest: what the '
         'backward pass recomputes, norms, the optimizer.',
         plots=[bar],
-        tables=[
-            views.Table(
-                name='parts',
-                columns=('Seconds', 'Share'),
-                rows=[
-                    (
-                        name,
-                        [
-                            views.TableCell(f'{value:.3f}'),
-                            views.TableCell(formats.percent(value / whole)),
-                        ],
-                    )
-                    for (_, name), value in parts
-                ],
-            )
-        ],
+        tables=[_table('parts', [(name, x) for _, name, x in parts], columns)],
     )
 
 
@@ -152,35 +112,23 @@ def sections(found: Mapping[str, Any]) -> list[views.Section]:
     """What the page shows of `costs.measure`'s figures."""
     made = [_parts(found)]
     for axis, points in found['curves'].items():
+        rows = [(f'{point[axis]}', point) for point in points]
         drawn = (_time(axis, points), _memory(axis, points))
         made.append(
             views.Section(
                 f'Against {axis}',
                 'Medians; lines reach from the fastest to the slowest round.',
                 plots=[plot for plot in drawn if plot],
-                tables=[_table(axis, points)],
+                tables=[_table(axis, rows, _POINT, _LABELS[axis].capitalize())],
             )
         )
-    sizes = views.Table(
-        name='sparsity',
-        columns=('Weights', 'Read for a token', 'Cache for a token'),
-        rows=[
-            (
-                f'{row["sparsity"]:.0%}',
-                [
-                    views.TableCell(formats.quantity(row[name], 'B'))
-                    for name in ('bytes', 'decode_weight_bytes', 'kv_bytes_per_token')
-                ],
-            )
-            for row in found['pruned_model']
-        ],
-    )
+    rows = [(f'{sizes["sparsity"]:.0%}', sizes) for sizes in found['pruned_model']]
     made.append(
         views.Section(
             'The pruned model against sparsity',
             'In closed form. A mask learning step runs all channels, whatever the '
             'sparsity.',
-            tables=[sizes],
+            tables=[_table('sparsity', rows, _SIZES)],
         )
     )
     return made

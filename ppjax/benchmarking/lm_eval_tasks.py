@@ -58,7 +58,6 @@ def run(
     *,
     dev: Sequence[Mapping[str, Any]] = (),
     num_shots: int = 0,
-    batch_size: int = 8,
     softmax_dtype: str = 'float32',
 ) -> dict[str, Any]:
     """Runs one benchmark there.
@@ -70,14 +69,13 @@ def run(
         rows: as the local files have them.
         dev: MMLU's worked examples.
         num_shots: how many of them.
-        batch_size: of the harness.
         softmax_dtype: that it takes log-softmax in. Its default is the model's; in
             float32 PyTorch's is off by 8e-6 a token of a large vocabulary, which a
             choice of 150 tokens sums to 1e-3.
 
     Returns:
         {'log_likelihoods': of each row's choices in the rows' order, 'acc', 'acc_norm'
-        (None for MMLU), 'acc_stderr', 'prompts': of each row}.
+        (None for MMLU), 'prompts': of each row}.
 
     Raises:
         InputError: if lm-eval is not installed.
@@ -93,11 +91,10 @@ def run(
         ) from None
     package = pathlib.Path(lm_eval.__file__).parent / 'tasks'
     file, split = _PACKAGED[task]
-    subjects = sorted({row['subject'] for row in rows}) if task == 'mmlu' else ['']
-    by_subject = {
-        subject: [i for i, row in enumerate(rows) if row.get('subject', '') == subject]
-        for subject in subjects
-    }
+    by_subject: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        subject = row['subject'] if task == 'mmlu' else ''
+        by_subject.setdefault(subject, []).append(number)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         for subject, own in by_subject.items():
@@ -125,10 +122,10 @@ def run(
             model=HFLM(
                 pretrained=model,
                 tokenizer=tokenizer,
-                batch_size=batch_size,
+                batch_size=8,
                 softmax_dtype=softmax_dtype,
             ),
-            tasks=[f'local_{task}_{subject}' for subject in subjects],
+            tasks=[f'local_{task}_{subject}' for subject in sorted(by_subject)],
             task_manager=TaskManager(include_path=name, include_defaults=False),
             num_fewshot=num_shots or None,
             log_samples=True,
@@ -136,24 +133,23 @@ def run(
         )
     values: list[list[float]] = [[] for _ in rows]
     prompts = [''] * len(rows)
+    means: dict[str, list[tuple[float | None, int]]] = {'acc': [], 'acc_norm': []}
     for subject, own in by_subject.items():
-        for sample in found['samples'][f'local_{task}_{subject}']:
+        stem = f'local_{task}_{subject}'
+        for sample in found['samples'][stem]:
             row = own[sample['doc_id']]
             values[row] = [float(reply[0][0]) for reply in sample['resps']]
             prompts[row] = sample['arguments'][0][0]
-    results = found['results']
-    weights = {f'local_{task}_{s}': len(own) for s, own in by_subject.items()}
+        for metric, parts in means.items():
+            parts.append((found['results'][stem].get(f'{metric},none'), len(own)))
 
     def mean(metric: str) -> float | None:
-        parts = [(results[t].get(f'{metric},none'), w) for t, w in weights.items()]
-        if any(value is None for value, _ in parts):
-            return None
-        return sum(value * w for value, w in parts) / sum(weights.values())
+        known = [value * n for value, n in means[metric] if value is not None]
+        return sum(known) / len(rows) if len(known) == len(by_subject) else None
 
     return {
         'log_likelihoods': values,
         'acc': mean('acc'),
         'acc_norm': mean('acc_norm'),
-        'stderr': {t: results[t].get('acc_stderr,none') for t in weights},
         'prompts': prompts,
     }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ppjax.base import progress as progress_lib
 from ppjax.benchmarking import config, memory, sharded_load, torch_model
 from ppjax.evaluation import timing
-from ppjax.models import base_model, loading
+from ppjax.models import base_model, loading, weights
 
 
 def _ours(name: str, dtype: str) -> dict[str, Any]:
@@ -56,9 +56,10 @@ def compare(cfg: config.BenchConfig) -> dict[str, Any]:
         return sharded_load.measure(cfg)
     base = base_model.open_base_model(cfg.base_model)
     torch_model.check_installed()
-    parameters = memory.parameter_bytes(base.config, cfg.dtype)
+    itemsize = jnp.dtype(cfg.dtype).itemsize
+    parameters = itemsize * weights.num_parameters(base.config)
     # Of the checkpoint: what is stacked over layers are many there.
-    largest = jnp.dtype(cfg.dtype).itemsize * max(
+    largest = itemsize * max(
         math.prod(base.reader.shape(name)) for name in base.reader.names()
     )
     with tempfile.TemporaryDirectory() as folder:

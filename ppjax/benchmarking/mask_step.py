@@ -26,7 +26,6 @@ from ppjax.personas import sources as persona_sources
 from ppjax.planning import step_shape, useful_flops
 from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
-from ppjax.training import turns
 
 _SCORE_SCALE = 0.1
 _PEAK_SIZE = 4096
@@ -74,13 +73,7 @@ def _our_step(
         # Packing is part of a step, as padding is of the other side's.
         packed = packing.pack(examples, batches[number], shape)
         batch = jax.tree.map(lambda x: x[None], packed)
-        turn = turns.make_turn(
-            [0],
-            [number],
-            [len(batches)],
-            [lambda _: step_shape.LEARNING_RATE],
-            slots=1,
-        )
+        turn = step_shape.plain_turn(number, of=len(batches))
         state, metrics = train_step(state, model, batch, turn)
         return float(metrics.loss[0])
 

@@ -8,13 +8,8 @@ import pathlib
 import threading
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from ppjax.base import errors
 from ppjax.evaluation import timing
-from ppjax.models import config as config_lib
-from ppjax.models import weights
 
 _STATUS = pathlib.Path('/proc/self/status')
 _EVERY_S = 0.002
@@ -26,12 +21,6 @@ def check_is_told() -> None:
     """
     if not _STATUS.exists():
         raise errors.InputError('bench load reads memory from /proc, as Linux has it.')
-
-
-def parameter_bytes(cfg: config_lib.ModelConfig, dtype: str) -> int:
-    """Of a model's parameters; tied ones count once."""
-    leaves = jax.tree.leaves(weights.abstract(cfg, jnp.dtype(dtype)))
-    return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
 def anonymous_bytes() -> int:

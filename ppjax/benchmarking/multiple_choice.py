@@ -75,17 +75,23 @@ def compare(cfg: config.BenchConfig) -> dict[str, Any]:
             progress=progress_lib.counter(label),
         )
         want = choice_tasks.summarise(questions, theirs['log_likelihoods'])
-        pairs = zip(ours.log_likelihoods, want.log_likelihoods, strict=True)
-        chosen = (zip(own.plain, own.by_character, strict=True) for own in (ours, want))
+        pairs = list(zip(ours['questions'], want['questions'], strict=True))
         found[label] = {
             'questions': len(questions),
             'max_difference': max(
-                float(np.abs(np.subtract(a, b)).max()) for a, b in pairs
+                float(
+                    np.abs(
+                        np.subtract(a['log_likelihoods'], b['log_likelihoods'])
+                    ).max()
+                )
+                for a, b in pairs
             ),
-            'other_predictions': sum(a != b for a, b in zip(*chosen, strict=True)),
+            'other_predictions': sum(
+                (a['acc'], a['acc_norm']) != (b['acc'], b['acc_norm']) for a, b in pairs
+            ),
             'same_prompts': [q.context for q in questions] == theirs['prompts'],
-            'acc': ours.acc.value,
-            'acc_norm': None if ours.acc_norm is None else ours.acc_norm.value,
+            'acc': ours['acc']['value'],
+            'acc_norm': ours['acc_norm'] and ours['acc_norm']['value'],
             'harness_acc': theirs['acc'],
             'harness_acc_norm': theirs['acc_norm'],
             'harness_seconds': plain_seconds,

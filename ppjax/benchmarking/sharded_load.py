@@ -143,6 +143,7 @@ def measure(cfg: config.BenchConfig) -> dict[str, Any]:
             for name in one.names()
         )
     return found | {
-        'parameter_bytes': memory.parameter_bytes(reader.cfg, cfg.dtype),
+        'parameter_bytes': jnp.dtype(cfg.dtype).itemsize
+        * weights.num_parameters(reader.cfg),
         'same_weights': same,
     }

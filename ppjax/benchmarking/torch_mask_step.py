@@ -42,7 +42,7 @@ class MaskLearner:
         weight_decay: float,
         compiled: bool = False,
     ):
-        """Puts masks into the model; `close` takes them out.
+        """Puts masks into the model, for good.
 
         Args:
             model: transformers' model; its weights are frozen.
@@ -61,10 +61,8 @@ class MaskLearner:
         self._optimizer = torch.optim.AdamW(
             [self.scores], lr=learning_rate, weight_decay=weight_decay
         )
-        self._handles = [
+        for layer, block in enumerate(model.model.layers):
             block.mlp.down_proj.register_forward_pre_hook(self._masking(layer))
-            for layer, block in enumerate(model.model.layers)
-        ]
         # Batches differ in length: one program for all.
         self._call = torch.compile(model, dynamic=True) if compiled else model
 
@@ -103,8 +101,3 @@ class MaskLearner:
         loss = self.gradient(batch)
         self._optimizer.step()
         return loss
-
-    def close(self) -> None:
-        """Takes the masks out of the model."""
-        for handle in self._handles:
-            handle.remove()

@@ -16,6 +16,25 @@ from ppjax.parallel import sharding
 PARTNER_TOKENS = 256
 
 
+def local_speaker(
+    cfg: config.EvaluateConfig,
+    model: apply.LoadedModel,
+    identity: str,
+    max_new_tokens: int,
+) -> speakers.LocalSpeaker:
+    """A model on this machine as it takes part in dialogues, greedily."""
+    return speakers.LocalSpeaker(
+        model.decoder,
+        model.masks,
+        model.renderer(cfg.template_date),
+        model.stop_ids(),
+        weights=f'{identity} {cfg.dtype}',
+        max_new_tokens=max_new_tokens,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+    )
+
+
 class HelperModels:
     """What `--judge*` and `--partner*` name; a model that is both is loaded once."""
 
@@ -28,13 +47,9 @@ class HelperModels:
         InputError: if it cannot be used.
         """
         cfg = self._cfg
-        assert cfg.judge_model
         if cfg.judge == 'openai':
-            assert cfg.judge_url
-            return judge_openai.OpenAIJudge(
-                self._client(cfg.judge_url, cfg.judge_model)
-            )
-        local = self._local(cfg.judge_model, 'judge')
+            return judge_openai.OpenAIJudge(self._client('judge'))
+        local = self._local('judge')
         return judge_local.LocalJudge(
             local.base,
             local.renderer(cfg.template_date),
@@ -49,33 +64,22 @@ class HelperModels:
             InputError: if it cannot be used.
         """
         cfg = self._cfg
-        assert cfg.partner_model
         if cfg.partner == 'openai':
-            url = cfg.partner_url or cfg.judge_url
-            assert url
             return speakers.ServerSpeaker(
-                self._client(url, cfg.partner_model),
-                max_new_tokens=PARTNER_TOKENS,
-                seed=cfg.seed,
+                self._client('partner'), max_new_tokens=PARTNER_TOKENS, seed=cfg.seed
             )
-        local = self._local(cfg.partner_model, 'partner')
-        return speakers.LocalSpeaker(
-            local.decoder,
-            local.masks,
-            local.renderer(cfg.template_date),
-            local.stop_ids(),
-            weights=f'{local.base.fingerprint()} {cfg.dtype}',
-            max_new_tokens=PARTNER_TOKENS,
-            batch_size=cfg.batch_size,
-            seed=cfg.seed,
-        )
+        local = self._local('partner')
+        return local_speaker(cfg, local, local.base.fingerprint(), PARTNER_TOKENS)
 
-    def _client(self, url: str, model: str) -> client_lib.ChatClient:
-        return client_lib.ChatClient(
-            url, model, concurrency=self._cfg.judge_concurrency
-        )
+    def _client(self, role: str) -> client_lib.ChatClient:
+        cfg = self._cfg
+        url = getattr(cfg, f'{role}_url') or cfg.judge_url
+        assert url
+        name = getattr(cfg, f'{role}_model')
+        return client_lib.ChatClient(url, name, concurrency=cfg.judge_concurrency)
 
-    def _local(self, name: str, role: str) -> apply.LoadedModel:
+    def _local(self, role: str) -> apply.LoadedModel:
+        name = getattr(self._cfg, f'{role}_model')
         if name not in self._loaded:
             progress_lib.say(f'Loading the {role} {name} ...')
             self._loaded[name] = apply.load_masked(

@@ -154,7 +154,7 @@ class Evaluation:
             found = {}
             for model in self.candidates.models:
                 loaded = model.load()
-                scores = choice_tasks.evaluate(
+                found[model.name] = choice_tasks.evaluate(
                     loaded.decoder,
                     loaded.masks,
                     loaded.tokenizer,
@@ -162,7 +162,6 @@ class Evaluation:
                     batch_tokens=cfg.batch_tokens,
                     progress=progress.counter(f'{task}, {model.name}'),
                 )
-                found[model.name] = choice_tasks.as_json(questions, scores)
             return {'models': found}
 
         content = '\n'.join(repr(dataclasses.astuple(q)) for q in questions)

@@ -87,23 +87,20 @@ def generate_all(
             yield Generated(index, [], False, reason)
     if not fitting:
         return
-
-    def answers(batch: prompt_batches.Batch) -> list[list[int]]:
-        return generation.generate(
-            batch.model,
-            batch.masks,
-            batch.own,
+    on = prompt_batches.behind(model, masks, list(fitting.values()))
+    for rows, padded in prompt_batches.batches(fitting, batch_size, on.mesh):
+        answers = generation.generate(
+            on.model,
+            on.masks,
+            [fitting[row][on.shared :] for row in padded],
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
             sampling=sampling,
             seed=seed,
-            prefix=batch.prefix,
-            streams=[streams[row] for row in batch.rows],
-            mesh=batch.mesh,
+            prefix=on.prefix,
+            streams=[streams[row] for row in padded],
+            mesh=on.mesh,
         )
-
-    for row, answer in prompt_batches.run(
-        answers, model, masks, fitting, batch_size=batch_size
-    ):
-        finished = answer[-1] in stops
-        yield Generated(row, answer[:-1] if finished else answer, finished)
+        for row, answer in zip(rows, answers, strict=False):
+            finished = answer[-1] in stops
+            yield Generated(row, answer[:-1] if finished else answer, finished)

@@ -1,7 +1,7 @@
 """Many prompts run batch by batch, behind what all of them start with."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 
@@ -10,66 +10,60 @@ from ppjax.models import generation, shared_prefix
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 
-Found = TypeVar('Found')
 
-
-class Batch(NamedTuple):
-    """What is run at a time.
+class Behind(NamedTuple):
+    """What prompts are run with, on all devices.
 
     Attributes:
-        model: the decoder, on the mesh.
+        model: the decoder.
         masks: what of it is masked.
         prefix: what all prompts start with.
+        shared: P, the tokens of the prefix.
         mesh: that rows are spread over.
-        rows: numbers of the prompts; the last stands for padding too.
-        own: what follows the prefix in each of them.
     """
 
     model: decoder_lib.Decoder
     masks: masks_lib.Masks
     prefix: shared_prefix.SharedPrefix
+    shared: int
     mesh: jax.sharding.Mesh
-    rows: list[int]
-    own: list[Sequence[int]]
 
 
-def run(
-    call: Callable[[Batch], Iterable[Found]],
+def behind(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
-    prompts: Mapping[int, Sequence[int]],
-    *,
-    batch_size: int,
-) -> Iterator[tuple[int, Found]]:
-    """Runs all prompts, short ones first, so that a batch has little padding.
-
-    Args:
-        call: gives what it finds for each row of a batch, in their order.
-        model: the decoder; rows are spread over all devices.
-        masks: what of it is masked.
-        prompts: number -> token ids, one at least; any numbers.
-        batch_size: rows at a time, rounded up to a multiple of what they are spread
-            over.
-
-    Yields:
-        (number of a prompt, what was found), each prompt once.
-    """
+    prompts: Sequence[Sequence[int]],
+) -> Behind:
+    """Runs what all prompts, one at least, start with, short of the shortest's last."""
     mesh = sharding.mesh_of(model)
     model = sharding.on_mesh(model, mesh)
     masks = sharding.replicate(masks, mesh)
-    order = sorted(prompts, key=lambda number: (len(prompts[number]), number))
-    shared = shared_prefix.shared_length([prompts[number] for number in order])
-    start = prompts[order[0]][:shared]
+    shared = shared_prefix.shared_length(prompts)
     prefix = shared_prefix.compute(
-        model, masks, start, slots=generation.bucket(max(shared, 1))
+        model, masks, prompts[0][:shared], slots=generation.bucket(max(shared, 1))
     )
-    prefix = sharding.replicate(prefix, mesh)
-    # All batches have one size, so that only lengths make new shapes.
+    return Behind(model, masks, sharding.replicate(prefix, mesh), shared, mesh)
+
+
+def batches(
+    prompts: Mapping[int, Sequence[int]], batch_size: int, mesh: jax.sharding.Mesh
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Numbers of prompts to run at a time, short ones first for little padding.
+
+    All batches have one size, so that only lengths make new shapes.
+
+    Args:
+        prompts: number -> token ids.
+        batch_size: rows at a time, rounded up to a multiple of what they are spread
+            over.
+        mesh: that is.
+
+    Yields:
+        (numbers, the same padded to the size by the last), each number once.
+    """
     shards = sharding.row_shards(mesh)
-    size = -(-min(batch_size, len(order)) // shards) * shards
-    for first in range(0, len(order), size):
-        rows = order[first : first + size]
-        padded = rows + rows[-1:] * (size - len(rows))
-        own = [prompts[row][shared:] for row in padded]
-        found = call(Batch(model, masks, prefix, mesh, padded, own))
-        yield from zip(rows, found, strict=False)
+    size = -(-min(batch_size, len(prompts)) // shards) * shards
+    order = sorted(prompts, key=lambda number: (len(prompts[number]), number))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield rows, rows + rows[-1:] * (size - len(rows))

@@ -52,6 +52,11 @@ def abstract(
     return weights_of(_abstract(cfg, dtype, int8_matrices))
 
 
+def num_parameters(cfg: config_lib.ModelConfig) -> int:
+    """How many there are; tied ones count once."""
+    return sum(x.size for x in jax.tree.leaves(abstract(cfg)))
+
+
 def weights_of(decoder: decoder_lib.Decoder) -> Weights:
     """The parameters under their names; the arrays are shared, not copied."""
     found: Weights = {}

@@ -1,4 +1,4 @@
-"""Charts of evaluation results: bars with whiskers, stacked bars, turns."""
+"""Charts of results: bars with whiskers, stacked bars, turns, curves."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -8,6 +8,10 @@ from matplotlib import ticker
 import numpy as np
 
 from ppjax.pages import drawing
+
+# Colours of the page and kinds of line: twenty that can be told apart.
+_COLOURS = ('learned', 'heldout', 'one_shot', 'random', 'dense')
+_STYLES = ('solid', 'dashed', 'dotted', 'dashdot')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,3 +208,59 @@ def turns_plot(
 
     note = 'Bands: one standard deviation, none where it is not known.'
     return drawing.Drawing(title, paint, 2.7, legend, note)
+
+
+def curves_plot(
+    title: str,
+    lines: Sequence[tuple[str, Sequence[tuple[float, float, float, float]]]],
+    *,
+    axis: str,
+    unit: str,
+    reference: str = '',
+) -> drawing.Drawing:
+    """Lines over an axis of numbers, with whiskers.
+
+    Args:
+        title: above it.
+        lines: (name or '', (place, value, how far its whisker reaches down, and up)).
+        axis: what the places are.
+        unit: of the values.
+        reference: names a line at 0, across places on a logarithmic axis; without one
+            both axes begin at 0.
+    """
+    styles = [(colour, style) for style in _STYLES for colour in _COLOURS]
+    drawn = list(zip(styles * (1 + len(lines) // len(styles)), lines, strict=False))
+
+    def paint(axes: Any) -> None:
+        for (colour, style), (_, points) in drawn:
+            places, values, below, above = zip(*points, strict=True)
+            axes.errorbar(
+                places,
+                values,
+                yerr=[below, above],
+                color=drawing.PAINTS[colour],
+                linestyle=style,
+                marker='o',
+                markersize=4,
+                linewidth=1.7,
+                elinewidth=1.0,
+                capsize=2.5,
+            )
+        if reference:
+            muted = drawing.PAINTS['muted']
+            axes.axhline(0, color=muted, linestyle='--', linewidth=1.0, zorder=1)
+            axes.set_xscale('log')
+        else:
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+        ticks = sorted({point[0] for _, points in lines for point in points})
+        axes.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
+        axes.set_xlabel(axis)
+        axes.set_ylabel(unit)
+
+    legend = [(colour, style, name) for (colour, style), (name, _) in drawn if name]
+    if reference:
+        legend.append(('muted', 'dashed', reference))
+    return drawing.Drawing(title, paint, height=2.9, legend=legend)

@@ -4,96 +4,70 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from ppjax.evaluation import efficiency
 from ppjax.models import config as config_lib
-from ppjax.planning import chips, compiled, keep_sizes, useful_flops
+from ppjax.models import weights
+from ppjax.planning import chips, compiled, config, keep_sizes
 
 _GIB = 2**30
 _SPARSITIES = (0.25, 0.5)
 
 
 def figures(
-    cfg: config_lib.ModelConfig,
+    cfg: config.PlanConfig,
+    model: config_lib.ModelConfig,
     chip: chips.Chip,
     count: int,
-    wanted: compiled.Wanted,
     fit: compiled.Fit,
-    *,
-    utilisation: float,
-    steps: int,
 ) -> dict[str, Any]:
     """All that the plan says, in bytes, FLOPs and seconds.
 
     Args:
-        cfg: of the base model.
+        cfg: what was planned.
+        model: the base model.
         chip: each of the devices.
         count: how many there are.
-        wanted: the step.
-        fit: what the compiler said of it.
-        utilisation: the share of the chips' stated peak that useful FLOPs reach.
-        steps: of the whole run.
+        fit: what the compiler said of the step.
     """
-    shape = wanted.shape
-    sizes = efficiency.measure(
-        cfg,
-        cfg.d_ff,
-        dtype=wanted.dtype,
-        prompt_length=shape.persona,
-        answer_length=shape.answer,
-    )
-    entries = cfg.num_layers * cfg.d_ff
-    flops = useful_flops.mask_step(
-        cfg,
-        prefix=shape.persona,
-        own=[shape.own] * shape.batch,
-        answers=shape.answer * shape.batch,
-        dense_too='kl' in wanted.objective,
-    )
+    shape = cfg.shape(model.num_layers)
+    entries = model.num_layers * model.d_ff
     # Each slot has a batch and a prefix of its own.
-    flops *= wanted.slots
+    flops = cfg.slots * shape.useful_flops(model, dense_too='kl' in cfg.objective)
     seconds = None
     if chip.flops_per_s is not None:
-        seconds = flops / (chip.flops_per_s * count * utilisation)
+        seconds = flops / (chip.flops_per_s * count * cfg.utilisation)
     return {
         'fits': fit.fits,
         'chip': chip.name,
         'chips': count,
-        'mesh': wanted.mesh,
+        'mesh': cfg.mesh,
         'step': dataclasses.asdict(shape)
         | {
-            'rows': fit.packed.rows,
-            'micro_batches': fit.packed.micro_batches,
-            'tokens_per_row': fit.packed.tokens_per_row,
-            'dtype': wanted.dtype,
-            'remat': wanted.remat,
-            'int8_base': wanted.int8_base,
-            'objective': wanted.objective,
-            'personas': wanted.personas,
-            'personas_per_step': wanted.slots,
-        },
-        'parameters': sizes.dense.parameters,
+            name: getattr(fit.packed, name)
+            for name in ('rows', 'micro_batches', 'tokens_per_row')
+        }
+        | {
+            name: getattr(cfg, name)
+            for name in ('dtype', 'remat', 'int8_base', 'objective')
+        }
+        | {'personas': cfg.num_personas, 'personas_per_step': cfg.slots},
+        'parameters': weights.num_parameters(model),
         'weights_bytes': fit.weights,
         'mask_bytes': -(-entries // 8),
         # Scores and Adam's two moments, float32, whole on every device.
-        'optimizer_bytes': 3 * 4 * entries * wanted.personas,
-        'bytes_per_chip': {
-            'peak': fit.peak,
-            'arguments': fit.arguments,
-            'temporaries': fit.temporaries,
-            'available': fit.available,
-        },
+        'optimizer_bytes': 3 * 4 * entries * cfg.num_personas,
+        'bytes_per_chip': fit.memory,
         'collectives_per_step': {
             kind: dataclasses.asdict(traffic) for kind, traffic in fit.traffic.items()
         },
         'useful_flops_per_step': flops,
         'peak_flops_per_s': chip.flops_per_s,
-        'utilisation': utilisation,
+        'utilisation': cfg.utilisation,
         'step_seconds': seconds,
-        'steps': steps,
-        'hours': None if seconds is None else seconds * steps / 3600,
+        'steps': cfg.steps,
+        'hours': None if seconds is None else seconds * cfg.steps / 3600,
         'keep_sizes': {
             str(sparsity): [
-                own._asdict() for own in keep_sizes.legal(cfg.d_ff, sparsity)
+                own._asdict() for own in keep_sizes.legal(model.d_ff, sparsity)
             ]
             for sparsity in _SPARSITIES
         },

@@ -8,8 +8,10 @@ from ppjax.data import chat, packing
 from ppjax.models import config as config_lib
 from ppjax.planning import useful_flops
 from ppjax.training import step as step_lib
+from ppjax.training import turns
 
 QUESTION = 16  # Tokens between the persona and the answer.
+# Of steps whose masks nobody uses.
 LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.01
 
 
@@ -93,3 +95,15 @@ def plain_learning(
         remat=remat,
         seed=0,
     )
+
+
+def plain_turn(taken: int = 0, *, of: int = 1, slots: int = 1) -> step_lib.Turn:
+    """A turn of as many personas as there are slots.
+
+    Args:
+        taken: steps that each has taken before.
+        of: steps of each one's run.
+        slots: N.
+    """
+    rates = [lambda _: LEARNING_RATE] * slots
+    return turns.make_turn(range(slots), [taken] * slots, [of] * slots, rates, slots)

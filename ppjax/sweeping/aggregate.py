@@ -75,31 +75,34 @@ def _paired(
 
 
 @dataclasses.dataclass(frozen=True)
-class Marginal:
-    """One value of an axis, over all cells that have it.
+class Compared:
+    """A row of a comparison.
 
     Attributes:
-        value: on the axis.
-        gain: learned minus dense.
-        difference: to the axis's first value, between cells alike on all other axes;
-            None for the first value itself.
+        label: what is compared.
+        gains: learned minus dense.
+        difference: between cells alike on all axes but the one compared; None where
+            there are none, and for what the others are compared with.
     """
 
-    value: Any
-    gain: Figure
+    label: str
+    gains: Sequence[Figure]
     difference: Figure | None
 
 
-def marginals(found: Sequence[results.Result], axis: str) -> list[Marginal]:
-    """An axis's values side by side; masks learned from one persona's rows only."""
+def marginals(found: Sequence[results.Result], axis: str) -> list[Compared]:
+    """An axis's values, over all cells that have each; differences to the first.
+
+    Masks learned from one persona's rows only.
+    """
     by_value = grouped(
         (x for x in found if not x.is_global), lambda result: result.values[axis]
     )
     first = next(iter(by_value.values()), [])
     return [
-        Marginal(
-            value,
-            gains(own),
+        Compared(
+            grid.text_of(value),
+            [gains(own)],
             None if own is first else _paired(first, own, axis),
         )
         for value, own in by_value.items()
@@ -145,38 +148,22 @@ def settings(found: Sequence[results.Result]) -> list[Setting]:
     return sorted(made, key=lambda setting: setting.is_global)
 
 
-@dataclasses.dataclass(frozen=True)
-class Versus:
-    """A persona's own mask beside the global one.
+def versus_global(found: Sequence[results.Result]) -> list[Compared]:
+    """Each persona's own and the global mask over all that else varies, then the mean.
 
-    Attributes:
-        persona: None for the mean of all of them.
-        own: learned minus dense with its own mask.
-        shared: with the global mask.
-        difference: global minus own, between cells alike on all other axes.
+    Differences are global minus own. Empty without global masks.
     """
-
-    persona: str | None
-    own: Figure
-    shared: Figure
-    difference: Figure
-
-
-def versus_global(found: Sequence[results.Result]) -> list[Versus]:
-    """Each persona's two masks over all that else varies, then the mean's.
-
-    Empty without global masks.
-    """
-    by_persona: dict[str | None, list[results.Result]] = dict(
-        grouped(found, lambda x: x.persona)
-    )
+    by_persona = {
+        persona or 'Mean': own
+        for persona, own in grouped(found, lambda x: x.persona).items()
+    }
     rows = []
-    for persona, measured in [*by_persona.items(), (None, found)]:
+    for label, measured in [*by_persona.items(), ('Mean', found)]:
         own = [x for x in measured if not x.is_global]
         shared = [x for x in measured if x.is_global]
         difference = _paired(own, shared)
         if difference is not None:
-            rows.append(Versus(persona, gains(own), gains(shared), difference))
+            rows.append(Compared(label, [gains(own), gains(shared)], difference))
     return rows
 
 

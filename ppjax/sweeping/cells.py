@@ -39,6 +39,18 @@ class Cell:
     def path(self) -> pathlib.Path:
         return pathlib.Path(self.settings.output_dir)
 
+    @property
+    def is_done(self) -> bool:
+        return (self.path / 'mask.pmask').exists()
+
+    def rows(self, read: ReadRows) -> tuple[list[calibration.Row], ...]:
+        """(to learn from, to measure on)."""
+        assert self.settings.heldout
+        return (
+            read(self.settings.calibration, 'train'),
+            read(self.settings.heldout, 'test'),
+        )
+
 
 def plan(cfg: config_lib.SweepConfig) -> list[Cell]:
     """All cells, the last axis of the grid varying fastest."""
@@ -74,15 +86,8 @@ def prompt_digests(cfg: config_lib.SweepConfig, read: ReadRows) -> dict[str, str
 
 def _learn(cell: Cell, read: ReadRows, like: pathlib.Path | None) -> bool:
     """Learns a cell's mask, or goes on; False if `stop_after` came first."""
-    cfg = cell.settings
-    assert cfg.heldout
     try:
-        mask = loop.learn_mask(
-            cfg,
-            read(cfg.calibration, 'train'),
-            read(cfg.heldout, 'test'),
-            like=like,
-        )
+        mask = loop.learn_mask(cell.settings, *cell.rows(read), like=like)
     except errors.InputError as error:
         raise errors.InputError(f'Cell {cell.name}: {error}') from error
     return mask is not None
@@ -110,15 +115,13 @@ def learn(
     """
     # Before hours of work: the last cell's files are read first as well.
     for cell in cells:
-        assert cell.settings.heldout
-        read(cell.settings.calibration, 'train')
-        read(cell.settings.heldout, 'test')
+        cell.rows(read)
     # What masks are compared with is measured once for all cells that share it.
     measured: dict[tuple[Any, ...], pathlib.Path] = {}
     for number, cell in enumerate(cells, start=1):
         mean, left = clock.mean(), ''
-        if mean is not None and not _is_done(cell):
-            undone = sum(not _is_done(other) for other in cells[number - 1 :])
+        if mean is not None and not cell.is_done:
+            undone = sum(not other.is_done for other in cells[number - 1 :])
             left = f', about {clock_lib.duration(mean * undone)} left'
         progress_lib.say(f'\nCell {number}/{len(cells)}: {cell.name}{left}')
         directory.status(
@@ -131,7 +134,3 @@ def learn(
         measured.setdefault(same, cell.path)
         clock.stop(cell.path)
     return True
-
-
-def _is_done(cell: Cell) -> bool:
-    return (cell.path / 'mask.pmask').exists()

@@ -52,23 +52,19 @@ class SweepConfig(train_config.LearningSettings):
         return grid_lib.parse(self.grid, _AXES, self._read)
 
     @property
+    def _named(self) -> tuple[str, ...]:
+        """The values of the axis persona; none without it."""
+        return next((x.values for x in self.axes if x.name == grid_lib.PERSONA), ())
+
+    @property
     def personas(self) -> tuple[str, ...]:
         """The personas of the grid but for the global one, sorted."""
-        named = [
-            value
-            for axis in self.axes
-            if axis.name == grid_lib.PERSONA
-            for value in axis.values
-        ]
-        return tuple(sorted(name for name in named if name != grid_lib.GLOBAL))
+        return tuple(sorted(name for name in self._named if name != grid_lib.GLOBAL))
 
     @property
     def has_global(self) -> bool:
         """Whether a global mask is one of the personas."""
-        return any(
-            axis.name == grid_lib.PERSONA and grid_lib.GLOBAL in axis.values
-            for axis in self.axes
-        )
+        return grid_lib.GLOBAL in self._named
 
     def source(self, template: str, persona: str | None) -> str:
         """What a cell reads: `--calibration` or `--heldout` of its persona."""
@@ -116,15 +112,14 @@ class SweepConfig(train_config.LearningSettings):
         return getattr(cfg, name)
 
     def _check_personas(self) -> None:
-        varies = any(axis.name == grid_lib.PERSONA for axis in self.axes)
         for name in ('calibration', 'heldout'):
             value = getattr(self, name)
-            if varies and train_config.PERSONA not in value:
+            if self._named and train_config.PERSONA not in value:
                 raise errors.InputError(
                     f'--{name} must hold {train_config.PERSONA}, since persona is an '
                     f'axis of --grid, got {value!r}.'
                 )
-            if not varies and train_config.PERSONA in value:
+            if not self._named and train_config.PERSONA in value:
                 raise errors.InputError(
                     f'--{name}={value} asks for a persona, and --grid has no axis '
                     'persona.'

@@ -5,6 +5,7 @@ import dataclasses
 
 import ppjax
 from ppjax.base import flags
+from ppjax.pages import charts as page_charts
 from ppjax.pages import drawing, templates, views
 from ppjax.sweeping import aggregate, charts, clock, grid, results, tables
 from ppjax.sweeping import config as config_lib
@@ -28,42 +29,23 @@ def _scaling(
     rest = [axis for axis in axes if axis.name != _ROWS]
     made = []
     for number, (values, lines) in enumerate(aggregate.curves(found, _ROWS), start=1):
-        named = [
-            (persona or 'Learned mask', points) for persona, points in lines.items()
-        ]
-        plot = charts.curves_plot(
-            f'Calibration rows {number}', 'calibration rows', named
+        plot = page_charts.curves_plot(
+            f'Calibration rows {number}',
+            [
+                (
+                    persona or 'Learned mask',
+                    [(x, y.mean, y.std or 0.0, y.std or 0.0) for x, y in points],
+                )
+                for persona, points in lines.items()
+            ],
+            axis='calibration rows',
+            unit=charts.UNIT,
+            reference='Dense model',
         )
         # What users named may stand in HTML, which escapes it, and not in SVG.
         title = f'Calibration rows, {aggregate.label(values, rest)}'
         made.append(dataclasses.replace(plot, title=title, label=plot.title))
     return made
-
-
-def _versus_plot(found: Sequence[results.Result]) -> drawing.Drawing:
-    rows = [
-        (
-            row.persona or 'Mean',
-            [
-                charts.Dot('learned', row.own.mean, row.own.std),
-                charts.Dot('heldout', row.shared.mean, row.shared.std),
-            ],
-        )
-        for row in aggregate.versus_global(found)
-    ]
-    legend = [('learned', 'block', 'Own mask'), ('heldout', 'block', 'Global mask')]
-    return charts.dots_plot('Own and global masks', rows, legend)
-
-
-def _axis_plot(found: Sequence[results.Result], axis: str) -> drawing.Drawing:
-    rows = [
-        (
-            grid.text_of(row.value),
-            [charts.Dot('learned', row.gain.mean, row.gain.std)],
-        )
-        for row in aggregate.marginals(found, axis)
-    ]
-    return charts.dots_plot(f'{tables.TO_DENSE}, by {axis}', rows)
 
 
 def sections(
@@ -79,34 +61,39 @@ def sections(
             )
         )
     for axis in aggregate.compared_axes(axes):
-        table = tables.marginal_table(found, axis)
-        if table:
-            made.append(
-                views.Section(
-                    f'Comparison by {axis}',
-                    'Means over all that else varies, and paired differences to the '
-                    'first value.',
-                    plots=[_axis_plot(found, axis)],
-                    tables=[table],
-                )
+        rows = aggregate.marginals(found, axis)
+        if len(rows) < 2:
+            continue
+        columns = [tables.TO_DENSE, f'Difference to {rows[0].label}']
+        made.append(
+            views.Section(
+                f'Comparison by {axis}',
+                'Means over all that else varies, and paired differences to the '
+                'first value.',
+                plots=[charts.dots_plot(f'{tables.TO_DENSE}, by {axis}', rows)],
+                tables=[tables.compared(f'axis-{axis}', columns, rows, f'By {axis}')],
             )
-    versus = tables.versus_table(found)
-    if versus:
+        )
+    rows = aggregate.versus_global(found)
+    if rows:
+        names = ['Own mask', 'Global mask']
+        columns = [f'{tables.TO_DENSE}, {name.lower()}' for name in names]
+        columns.append('Global − own')
+        title = 'Own against global mask'
         made.append(
             views.Section(
                 'Persona-specific and global masks',
                 'A mask of its own for every persona, against one mask learned from '
                 'the rows of all of them; means over all that else varies.',
-                plots=[_versus_plot(found)],
-                tables=[versus],
+                plots=[charts.dots_plot('Own and global masks', rows, names)],
+                tables=[tables.compared('global', columns, rows, title)],
             )
         )
-    whole = (tables.settings_table(found, axes), tables.personas_table(found, axes))
     made.append(
         views.Section(
             'All settings',
             'Means over personas and seeds.',
-            tables=[table for table in whole if table],
+            tables=tables.settings(found, axes),
         )
     )
     return made

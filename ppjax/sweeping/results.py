@@ -1,6 +1,6 @@
 """What the cells of a sweep measured: one figure per cell and persona."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -8,7 +8,13 @@ from ppjax.base import errors, json_lines
 from ppjax.sweeping import cells as cells_lib
 from ppjax.sweeping import grid
 
-MODELS = ('dense', 'random', 'one_shot', 'learned')
+# And as tables name them.
+MODELS = {
+    'dense': 'Dense',
+    'random': 'Random mask',
+    'one_shot': 'One-shot mask',
+    'learned': 'Learned mask',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +69,6 @@ def read_likelihood(cell: cells_lib.Cell) -> dict[str, Any]:
     return found
 
 
-def _by_persona(
-    examples: Iterable[Mapping[str, Any]], digests: Mapping[str, str]
-) -> dict[str, tuple[dict[str, float], int]]:
-    """Persona -> (model -> nats per answer token, answer tokens)."""
-    grouped: dict[str, list[Mapping[str, Any]]] = {}
-    for example in examples:
-        grouped.setdefault(digests[example['persona']], []).append(example)
-    found = {}
-    for persona in sorted(grouped):
-        own = grouped[persona]
-        tokens = sum(example['answer_tokens'] for example in own)
-        nll = {name: sum(x[name] for x in own) / tokens for name in MODELS}
-        found[persona] = (nll, tokens)
-    return found
-
-
 def results_of(
     cell: cells_lib.Cell, likelihood: Mapping[str, Any], digests: Mapping[str, str]
 ) -> list[Result]:
@@ -93,12 +83,16 @@ def results_of(
         nll = {name: likelihood['models'][name]['nll'] for name in MODELS}
         tokens = likelihood['heldout']['answer_tokens']
         return [Result(cell.name, cell.values, False, nll, tokens)]
-    return [
-        Result(cell.name, cell.values | {grid.PERSONA: persona}, True, nll, tokens)
-        for persona, (nll, tokens) in _by_persona(
-            likelihood['examples'], digests
-        ).items()
-    ]
+    by_persona: dict[str, list[Mapping[str, Any]]] = {}
+    for example in likelihood['examples']:
+        by_persona.setdefault(digests[example['persona']], []).append(example)
+    made = []
+    for persona, own in sorted(by_persona.items()):
+        values = cell.values | {grid.PERSONA: persona}
+        tokens = sum(example['answer_tokens'] for example in own)
+        nll = {name: sum(x[name] for x in own) / tokens for name in MODELS}
+        made.append(Result(cell.name, values, True, nll, tokens))
+    return made
 
 
 def as_json(

@@ -9,104 +9,58 @@ from ppjax.pages import formats, views
 from ppjax.sweeping import aggregate, grid, results
 
 _DIGITS = 4
-_MODELS = {
-    'dense': 'Dense',
-    'random': 'Random mask',
-    'one_shot': 'One-shot mask',
-    'learned': 'Learned mask',
-}
 TO_DENSE = 'Learned − dense'
 
 
-def spread(figure: aggregate.Figure | None, *, counted: bool = False) -> str:
-    """The small letters beside a figure: its spread over seeds, what it is of."""
+def _cell(figure: aggregate.Figure | None, *, counted: bool = True) -> views.TableCell:
+    """A figure; in small letters its spread over seeds, and what it is of."""
     if figure is None:
-        return ''
+        return views.NOTHING
     parts = []
     if figure.std is not None:
         parts.append(f'±\N{NO-BREAK SPACE}{figure.std:.{_DIGITS}f}')
     if counted:
         parts.append(f'n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{figure.count}')
-    return ', '.join(parts)
+    return views.TableCell(formats.signed(figure.mean, _DIGITS), ', '.join(parts))
 
 
-def _cell(figure: aggregate.Figure | None, *, counted: bool = False) -> views.TableCell:
-    if figure is None:
-        return views.NOTHING
-    return views.TableCell(
-        formats.signed(figure.mean, _DIGITS), spread(figure, counted=counted)
-    )
-
-
-def settings_table(
-    found: Sequence[results.Result], axes: Sequence[grid.Axis]
+def compared(
+    name: str, columns: Sequence[str], rows: Sequence[aggregate.Compared], title: str
 ) -> views.Table:
-    """Every setting: mean NLL of all models, over personas and seeds."""
-    rows = []
-    for setting in aggregate.settings(found):
-        cells = [
-            views.TableCell(f'{setting.nll[name]:.{_DIGITS}f}') for name in _MODELS
-        ]
-        rows.append(
-            (_setting_label(setting, axes), [*cells, _cell(setting.gain, counted=True)])
-        )
-    return views.Table('settings', [*_MODELS.values(), TO_DENSE], rows, 'Settings')
+    """Gains and their differences side by side."""
+    cells = [
+        (row.label, [_cell(figure) for figure in (*row.gains, row.difference)])
+        for row in rows
+    ]
+    return views.Table(name, columns, cells, title)
 
 
-def personas_table(
+def settings(
     found: Sequence[results.Result], axes: Sequence[grid.Axis]
-) -> views.Table | None:
-    """Every setting and persona; None if there are no two personas."""
-    settings = aggregate.settings(found)
-    names = list(dict.fromkeys(name for x in settings for name in x.personas))
-    if len(names) < 2:
-        return None
-    rows = [
-        (
-            _setting_label(setting, axes),
-            [_cell(setting.personas.get(name)) for name in names],
-        )
-        for setting in settings
-    ]
-    return views.Table('personas', names, rows, f'{TO_DENSE}, by persona')
+) -> list[views.Table]:
+    """Every setting: mean NLL of all models, over personas and seeds.
 
-
-def _setting_label(setting: aggregate.Setting, axes: Sequence[grid.Axis]) -> str:
-    label = aggregate.label(setting.values, axes)
-    return f'{label}, global mask' if setting.is_global else label
-
-
-def marginal_table(found: Sequence[results.Result], axis: str) -> views.Table | None:
-    """An axis's values against its first; None if there is nothing to compare."""
-    made = aggregate.marginals(found, axis)
-    if len(made) < 2:
-        return None
-    first = grid.text_of(made[0].value)
-    rows = [
-        (
-            grid.text_of(row.value),
-            [_cell(row.gain, counted=True), _cell(row.difference, counted=True)],
-        )
-        for row in made
-    ]
-    return views.Table(
-        f'axis-{axis}', [TO_DENSE, f'Difference to {first}'], rows, f'By {axis}'
-    )
-
-
-def versus_table(found: Sequence[results.Result]) -> views.Table | None:
-    """Own masks against the global mask; None if there is none."""
-    rows = [
-        (
-            row.persona or 'Mean',
-            [_cell(row.own), _cell(row.shared), _cell(row.difference, counted=True)],
-        )
-        for row in aggregate.versus_global(found)
-    ]
-    if not rows:
-        return None
-    columns = [f'{TO_DENSE}, own mask', f'{TO_DENSE}, global mask', 'Global − own']
-    return views.Table('global', columns, rows, 'Own against global mask')
+    And, if there are two personas, every setting and persona.
+    """
+    rows, by_persona = [], []
+    made = aggregate.settings(found)
+    personas = list(dict.fromkeys(name for x in made for name in x.personas))
+    for setting in made:
+        label = aggregate.label(setting.values, axes)
+        label = f'{label}, global mask' if setting.is_global else label
+        cells = [
+            views.TableCell(f'{setting.nll[name]:.{_DIGITS}f}')
+            for name in results.MODELS
+        ]
+        rows.append((label, [*cells, _cell(setting.gain)]))
+        own = [setting.personas.get(name) for name in personas]
+        by_persona.append((label, [_cell(gain, counted=False) for gain in own]))
+    columns = [*results.MODELS.values(), TO_DENSE]
+    tables = [views.Table('settings', columns, rows, 'Settings')]
+    if len(personas) > 1:
+        title = f'{TO_DENSE}, by persona'
+        tables.append(views.Table('personas', personas, by_persona, title))
+    return tables
 
 
 def markdown(tables: Sequence[views.Table]) -> str:

@@ -1,6 +1,6 @@
 """Rewrites made elsewhere, from a JSON lines file."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 import hashlib
 import pathlib
 from typing import Any, NamedTuple
@@ -70,7 +70,7 @@ class FileRewriter:
 
     def rewrite(
         self, requests: Sequence[rewriting.Request]
-    ) -> Iterator[rewriting.Reply]:
+    ) -> Generator[rewriting.Reply, None, None]:
         """The file's rows in the order of the requests; missing ones are failures.
 
         Raises:

@@ -1,6 +1,6 @@
 """Rewriting by the base model itself (the paper's self-synthesis, Table 15)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 import hashlib
 
 import jax
@@ -63,18 +63,14 @@ class LocalRewriter:
 
     def rewrite(
         self, requests: Sequence[rewriting.Request]
-    ) -> Iterator[rewriting.Reply]:
+    ) -> Generator[rewriting.Reply, None, None]:
         """See `rewriting.Rewriter`; replies come batch by batch, short prompts first."""
-        prompts: list[list[int]] = []
-        asked: list[rewriting.Request] = []
+        prompts: list[list[int] | str] = []
         for request in requests:
             try:
                 prompts.append(self._renderer.prompt(request.messages))
-                asked.append(request)
             except errors.InputError as error:
-                yield rewriting.Reply(request.query_id, '', False, failure=str(error))
-        if not asked:
-            return
+                prompts.append(str(error))
         if self._model is None:
             self._model = loading.load_decoder(
                 self._base.reader,
@@ -92,12 +88,12 @@ class LocalRewriter:
             batch_size=self._batch_size,
             sampling=self._sampling,
             seed=self._seed,
-            streams=[_stream(request.query_id) for request in asked],
+            streams=[_stream(request.query_id) for request in requests],
         ):
             # Markers are for the gates: left out, what they divide would be one text.
             text = tokenizer.decode(answer.tokens, skip_special_tokens=False)
             yield rewriting.Reply(
-                asked[answer.index].query_id,
+                requests[answer.index].query_id,
                 text,
                 answer.finished,
                 failure=answer.failure,

@@ -10,13 +10,13 @@ A later run takes what the log has, judges it by its own gates, and asks for the
 The log is itself a file that FileRewriter reads.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import pathlib
 from typing import Any
 
-from ppjax.base import errors, json_lines
+from ppjax.base import asked_log, errors, json_lines
 from ppjax.synthesis import rewrite_gates, rewriting
 
 # A model whose first replies all end so will not do better, and each is paid for.
@@ -108,45 +108,48 @@ def rewrite_all(
     gates = gates or rewrite_gates.Gates()
     # A local model's identity is a hash of its weights: once, not once a request.
     identity = rewriter.identity
-    hashes = {
-        name: json_lines.digest([identity, by_id[name].messages]) for name in by_id
-    }
+    keys = [
+        (json_lines.digest([identity, request.messages]), request.query_id)
+        for request in requests
+    ]
     judged: dict[str, rewrite_gates.Judged] = {}
     failures: dict[str, str] = {}
-    with contextlib.closing(json_lines.AppendLog(log_path)) as log:
-        for digest, reply in log.rows(_parse, 'a rewrite log'):
-            if hashes.get(reply.query_id) == digest:
-                reference = by_id[reply.query_id].reference
-                judged[reply.query_id] = rewrite_gates.judge(reply, reference, gates)
-        todo = [request for request in requests if request.query_id not in judged]
-        reused = len(judged)
-        if progress is not None:
-            progress(reused, len(requests))
-        replies = rewriter.rewrite(todo) if todo else iter(())
-        try:
+
+    def judge(request: rewriting.Request, reply: rewriting.Reply) -> str:
+        verdict = rewrite_gates.judge(reply, request.reference, gates)
+        judged[request.query_id] = verdict
+        return verdict.verdict
+
+    def ask(
+        todo: Sequence[rewriting.Request],
+    ) -> Iterator[tuple[int, rewriting.Reply]]:
+        numbers = {request.query_id: number for number, request in enumerate(todo)}
+        with contextlib.closing(rewriter.rewrite(todo)) as replies:
             for reply in replies:
-                name = reply.query_id
                 if reply.failure:
-                    failures[name] = reply.failure
-                else:
-                    text = json_lines.encodable(reply.text)
-                    reply = dataclasses.replace(reply, text=text)
-                    verdict = rewrite_gates.judge(reply, by_id[name].reference, gates)
-                    log.append(_entry(reply, hashes[name], verdict.verdict))
-                    judged[name] = verdict
-                if progress is not None:
-                    progress(len(judged) + len(failures), len(requests))
+                    failures[reply.query_id] = reply.failure
+                yield numbers[reply.query_id], reply
                 if len(judged) == _PATIENCE and all(
                     one.verdict in _HOPELESS for one in judged.values()
                 ):
-                    counts = _count(
-                        [by_id[name] for name in [*judged, *failures]], judged, failures
-                    )
+                    answered = [by_id[name] for name in [*judged, *failures]]
+                    counts = _count(answered, judged, failures)
                     raise errors.InputError(_nothing_kept(counts, log_path))
-        finally:
-            # An abandoned generator would go on asking until it is collected.
-            if isinstance(replies, Generator):
-                replies.close()
+
+    log = asked_log.AskedLog(log_path, 'a rewrite log', _parse)
+    with contextlib.closing(log):
+        for key, request in zip(keys, requests, strict=True):
+            if key in log.known:
+                judge(request, log.known[key])
+        reused = len(judged)
+        log.ask(
+            requests,
+            keys,
+            ask,
+            lambda key, request, reply: _entry(reply, key[0], judge(request, reply)),
+            silent=rewriting.Reply('', '', False),
+            progress=progress,
+        )
     counts = _count(requests, judged, failures)
     counts.reused = reused
     if not counts.kept:
@@ -170,7 +173,7 @@ def _entry(reply: rewriting.Reply, digest: str, verdict: str) -> dict[str, Any]:
     }
 
 
-def _parse(entry: Any) -> tuple[str, rewriting.Reply]:
+def _parse(entry: Any) -> tuple[tuple[str, str], rewriting.Reply]:
     digest, *reply = json_lines.typed(
         entry,
         request_sha256=str,
@@ -179,7 +182,7 @@ def _parse(entry: Any) -> tuple[str, rewriting.Reply]:
         finished=bool,
         refused=bool,
     )
-    return digest, rewriting.Reply(*reply)
+    return (digest, entry['query_id']), rewriting.Reply(*reply)
 
 
 def _count(

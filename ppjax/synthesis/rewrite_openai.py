@@ -1,6 +1,6 @@
 """Rewrites by any server that speaks OpenAI's chat completions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 import contextlib
 from typing import Any
 
@@ -53,7 +53,7 @@ class OpenAIRewriter:
 
     def rewrite(
         self, requests: Sequence[rewriting.Request]
-    ) -> Iterator[rewriting.Reply]:
+    ) -> Generator[rewriting.Reply, None, None]:
         """Replies as they come; rows that the server did not answer are failures.
 
         Raises:

@@ -4,7 +4,7 @@ With a reference answer the model rewrites it in the persona's voice (paper, sec
 3.1 and Table 20); without one it answers the query under the persona prompt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 import dataclasses
 from typing import Protocol
 
@@ -70,7 +70,7 @@ class Rewriter(Protocol):
         """
         ...
 
-    def rewrite(self, requests: Sequence[Request]) -> Iterator[Reply]:
+    def rewrite(self, requests: Sequence[Request]) -> Generator[Reply, None, None]:
         """Replies as they are done, in any order, one a request at most.
 
         A request without a reply counts as failed. A generator is closed when its

@@ -11,7 +11,7 @@ import pytest
 
 from ppjax import plan
 from ppjax.base import errors
-from ppjax.planning import chips, compiled, topology
+from ppjax.planning import chips, compiled, config, topology
 
 _LIBTPU = pathlib.Path(sys.prefix, 'libtpu')
 
@@ -24,7 +24,7 @@ def _plan(model, **changes: Any) -> int:
         'answer_length': 16,
         'mesh': 'data:2,fsdp:4',
     }
-    return plan.main(plan.PlanConfig(**(values | changes)))
+    return plan.main(config.PlanConfig(**(values | changes)))
 
 
 @pytest.fixture(scope='module')
@@ -35,9 +35,9 @@ def tiny(tiny_models):
 def test_devices_here(tiny, tmp_path, capsys):
     file = tmp_path / 'plan.json'
     # The config alone is read.
-    config = tmp_path / 'config.json'
-    config.write_text((tiny.path / 'config.json').read_text())
-    assert _plan(config, result=str(file), dtype='float32') == 0
+    file_alone = tmp_path / 'config.json'
+    file_alone.write_text((tiny.path / 'config.json').read_text())
+    assert _plan(file_alone, result=str(file), dtype='float32') == 0
     shown = capsys.readouterr().out
     assert 'Memory     fits' in shown
     assert 'all-gather' in shown
@@ -80,7 +80,7 @@ def test_personas_and_objective_are_planned_for(tiny, tmp_path):
     assert kl['useful_flops_per_step'] < 2 * one['useful_flops_per_step']
     for bad in ('0', str(10**9)):
         with pytest.raises(errors.InputError, match='--personas must be 1 to'):
-            plan.PlanConfig(base_model=str(tiny.path), personas=bad)
+            config.PlanConfig(base_model=str(tiny.path), personas=bad)
 
 
 def test_int8_takes_less(tiny, tmp_path):

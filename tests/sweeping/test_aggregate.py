@@ -63,11 +63,11 @@ def test_one_seed_has_no_spread():
 
 def test_marginals_pair_with_the_first_value_and_leave_global_masks_out():
     first, second = aggregate.marginals([*_OWN, *_GLOBAL], 'estimator')
-    assert (first.value, second.value) == ('ste', 'gumbel')
+    assert (first.label, second.label) == ('ste', 'gumbel')
     assert first.difference is None
-    assert first.gain.mean == pytest.approx(0.30)
-    assert first.gain.std == pytest.approx(0.0, abs=1e-12)
-    assert second.gain.mean == pytest.approx(0.50)
+    assert first.gains[0].mean == pytest.approx(0.30)
+    assert first.gains[0].std == pytest.approx(0.0, abs=1e-12)
+    assert second.gains[0].mean == pytest.approx(0.50)
     # Differences: seed 0: 0.2 and 0.4, seed 1: 0.4 and -0.2.
     assert second.difference is not None
     assert second.difference.mean == pytest.approx(0.20)
@@ -103,9 +103,9 @@ def test_settings_average_personas_and_seeds():
 
 def test_own_and_global_masks_are_paired_by_persona():
     a, b, mean = aggregate.versus_global([*_OWN, *_GLOBAL])
-    assert (a.persona, b.persona, mean.persona) == ('a', 'b', None)
-    assert a.own.mean == pytest.approx(0.3)
-    assert a.shared.mean == pytest.approx(0.4)
+    assert (a.label, b.label, mean.label) == ('a', 'b', 'Mean')
+    assert a.gains[0].mean == pytest.approx(0.3)
+    assert a.gains[1].mean == pytest.approx(0.4)
     assert a.difference.mean == pytest.approx(0.1)
     assert a.difference.std == pytest.approx(0.0, abs=1e-12)
     assert b.difference.mean == pytest.approx(0.4)

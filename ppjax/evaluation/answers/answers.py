@@ -187,15 +187,14 @@ def answer_all(
 
     log = asked_log.AskedLog(log_path, 'an answer log', _parse)
     with contextlib.closing(log):
-        found = log.ask(
+        answers = log.ask(
             list(zip(questions, prompts, strict=True)),
             [json_lines.digest([*settings, prompt]) for prompt in prompts],
             write,
             _entry,
-            progress,
+            silent=speakers.failed('no answer came'),
+            progress=progress,
         )
-    silent = speakers.failed('no answer came')
-    answers = [said or silent for said in found]
     if answers and all(answer.failure for answer in answers):
         raise errors.InputError(
             f'None of {len(questions)} questions can be asked; the first: '

@@ -32,8 +32,6 @@ INCOMPLETE = 'incomplete'
 # In the order of Table 10.
 TYPES = (ASSISTANT_LIKE, REPETITION, REFUSAL, INCOMPLETE)
 
-# Per answer, for tables beside the types.
-
 # Fewer words answer nothing, even from a ferryman.
 _LEAST_WORDS = 4
 

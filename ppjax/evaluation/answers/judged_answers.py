@@ -94,17 +94,6 @@ def _verdicts(
     }
 
 
-def _settings(
-    cfg: config.EvaluateConfig,
-    models: candidates.Candidates,
-    asked: Sequence[answers.Question],
-) -> dict[str, Any]:
-    return helper_models.settings(cfg, models, ('judge',)) | {
-        'coherence': cfg.coherence,
-        'questions': [dataclasses.astuple(question) for question in asked],
-    }
-
-
 def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str, Any]:
     """Answers and judges; writes results/judge.json and judge.csv.
 
@@ -112,7 +101,10 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
         InputError: if the judge cannot be used; answers and verdicts so far stay.
     """
     asked = questions(cfg, models)
-    settings = _settings(cfg, models, asked)
+    settings = helper_models.settings(cfg, models, ('judge',)) | {
+        'coherence': cfg.coherence,
+        'questions': [dataclasses.astuple(question) for question in asked],
+    }
     path = cfg.run / 'results' / 'judge.json'
     if there := results_store.stored(path, settings, overwrite=cfg.overwrite):
         return there
@@ -148,11 +140,10 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
     for name, said in given.items():
         own: dict[str, Any] = {}
         for kind, by_model in verdicts.items():
-            own[kind] = dataclasses.asdict(judging.summarise(by_model[name], groups))
+            own[kind] = judging.summarise(by_model[name], groups)
             if name != models.names[0]:
-                reference = by_model[models.names[0]]
-                own[kind]['to_dense'] = dataclasses.asdict(
-                    judging.paired_difference(reference, by_model[name], groups)
+                own[kind]['to_dense'] = judging.paired_difference(
+                    by_model[models.names[0]], by_model[name], groups
                 )
         own |= _length_figures(said)
         found['models'][name] = own

@@ -5,66 +5,13 @@ personas, of each one's mean over its dialogues; the slope is that of the line f
 to these means.
 """
 
-from collections.abc import Sequence
-import dataclasses
+from collections.abc import Callable, Sequence
 import math
+from typing import Any
 
 import numpy as np
 
 from ppjax.evaluation import bootstrap
-
-
-@dataclasses.dataclass(frozen=True)
-class TurnFigures:
-    """One turn of all dialogues; None where there is nothing.
-
-    Attributes:
-        turn: from 1.
-        n: answers.
-        n_scored: with a score; the others enter neither figure.
-        n_failed: that the judge gave no verdict on.
-        n_unscored: that it gave a verdict on, but no number.
-        mean: over personas.
-        std: over personas, divided by one less than their number.
-    """
-
-    turn: int
-    n: int
-    n_scored: int
-    n_failed: int
-    n_unscored: int
-    mean: float | None
-    std: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Trend:
-    """A figure of the whole course.
-
-    Attributes:
-        value: None where turns are missing that it needs.
-        interval: its 95 % bootstrap interval; None for a single dialogue.
-    """
-
-    value: float | None
-    interval: tuple[float, float] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Course:
-    """One model's dialogues.
-
-    Attributes:
-        turns: one a turn.
-        mean: over turns of their means.
-        slope: points a turn, by least squares over the turns' means.
-        change: the last turn's mean less the first's.
-    """
-
-    turns: tuple[TurnFigures, ...]
-    mean: Trend
-    slope: Trend
-    change: Trend
 
 
 def summarise(
@@ -75,7 +22,7 @@ def summarise(
     *,
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
-) -> Course:
+) -> dict[str, Any]:
     """The figures of D dialogues of N turns.
 
     For the intervals whole dialogues are drawn: the turns of one are not independent.
@@ -87,6 +34,17 @@ def summarise(
         groups: [D], whose dialogue each is.
         resamples: draws of D dialogues with replacement.
         seed: of the draws.
+
+    Returns:
+        turns: of each `turn`, from 1: `n` answers; of these `n_scored`, with a score,
+            the others enter neither figure; `n_failed`, that the judge gave no verdict
+            on; `n_unscored`, a verdict but no number; `mean` over personas; `std` over
+            personas, divided by one less than their number. None is nothing.
+        mean: over turns of their means.
+        slope: points a turn, by least squares over the turns' means.
+        change: the last turn's mean less the first's.
+        The last three have a `value`, None where turns are missing that it needs, and
+        its 95 % bootstrap `interval`, None for a single dialogue.
 
     Raises:
         ValueError: if the shapes differ, or there is no dialogue or turn.
@@ -109,37 +67,34 @@ def summarise(
     for turn, column in enumerate(by_group.T):
         there = column[~np.isnan(column)]
         turns.append(
-            TurnFigures(
-                turn=turn + 1,
-                n=int(held[:, turn].sum()),
-                n_scored=int(scored[:, turn].sum()),
-                n_failed=int((held & ~judged)[:, turn].sum()),
-                n_unscored=int((judged & ~scored)[:, turn].sum()),
-                mean=_number(curve[turn]),
-                std=float(np.std(there, ddof=1)) if len(there) > 1 else None,
-            )
+            {
+                'turn': turn + 1,
+                'n': int(held[:, turn].sum()),
+                'n_scored': int(scored[:, turn].sum()),
+                'n_failed': int((held & ~judged)[:, turn].sum()),
+                'n_unscored': int((judged & ~scored)[:, turn].sum()),
+                'mean': _number(curve[turn]),
+                'std': float(np.std(there, ddof=1)) if len(there) > 1 else None,
+            }
         )
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     curves = _over_groups(_group_means(scores, groups, drawn))  # [R, N]
 
-    def trend(figure: np.ndarray, figures: np.ndarray) -> Trend:
-        value = _number(figure[0])
+    def trend(figure: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+        value, figures = _number(figure(curve[None])[0]), figure(curves)
         there = figures[~np.isnan(figures)]
-        if value is None or count < 2 or not len(there):
-            return Trend(value, None)
-        low, high = np.quantile(there, [0.025, 0.975])
-        return Trend(value, (float(low), float(high)))
+        interval = None
+        if value is not None and count > 1 and len(there):
+            interval = tuple(np.quantile(there, [0.025, 0.975]).tolist())
+        return {'value': value, 'interval': interval}
 
-    mine = curve[None]
-    return Course(
-        turns=tuple(turns),
-        mean=trend(_means(mine), _means(curves)),
-        slope=trend(slopes(mine), slopes(curves)),
-        change=trend(mine[:, -1] - mine[:, 0], curves[:, -1] - curves[:, 0])
-        if scores.shape[1] > 1
-        else Trend(None, None),
-    )
+    return {
+        'turns': turns,
+        'mean': trend(_means),
+        'slope': trend(slopes),
+        'change': trend(_changes),
+    }
 
 
 def slopes(curves: np.ndarray) -> np.ndarray:
@@ -159,6 +114,12 @@ def slopes(curves: np.ndarray) -> np.ndarray:
         centre = (turns * there).sum(axis=1) / count
         offsets = np.where(there, turns - centre[:, None], 0.0)
         return (offsets * values).sum(axis=1) / (offsets**2).sum(axis=1)
+
+
+def _changes(curves: np.ndarray) -> np.ndarray:
+    """[R, N] -> [R], the last turn less the first; NaN where there is but one."""
+    changes = curves[:, -1] - curves[:, 0]
+    return changes if curves.shape[1] > 1 else np.full_like(changes, math.nan)
 
 
 def _group_means(

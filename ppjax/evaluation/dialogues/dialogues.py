@@ -197,7 +197,7 @@ def hold_all(
 
 
 def _cues(
-    log: asked_log.AskedLog[speakers.Said],
+    log: asked_log.AskedLog[str, speakers.Said],
     partner: speakers.Speaker,
     live: Sequence[Dialogue],
     number: int,
@@ -221,7 +221,7 @@ def _cues(
 
 
 def _say(
-    log: asked_log.AskedLog[speakers.Said],
+    log: asked_log.AskedLog[str, speakers.Said],
     speaker: speakers.Speaker,
     views: Sequence[speakers.Conversation],
     progress: Callable[[int, int], None] | None = None,
@@ -236,9 +236,8 @@ def _say(
         return line
 
     keys = [json_lines.digest([identity, list(view)]) for view in views]
-    found = log.ask(views, keys, speaker.speak, entry, progress)
     silent = speakers.failed('no answer came')
-    return [said or silent for said in found]
+    return log.ask(views, keys, speaker.speak, entry, silent=silent, progress=progress)
 
 
 def _parse(entry: Any) -> tuple[str, speakers.Said]:

@@ -12,7 +12,7 @@ from ppjax.base import errors
 from ppjax.base import progress as progress_lib
 from ppjax.evaluation import candidates, config, helper_models, results_store
 from ppjax.evaluation.answers import answers, judged_answers
-from ppjax.evaluation.dialogues import consistency, dialogues, speakers
+from ppjax.evaluation.dialogues import consistency, dialogues
 from ppjax.evaluation.judges import judge_prompts, judge_scoring, judging
 from ppjax.personas import persona as persona_lib
 from ppjax.personas import prompts, sources
@@ -112,22 +112,6 @@ def _group(persona: persona_lib.Persona) -> str:
     return persona.name or 'persona'
 
 
-def _speaker(
-    cfg: config.EvaluateConfig, model: candidates.Candidate
-) -> speakers.Speaker:
-    loaded = model.load()
-    return speakers.LocalSpeaker(
-        loaded.decoder,
-        loaded.masks,
-        loaded.renderer(cfg.template_date),
-        loaded.stop_ids(),
-        weights=f'{model.identity} {cfg.dtype}',
-        max_new_tokens=cfg.max_new_tokens,
-        batch_size=cfg.batch_size,
-        seed=cfg.seed,
-    )
-
-
 def _verdicts(
     cfg: config.EvaluateConfig,
     judge: judge_scoring.Judge,
@@ -165,18 +149,6 @@ def _verdicts(
     }
 
 
-def _settings(
-    cfg: config.EvaluateConfig,
-    models: candidates.Candidates,
-    begun: Sequence[dialogues.Start],
-) -> dict[str, Any]:
-    return helper_models.settings(cfg, models, ('judge', 'partner')) | {
-        'seed': cfg.seed,
-        'turns': cfg.turns,
-        'starts': [dataclasses.asdict(start) for start in begun],
-    }
-
-
 def measure(
     cfg: config.EvaluateConfig, models: candidates.Candidates
 ) -> dict[str, Any]:
@@ -187,7 +159,11 @@ def measure(
             what was said and judged so far stays.
     """
     begun = starts(cfg, models)
-    settings = _settings(cfg, models, begun)
+    settings = helper_models.settings(cfg, models, ('judge', 'partner')) | {
+        'seed': cfg.seed,
+        'turns': cfg.turns,
+        'starts': [dataclasses.asdict(start) for start in begun],
+    }
     path = cfg.run / 'results' / 'multiturn.json'
     if there := results_store.stored(path, settings, overwrite=cfg.overwrite):
         return there
@@ -196,7 +172,9 @@ def measure(
     judge, partner = helpers.judge(), helpers.partner()
     held = {
         model.name: dialogues.hold_all(
-            _speaker(cfg, model),
+            helper_models.local_speaker(
+                cfg, model.load(), model.identity, cfg.max_new_tokens
+            ),
             partner,
             begun,
             turns=cfg.turns,
@@ -270,7 +248,7 @@ def summary(
             if verdict.score is not None:
                 scores[row, turn] = verdict.score
     groups = [dialogue.start.group for dialogue in held]
-    found = dataclasses.asdict(consistency.summarise(scores, judged, there, groups))
+    found = consistency.summarise(scores, judged, there, groups)
     said = [turn for dialogue in held for turn in dialogue.turns]
     return found | {
         'dialogues': len(held),

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 from typing import Any, Protocol
 
-from ppjax.base import errors
+from ppjax.base import errors, json_lines
 from ppjax.chat_api import client as client_lib
 from ppjax.chat_api import replies
 from ppjax.data import chat, markup
@@ -134,7 +133,7 @@ class LocalSpeaker:
             dataclasses.astuple(sampling),
             seed,
         ]
-        self._identity = f'local {_digest(settings)}'
+        self._identity = f'local {json_lines.digest(settings)}'
 
     @property
     def identity(self) -> str:
@@ -159,7 +158,10 @@ class LocalSpeaker:
             sampling=self._sampling,
             seed=self._seed,
             streams=[
-                int(_digest([dict(message) for message in conversation])[:8], 16)
+                int(
+                    json_lines.digest([dict(message) for message in conversation])[:8],
+                    16,
+                )
                 for conversation in conversations
             ],
         ):
@@ -272,7 +274,3 @@ def _said(choice: dict[str, Any], forgotten: int) -> Said:
         filtered = replies.refused(choice)
         return failed(f'the answer is {"filtered" if filtered else "empty"}')
     return Said(text, 0, replies.finished(choice), forgotten=forgotten)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

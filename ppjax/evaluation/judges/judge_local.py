@@ -1,6 +1,6 @@
 """Judging by a local model, exactly: the probability of every reply there may be."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 
@@ -115,16 +115,14 @@ class LocalJudge:
     def _judge_group(
         self, requests: Sequence[judge_scoring.JudgeRequest]
     ) -> Iterator[judge_scoring.Verdict]:
-        prompts: list[list[int]] = []
-        asked: list[judge_scoring.JudgeRequest] = []
-        for request in requests:
+        prompts = {}
+        for number, request in enumerate(requests):
             try:
-                prompts.append(self._tokens(request.prompt))
-                asked.append(request)
+                prompts[number] = self._tokens(request.prompt)
             except errors.InputError as error:
                 yield judge_scoring.failed(request.key, str(error))
         for number, found, likeliest in self.measured(prompts):
-            request = asked[number]
+            request = requests[number]
             verdict = judge_scoring.from_number_probabilities(
                 request.key, found[:-1], float(found[-1]), request.numbers
             )
@@ -134,48 +132,37 @@ class LocalJudge:
             yield verdict
 
     def measured(
-        self, prompts: Sequence[Sequence[int]]
+        self, prompts: Mapping[int, Sequence[int]]
     ) -> Iterator[tuple[int, np.ndarray, int]]:
         """P(reply) of all `REPLIES`.
 
         Args:
-            prompts: rendered, up to where the judge's turn starts.
+            prompts: rendered, up to where the judge's turn starts, by any numbers.
 
         Yields:
-            (index of the prompt, float64 [102], the likeliest first token of all there
+            (number of the prompt, float64 [102], the likeliest first token of all there
             are), once a prompt.
         """
         if not prompts:
             return
-
-        def replies(
-            batch: prompt_batches.Batch,
-        ) -> Iterator[tuple[np.ndarray, int]]:
+        on = prompt_batches.behind(self._decoder, self._masks, [*prompts.values()])
+        for rows, padded in prompt_batches.batches(prompts, self._batch_size, on.mesh):
             # The last token of every prompt is the root of the tree.
-            tokens, lengths = self._pack(batch.own)
+            tokens, lengths = self._pack([prompts[row][on.shared :] for row in padded])
             found = execution.call(
-                batch.mesh,
+                on.mesh,
                 _log_probs,
-                batch.model,
-                batch.masks,
-                batch.prefix,
-                sharding.shard_rows(tokens, batch.mesh),
-                sharding.shard_rows(lengths, batch.mesh),
+                on.model,
+                on.masks,
+                on.prefix,
+                sharding.shard_rows(tokens, on.mesh),
+                sharding.shard_rows(lengths, on.mesh),
                 self._trie.depths,
                 self._trie.ancestors(),
                 self._wanted,
             )
             found, likeliest = map(np.asarray, jax.device_get(found))
-            return zip(self._replies(found), likeliest.tolist(), strict=True)
-
-        for number, (values, likeliest) in prompt_batches.run(
-            replies,
-            self._decoder,
-            self._masks,
-            dict(enumerate(prompts)),
-            batch_size=self._batch_size,
-        ):
-            yield number, values, likeliest
+            yield from zip(rows, self._replies(found), likeliest.tolist(), strict=False)
 
     def _tokens(self, prompt: str) -> list[int]:
         """A rendered prompt.

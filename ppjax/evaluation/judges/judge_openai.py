@@ -9,7 +9,6 @@ of single digits any model can judge on.
 
 from collections.abc import Generator, Sequence
 import contextlib
-import dataclasses
 import itertools
 import math
 import re
@@ -30,21 +29,6 @@ _NUMBER_TOKENS = 8
 _LAST_DIGIT = 9
 # What a server names when it dislikes a setting, and not a key or a model.
 _SETTINGS = re.compile(r'logprobs?|\bseed\b|temperature')
-
-
-@dataclasses.dataclass(frozen=True)
-class FirstToken:
-    """What a server says of the first token of a judgement.
-
-    Attributes:
-        key: of the request.
-        candidates: (text, probability), the server's likeliest ones.
-        failure: why there are none; '' where there are.
-    """
-
-    key: str
-    candidates: tuple[tuple[str, float], ...]
-    failure: str = ''
 
 
 class OpenAIJudge:
@@ -75,33 +59,13 @@ class OpenAIJudge:
         verdict to be of no use has paid for no other.
 
         Raises:
-            InputError: if the model splits numbers, or as `first_tokens` does.
+            InputError: if the model splits numbers, or the server takes no such
+                requests, gives no logprobs, or stays away.
         """
-        ranges = {request.key: request.numbers for request in requests}
-        split = any(highest > _LAST_DIGIT for _, highest in ranges.values())
+        numbers = {request.key: request.numbers for request in requests}
+        split = any(highest > _LAST_DIGIT for _, highest in numbers.values())
         if split and not self._numbers_checked:
             self._check_numbers()
-        alone = 0 if self._answered else 1
-        for part in filter(None, (requests[:alone], requests[alone:])):
-            with contextlib.closing(self.first_tokens(part)) as found:
-                for first in found:
-                    if first.failure:
-                        yield judge_scoring.failed(first.key, first.failure)
-                        continue
-                    self._answered = True
-                    yield judge_scoring.from_top_tokens(
-                        first.key, first.candidates, ranges[first.key]
-                    )
-
-    def first_tokens(
-        self, requests: Sequence[judge_scoring.JudgeRequest]
-    ) -> Generator[FirstToken, None, None]:
-        """The candidates for each judgement's first token, as they come.
-
-        Raises:
-            InputError: if the server takes no such requests, gives no logprobs, or
-                stays away.
-        """
         calls = [
             client_lib.ChatRequest(
                 # An answer's markers would end the judge's turn for it.
@@ -110,24 +74,33 @@ class OpenAIJudge:
             )
             for request in requests
         ]
-        with contextlib.closing(self._ask(calls)) as answers:
-            for answer in answers:
-                yield self._first_token(answer)
+        alone = 0 if self._answered else 1
+        for part in filter(None, (calls[:alone], calls[alone:])):
+            with contextlib.closing(self._ask(part)) as answers:
+                for answer in answers:
+                    verdict = self._verdict(answer, numbers[answer.key])
+                    self._answered |= not verdict.failure
+                    yield verdict
 
-    def _first_token(self, answer: client_lib.Completion) -> FirstToken:
+    def _verdict(
+        self,
+        answer: client_lib.Completion,
+        numbers: tuple[int, int] = judge_scoring.ALL_NUMBERS,
+    ) -> judge_scoring.Verdict:
         if answer.choice is None:
-            return FirstToken(answer.key, (), answer.failure)
+            return judge_scoring.failed(answer.key, answer.failure)
         logprobs = replies.first_token_logprobs(answer.choice)
         if logprobs is not None:
             self._gives_logprobs = True
             # Rounding may take a certain token's just over 0.
-            pairs = ((text, math.exp(min(value, 0.0))) for text, value in logprobs)
-            return FirstToken(answer.key, tuple(pairs))
+            tokens = [(text, math.exp(min(value, 0.0))) for text, value in logprobs]
+            return judge_scoring.from_top_tokens(answer.key, tokens, numbers)
         if replies.refused(answer.choice):
             # The server's filter spoke, and not the model.
-            return FirstToken(answer.key, ((judge_scoring.REFUSAL, 1.0),))
+            refusal = [(judge_scoring.REFUSAL, 1.0)]
+            return judge_scoring.from_top_tokens(answer.key, refusal, numbers)
         if self._gives_logprobs:  # So it is about this row alone.
-            return FirstToken(answer.key, (), 'the reply holds no logprobs')
+            return judge_scoring.failed(answer.key, 'the reply holds no logprobs')
         raise errors.InputError(
             f'{self._client.url} answered without logprobs; the judge reads its score '
             f'off them, so it needs another server or model than '
@@ -155,13 +128,13 @@ class OpenAIJudge:
         """Asks for a number of two digits; a reply without one proves nothing.
 
         Raises:
-            InputError: if it comes as two tokens, or as `first_tokens` does.
+            InputError: if it comes as two tokens, or as `judge` does.
         """
         body = _body(_NUMBER_QUESTION, max_tokens=_NUMBER_TOKENS)
         (answer,) = self._ask([client_lib.ChatRequest(_NUMBER_CALL, body)])
         if answer.choice is None:
             return  # The requests themselves will fare alike.
-        self._first_token(answer)
+        self._verdict(answer)
         for left, right in itertools.pairwise(replies.tokens_of(answer.choice)):
             left = judge_scoring.bare(left)
             if _is_digit(left) and _is_digit(right):

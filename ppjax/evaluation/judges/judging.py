@@ -73,11 +73,11 @@ def judge_all(
             keys,
             functools.partial(_asked, judge, doubted=doubted),
             _entry,
-            progress,
+            silent=judge_scoring.failed('', 'the judge gave no verdict'),
+            progress=progress,
         )
-    none = judge_scoring.failed('', 'the judge gave no verdict')
     return {
-        request.key: dataclasses.replace(verdict or none, key=request.key)
+        request.key: dataclasses.replace(verdict, key=request.key)
         for request, verdict in zip(requests, found, strict=True)
     }
 
@@ -184,11 +184,17 @@ def _parse(entry: Any) -> tuple[str, judge_scoring.Verdict]:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What the verdicts on one model's answers come to; None where there is nothing.
+def summarise(
+    verdicts: Sequence[judge_scoring.Verdict], personas: Sequence[str]
+) -> dict[str, Any]:
+    """What the verdicts on one model's answers come to, as results/judge.json has it.
 
-    Attributes:
+    Args:
+        verdicts: [n].
+        personas: [n], whose answer each is.
+
+    Returns:
+        Figures, None where there is nothing:
         n: answers.
         n_failed: without a verdict; they enter no other figure.
         n_scored: with a score.
@@ -199,43 +205,6 @@ class Summary:
         mean_over_personas: of these.
         std_over_personas: of these, divided by one less than their number.
         interval: 95 % bootstrap interval of `mean_over_personas`.
-    """
-
-    n: int
-    n_failed: int
-    n_scored: int
-    n_refused: int
-    mean: float | None
-    mean_with_zeros: float | None
-    persona_means: dict[str, float]
-    mean_over_personas: float | None
-    std_over_personas: float | None
-    interval: tuple[float, float] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """How much better one model's answers score than the dense model's.
-
-    Attributes:
-        n: questions on which both have a score.
-        mean: of the differences, in points; over personas of their means.
-        interval: its 95 % bootstrap interval.
-    """
-
-    n: int
-    mean: float | None
-    interval: tuple[float, float] | None
-
-
-def summarise(
-    verdicts: Sequence[judge_scoring.Verdict], personas: Sequence[str]
-) -> Summary:
-    """The figures of n answers.
-
-    Args:
-        verdicts: [n].
-        personas: [n], whose answer each is.
 
     Raises:
         ValueError: if the lengths differ.
@@ -248,25 +217,25 @@ def summarise(
     )
     means = {persona: float(np.mean(values)) for persona, values in groups.items()}
     over = list(means.values())
-    return Summary(
-        n=len(verdicts),
-        n_failed=len(verdicts) - len(judged),
-        n_scored=len(scores),
-        n_refused=sum(verdict.refusal >= REFUSED for verdict in judged),
-        mean=float(np.mean(scores)) if scores else None,
-        mean_with_zeros=math.fsum(scores) / len(judged) if judged else None,
-        persona_means=means,
-        mean_over_personas=float(np.mean(over)) if over else None,
-        std_over_personas=float(np.std(over, ddof=1)) if len(over) > 1 else None,
-        interval=bootstrap.grouped_interval(groups) if groups else None,
-    )
+    return {
+        'n': len(verdicts),
+        'n_failed': len(verdicts) - len(judged),
+        'n_scored': len(scores),
+        'n_refused': sum(verdict.refusal >= REFUSED for verdict in judged),
+        'mean': float(np.mean(scores)) if scores else None,
+        'mean_with_zeros': math.fsum(scores) / len(judged) if judged else None,
+        'persona_means': means,
+        'mean_over_personas': float(np.mean(over)) if over else None,
+        'std_over_personas': float(np.std(over, ddof=1)) if len(over) > 1 else None,
+        'interval': bootstrap.grouped_interval(groups) if groups else None,
+    }
 
 
 def paired_difference(
     dense: Sequence[judge_scoring.Verdict],
     other: Sequence[judge_scoring.Verdict],
     personas: Sequence[str],
-) -> Difference:
+) -> dict[str, Any]:
     """Scores of one model less the dense model's, question by question.
 
     Args:
@@ -274,25 +243,32 @@ def paired_difference(
         other: [n], on the same questions in the same order.
         personas: [n].
 
+    Returns:
+        n: questions on which both have a score.
+        mean: of the differences, in points; over personas of their means.
+        interval: its 95 % bootstrap interval; both are None without any.
+
     Raises:
         ValueError: if the lengths differ.
     """
+
+    def change(
+        base: judge_scoring.Verdict, ours: judge_scoring.Verdict
+    ) -> float | None:
+        if base.score is None or ours.score is None:
+            return None
+        return ours.score - base.score
+
     groups = _grouped(
-        (
-            persona,
-            None
-            if ours.score is None or base.score is None
-            else ours.score - base.score,
-        )
+        (persona, change(base, ours))
         for base, ours, persona in zip(dense, other, personas, strict=True)
     )
-    if not groups:
-        return Difference(0, None, None)
-    return Difference(
-        n=sum(map(len, groups.values())),
-        mean=float(np.mean([np.mean(values) for values in groups.values()])),
-        interval=bootstrap.grouped_interval(groups),
-    )
+    means = [np.mean(values) for values in groups.values()]
+    return {
+        'n': sum(map(len, groups.values())),
+        'mean': float(np.mean(means)) if groups else None,
+        'interval': bootstrap.grouped_interval(groups) if groups else None,
+    }
 
 
 def _grouped(values: Iterable[tuple[str, float | None]]) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ template or system prompt:
 of equally likely ones the first.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -90,10 +90,16 @@ def _choices(value: Any, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _row(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise errors.InputError(f'{where}: no JSON object.')
-    return value
+def _read(
+    rows: Iterable[tuple[str, Any]],
+    question: Callable[[Mapping[str, Any], str], ChoiceQuestion],
+) -> list[ChoiceQuestion]:
+    questions = []
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise errors.InputError(f'{where}: no JSON object.')
+        questions.append(question(row, where))
+    return questions
 
 
 def piqa(rows: Iterable[tuple[str, Any]]) -> list[ChoiceQuestion]:
@@ -105,15 +111,14 @@ def piqa(rows: Iterable[tuple[str, Any]]) -> list[ChoiceQuestion]:
     Raises:
         InputError: naming the first row that is none.
     """
-    questions = []
-    for where, value in rows:
-        row = _row(value, where)
-        goal = _text(row, 'goal', where)
+
+    def question(row: Mapping[str, Any], where: str) -> ChoiceQuestion:
+        context = f'Question: {_text(row, "goal", where)}\nAnswer:'
         solutions = (_text(row, 'sol1', where), _text(row, 'sol2', where))
         gold = _label(row.get('label'), 2, where)
-        context = f'Question: {goal}\nAnswer:'
-        questions.append(ChoiceQuestion(where, context, solutions, gold))
-    return questions
+        return ChoiceQuestion(where, context, solutions, gold)
+
+    return _read(rows, question)
 
 
 def openbookqa(rows: Iterable[tuple[str, Any]]) -> list[ChoiceQuestion]:
@@ -123,9 +128,8 @@ def openbookqa(rows: Iterable[tuple[str, Any]]) -> list[ChoiceQuestion]:
     {"text", "label"}, "answerKey"}; TensorFlow's {"question": {"stem", "choice_A",
     ...}, "answerKey"}. See `piqa` for the arguments.
     """
-    questions = []
-    for where, value in rows:
-        row = _row(value, where)
+
+    def question(row: Mapping[str, Any], where: str) -> ChoiceQuestion:
         inner = row.get('question')
         gold = row['label'] if 'label' in row else row.get('answerKey')
         if isinstance(inner, Mapping):
@@ -139,45 +143,22 @@ def openbookqa(rows: Iterable[tuple[str, Any]]) -> list[ChoiceQuestion]:
             names = list(listed.get('label') or [])
             gold = names.index(gold.strip()) if gold.strip() in names else gold
         choices = _choices(listed, where)
-        questions.append(
-            ChoiceQuestion(where, stem, choices, _label(gold, len(choices), where))
-        )
-    return questions
+        return ChoiceQuestion(where, stem, choices, _label(gold, len(choices), where))
+
+    return _read(rows, question)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Item:
-    """One MMLU row."""
-
-    where: str
-    subject: str
-    question: str
-    choices: tuple[str, ...]
-    gold: int
-
-    @property
-    def prompt(self) -> str:
-        listed = zip(_LETTERS, self.choices, strict=True)
-        lines = [f'{letter}. {choice}' for letter, choice in listed]
-        return '\n'.join([self.question.strip(), *lines, 'Answer:'])
-
-
-def _items(rows: Iterable[tuple[str, Any]]) -> list[_Item]:
-    items = []
-    for where, value in rows:
-        row = _row(value, where)
-        choices = _choices(row.get('choices'), where)
-        gold = row['label'] if 'label' in row else row.get('answer')
-        items.append(
-            _Item(
-                where,
-                _text(row, 'subject', where),
-                _text(row, 'question', where),
-                choices,
-                _label(gold, len(choices), where),
-            )
-        )
-    return items
+def _mmlu_question(row: Mapping[str, Any], where: str) -> ChoiceQuestion:
+    """A row without a heading and worked examples."""
+    choices = _choices(row.get('choices'), where)
+    gold = row['label'] if 'label' in row else row.get('answer')
+    subject = _text(row, 'subject', where)
+    lines = [_text(row, 'question', where).strip()]
+    for letter, choice in zip(_LETTERS, choices, strict=True):
+        lines.append(f'{letter}. {choice}')
+    context = '\n'.join([*lines, 'Answer:'])
+    gold = _label(gold, len(choices), where)
+    return ChoiceQuestion(where, context, tuple(_LETTERS), gold, subject)
 
 
 def mmlu(
@@ -196,33 +177,25 @@ def mmlu(
     Raises:
         InputError: naming a row that is none, or a subject with too few shots.
     """
-    worked: dict[str, list[_Item]] = {}
-    for item in _items(shots) if num_shots else ():
-        worked.setdefault(item.subject, []).append(item)
+    worked: dict[str, list[ChoiceQuestion]] = {}
+    for shot in _read(shots if num_shots else (), _mmlu_question):
+        worked.setdefault(shot.group, []).append(shot)
     questions = []
-    for item in _items(rows):
-        own = worked.get(item.subject, [])[:num_shots]
+    for question in _read(rows, _mmlu_question):
+        own = worked.get(question.group, [])[:num_shots]
         if len(own) < num_shots:
             raise errors.InputError(
-                f'{item.where}: {num_shots} worked examples are wanted and the dev '
-                f'rows have {len(own)} of the subject {item.subject!r}.'
+                f'{question.where}: {num_shots} worked examples are wanted and the dev '
+                f'rows have {len(own)} of the subject {question.group!r}.'
             )
-        subject = item.subject.replace('_', ' ')
         context = (
             'The following are multiple choice questions (with answers) about '
-            f'{subject}.\n\n'
+            f'{question.group.replace("_", " ")}.\n\n'
         )
         for shot in own:
-            context += f'{shot.prompt} {_LETTERS[shot.gold]}\n\n'
-        questions.append(
-            ChoiceQuestion(
-                item.where,
-                context + item.prompt,
-                tuple(_LETTERS),
-                item.gold,
-                item.subject,
-            )
-        )
+            context += f'{shot.context} {_LETTERS[shot.gold]}\n\n'
+        context += question.context
+        questions.append(dataclasses.replace(question, context=context))
     return questions
 
 

@@ -7,7 +7,6 @@ are computed once.
 """
 
 from collections.abc import Iterator, Sequence
-import functools
 from typing import NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ import numpy as np
 from ppjax.data import row_calls
 from ppjax.evaluation.multiple_choice import choice_tokens
 from ppjax.learning import loss as loss_lib
-from ppjax.models import attention, generation, shared_prefix
+from ppjax.models import attention, prompt_batches, shared_prefix
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import execution, sharding
@@ -138,13 +137,6 @@ def _log_probabilities(
     return execution.whole(-nll.reshape(batch.targets.shape))
 
 
-@functools.partial(jax.jit, static_argnames=('slots',))
-def _no_prefix(model: decoder_lib.Decoder, *, slots: int) -> shared_prefix.SharedPrefix:
-    return shared_prefix.SharedPrefix(
-        shared_prefix.empty_cache(model, 1, slots), jnp.int32(0)
-    )
-
-
 def log_likelihoods(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
@@ -166,22 +158,13 @@ def log_likelihoods(
     Yields:
         (choices [n], their log-likelihoods [n] float64 in nats), each choice once.
     """
-    mesh = sharding.mesh_of(model)
-    shared = shared_prefix.shared_length([choice.context for choice in choices])
-    trees = _trees(choices, shared)
+    on = prompt_batches.behind(model, masks, [choice.context for choice in choices])
+    trees = _trees(choices, on.shared)
     calls = row_calls.plan(
         [_fed(choices, tree) for tree in trees],
         batch_tokens=batch_tokens,
-        row_multiple=sharding.row_shards(mesh),
+        row_multiple=sharding.row_shards(on.mesh),
     )
-    slots = generation.bucket(max(shared, 1))
-    prefix = (
-        shared_prefix.compute(model, masks, choices[0].context[:shared], slots=slots)
-        if shared
-        else _no_prefix(model, slots=slots)
-    )
-    model = sharding.on_mesh(model, mesh)
-    masks, prefix = sharding.replicate((masks, prefix), mesh)
     most: dict[int, int] = {}  # By capacity, so that calls of one have one shape.
     for call in calls:
         needed = max(_targets(choices, [trees[i] for i in row]) for row in call.rows)
@@ -189,8 +172,10 @@ def log_likelihoods(
         most[call.capacity] = max(most.get(call.capacity, 0), needed)
     for call in calls:
         batch = _batch(choices, trees, call, most[call.capacity])
-        rows = sharding.shard_rows(batch, mesh)
-        found = execution.call(mesh, _log_probabilities, model, masks, prefix, rows)
+        rows = sharding.shard_rows(batch, on.mesh)
+        found = execution.call(
+            on.mesh, _log_probabilities, on.model, on.masks, on.prefix, rows
+        )
         values = np.asarray(found, np.float64)
         real = batch.owners >= 0
         owners, where = np.unique(batch.owners[real], return_inverse=True)

@@ -1,6 +1,6 @@
 """A benchmark on one model: its log-likelihoods, predictions and accuracies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 from typing import Any
@@ -15,27 +15,6 @@ from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """What one model makes of a benchmark.
-
-    Attributes:
-        log_likelihoods: of every question's choices, in nats.
-        plain: the likeliest choice of each question.
-        by_character: the likeliest by character.
-        acc: share of `plain` that is right.
-        acc_norm: share of `by_character`; None where choices are letters.
-        groups: `acc` by subject; empty where there are none.
-    """
-
-    log_likelihoods: list[list[float]]
-    plain: list[int]
-    by_character: list[int]
-    acc: benchmarks.Accuracy
-    acc_norm: benchmarks.Accuracy | None
-    groups: Mapping[str, benchmarks.Accuracy]
-
-
 def evaluate(
     model: decoder_lib.Decoder,
     masks: masks_lib.Masks,
@@ -44,8 +23,8 @@ def evaluate(
     *,
     batch_tokens: int,
     progress: Callable[[int, int], None],
-) -> Scores:
-    """Scores every choice of every question.
+) -> dict[str, Any]:
+    """Scores every choice of every question; see `summarise` for the result.
 
     Args:
         model: the decoder.
@@ -99,63 +78,44 @@ def evaluate(
 
 
 def summarise(
-    questions: Sequence[benchmarks.ChoiceQuestion], scores: list[list[float]]
-) -> Scores:
-    """Predictions and accuracies from the log-likelihoods of choices."""
-    plain, by_character = benchmarks.predictions(questions, scores)
-    gold = [question.gold for question in questions]
-    right = [a == b for a, b in zip(plain, gold, strict=True)]
-    groups: dict[str, list[bool]] = {}
-    for question, hit in zip(questions, right, strict=True):
-        if question.group:
-            groups.setdefault(question.group, []).append(hit)
-    by_group = {name: benchmarks.accuracy(hits) for name, hits in groups.items()}
-    return Scores(
-        log_likelihoods=scores,
-        plain=plain,
-        by_character=by_character,
-        acc=(
-            benchmarks.pooled(list(by_group.values()))
-            if by_group
-            else benchmarks.accuracy(right)
-        ),
-        acc_norm=(
-            None
-            if by_group
-            else benchmarks.accuracy(
-                [a == b for a, b in zip(by_character, gold, strict=True)]
-            )
-        ),
-        groups=by_group,
-    )
-
-
-def as_json(
-    questions: Sequence[benchmarks.ChoiceQuestion], scores: Scores
+    questions: Sequence[benchmarks.ChoiceQuestion], scores: Sequence[list[float]]
 ) -> dict[str, Any]:
-    """The figures of one model as results/TASK.json keeps them."""
+    """The figures of one model as results/TASK.json keeps them.
 
-    def figure(accuracy: benchmarks.Accuracy | None) -> dict[str, Any] | None:
-        return None if accuracy is None else dataclasses.asdict(accuracy)
+    Args:
+        questions: of one task.
+        scores: log-likelihoods of every question's choices, in nats.
 
+    Returns:
+        `acc`, the share of questions whose likeliest choice is right; `acc_norm`, that
+        of the likeliest by character, None where choices are letters; `acc` by subject,
+        if there are any, in `groups`; and all `questions` with both choices.
+    """
+    listed: list[dict[str, Any]] = [
+        {
+            'where': question.where,
+            'gold': question.gold,
+            'acc': plain,
+            'acc_norm': by_character,
+            'log_likelihoods': values,
+        }
+        for question, values, plain, by_character in zip(
+            questions, scores, *benchmarks.predictions(questions, scores), strict=True
+        )
+    ]
+    hits: dict[str, list[bool]] = {}
+    for question, row in zip(questions, listed, strict=True):
+        if question.group:
+            hits.setdefault(question.group, []).append(row['acc'] == row['gold'])
+    groups = {name: benchmarks.accuracy(own) for name, own in hits.items()}
+
+    def over_all(metric: str) -> benchmarks.Accuracy:
+        return benchmarks.accuracy([row[metric] == row['gold'] for row in listed])
+
+    acc = benchmarks.pooled([*groups.values()]) if groups else over_all('acc')
     return {
-        'acc': figure(scores.acc),
-        'acc_norm': figure(scores.acc_norm),
-        'groups': {name: figure(part) for name, part in scores.groups.items()},
-        'questions': [
-            {
-                'where': question.where,
-                'gold': question.gold,
-                'acc': plain,
-                'acc_norm': by_character,
-                'log_likelihoods': values,
-            }
-            for question, plain, by_character, values in zip(
-                questions,
-                scores.plain,
-                scores.by_character,
-                scores.log_likelihoods,
-                strict=True,
-            )
-        ],
+        'acc': dataclasses.asdict(acc),
+        'acc_norm': None if groups else dataclasses.asdict(over_all('acc_norm')),
+        'groups': {name: dataclasses.asdict(own) for name, own in groups.items()},
+        'questions': listed,
     }

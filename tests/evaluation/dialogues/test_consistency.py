@@ -1,6 +1,8 @@
 """Figures of dialogues, by hand and by drawing one dialogue after another."""
 
+import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -13,13 +15,21 @@ _NAN = math.nan
 def _summarise(scores, groups, judged=None, held=None, **options):
     scores = np.array(scores, np.float64)
     whole = np.ones(scores.shape, bool)
-    return consistency.summarise(
+    found = consistency.summarise(
         scores,
         whole if judged is None else np.array(judged, bool),
         whole if held is None else np.array(held, bool),
         groups,
         **options,
     )
+    # Figures by their names: found.turns[0].mean.
+    return json.loads(
+        json.dumps(found), object_hook=lambda figures: types.SimpleNamespace(**figures)
+    )
+
+
+def _trend(value, interval):
+    return types.SimpleNamespace(value=value, interval=interval and [*interval])
 
 
 def test_figures_by_hand():
@@ -53,26 +63,26 @@ def test_what_has_no_score_is_counted_and_is_no_middling_score():
         None,
         None,
     ]
-    none = consistency.Trend(None, None)
+    none = _trend(None, None)
     assert (found.slope, found.change) == (none, none)
     assert found.mean.value == 3
 
 
 def test_nothing_scored_at_all_is_no_figure():
     found = _summarise([[_NAN] * 2] * 2, ['a', 'b'])
-    none = consistency.Trend(None, None)
+    none = _trend(None, None)
     assert (found.mean, found.slope, found.change) == (none, none, none)
 
 
 def test_one_turn_has_no_course_and_one_dialogue_no_interval():
     found = _summarise([[4], [2]], ['a', 'b'])
-    none = consistency.Trend(None, None)
+    none = _trend(None, None)
     assert (found.slope, found.change) == (none, none)
-    assert found.mean == consistency.Trend(3.0, (2.0, 4.0))
+    assert found.mean == _trend(3.0, (2.0, 4.0))
     found = _summarise([[4, 2, 3]], ['a'])
-    assert found.mean == consistency.Trend(3.0, None)
-    assert found.slope == consistency.Trend(-0.5, None)
-    assert found.change == consistency.Trend(-1.0, None)
+    assert found.mean == _trend(3.0, None)
+    assert found.slope == _trend(-0.5, None)
+    assert found.change == _trend(-1.0, None)
     assert found.turns[0].std is None
 
 

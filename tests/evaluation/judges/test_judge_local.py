@@ -197,7 +197,9 @@ def _probabilities(judge, model, prompts) -> np.ndarray:
         model.renderer.tokenizer.encode(model.rendered(p), add_special_tokens=False)
         for p in prompts
     ]
-    found = {number: values for number, values, _ in judge.measured(tokens)}
+    found = {
+        number: values for number, values, _ in judge.measured(dict(enumerate(tokens)))
+    }
     assert sorted(found) == list(range(len(prompts)))
     return np.array([found[number] for number in range(len(prompts))])
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +154,15 @@ def test_a_score_is_the_mean_of_the_numbers_by_probability(server):
     assert not any(verdict.failure for verdict in verdicts)
 
 
-def test_the_candidates_are_probabilities(server):
+@pytest.fixture
+def read(monkeypatch):
+    """Sees the (text, probability) pairs that verdicts are made of."""
+    seen = mock.Mock(wraps=judge_scoring.from_top_tokens)
+    monkeypatch.setattr(judge_scoring, 'from_top_tokens', seen)
+    return seen
+
+
+def test_the_candidates_are_probabilities(server, read):
     over = _completion([('85', 1.0)])
     top = over['choices'][0]['logprobs']['content'][0]['top_logprobs']
     top[0]['logprob'] = 1e-6  # As rounding may leave it.
@@ -161,10 +170,9 @@ def test_the_candidates_are_probabilities(server):
     top.append({'token': '9', 'logprob': -math.inf})
     top.append({'token': '8', 'logprob': 1e6})
     server.plan = lambda prompt: (200, over)
-    (found,) = _judge(server).first_tokens(_requests('a'))
-    assert found == judge_openai.FirstToken(
-        'id-a', (('85', 1.0), ('', 0.0), ('9', 0.0), ('8', 1.0))
-    )
+    (found,) = _judge(server).judge(_requests('a'))
+    assert found.key == 'id-a'
+    assert read.call_args.args[1] == [('85', 1.0), ('', 0.0), ('9', 0.0), ('8', 1.0)]
 
 
 def test_the_identity_is_the_models_wherever_it_runs():
@@ -452,8 +460,10 @@ def _real(url: str) -> judge_openai.OpenAIJudge:
     )
 
 
-def test_llama_cpps_candidates_are_our_models(llama_cpp, smollm2):
-    (found,) = _real(llama_cpp).first_tokens(_requests(_PROMPT))
+def test_llama_cpps_candidates_are_our_models(llama_cpp, smollm2, read):
+    # Of digits alone: its model has no tokens for whole numbers.
+    list(_real(llama_cpp).judge([judge_scoring.JudgeRequest('a', _PROMPT, (0, 9))]))
+    found = read.call_args.args[1]
     renderer = chat.ChatRenderer(smollm2.tokenizer, date='2024-01-01')
     tokens = np.array([renderer.prompt([{'role': 'user', 'content': _PROMPT}])])
 
@@ -467,18 +477,18 @@ def test_llama_cpps_candidates_are_our_models(llama_cpp, smollm2):
     exact = np.asarray(distribution(smollm2.decoder, tokens))
     ours = {smollm2.tokenizer.decode([i]): float(exact[i]) for i in exact.argsort()}
 
-    assert len(found.candidates) == 20
-    assert found.candidates[0][0] == '9'
+    assert len(found) == 20
+    assert found[0][0] == '9'
     # Both have the same 4-bit weights; llama.cpp rounds activations to 8 bits too.
     # That moves the score of this prompt by 0.06, and no probability of any prompt
     # that was tried by more than 0.016.
-    whole = [(text, p) for text, p in found.candidates if '\ufffd' not in text and text]
+    whole = [(text, p) for text, p in found if '\ufffd' not in text and text]
     assert len(whole) >= 18
     for text, probability in whole:
         assert probability == pytest.approx(ours[text], abs=0.02), text
     likeliest = sorted(ours, key=ours.__getitem__)[-20:]
     assert len({text for text, _ in whole} & set(likeliest)) >= 16
-    got = judge_scoring.from_top_tokens('a', found.candidates)
+    got = judge_scoring.from_top_tokens('a', found)
     want = judge_scoring.from_top_tokens('a', [(x, ours[x]) for x in likeliest])
     assert want.score is not None
     assert got.score == pytest.approx(want.score, abs=0.3)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 import json
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
@@ -232,8 +233,16 @@ def _verdicts(*scores: Any) -> list[judge_scoring.Verdict]:
     return [_verdict(f'q{number}', score) for number, score in enumerate(scores)]
 
 
+def _summary(*args: Any) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**judging.summarise(*args))
+
+
+def _difference(*args: Any) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**judging.paired_difference(*args))
+
+
 def test_the_figures_of_some_answers():
-    found = judging.summarise(
+    found = _summary(
         _verdicts(80, 60, None, 10, 'HTTP 500', 30, 50, None), [*'aaaabbbc']
     )
     assert (found.n, found.n_failed, found.n_scored, found.n_refused) == (8, 1, 5, 2)
@@ -245,7 +254,7 @@ def test_the_figures_of_some_answers():
     low, high = found.interval
     assert 10 < low < 45 < high < 70
     # Four equal answers vary no more: the interval is all the other persona's.
-    narrow = judging.summarise(_verdicts(80, 20, 40, 40), [*'aabb'])
+    narrow = _summary(_verdicts(80, 20, 40, 40), [*'aabb'])
     assert narrow.interval == (30, 60)
 
 
@@ -254,34 +263,34 @@ def test_a_refusal_is_likely_one():
         judge_scoring.Verdict('q', score, 0.5, refusal, '')
         for score, refusal in ((50.0, 0.5), (50.0, 0.4999), (None, 0.1))
     ]
-    found = judging.summarise(verdicts, [*'aaa'])
+    found = _summary(verdicts, [*'aaa'])
     assert (found.n_refused, found.n_scored) == (1, 2)
 
 
 def test_one_persona_and_none():
-    found = judging.summarise(_verdicts(80, 60), [*'aa'])
+    found = _summary(_verdicts(80, 60), [*'aa'])
     assert (found.mean, found.mean_over_personas) == (70, 70)
     assert found.std_over_personas is None
-    silent = judging.summarise(_verdicts(None, None), [*'ab'])
+    silent = _summary(_verdicts(None, None), [*'ab'])
     assert (silent.n_scored, silent.mean, silent.mean_with_zeros) == (0, None, 0)
     assert (silent.persona_means, silent.mean_over_personas) == ({}, None)
     assert silent.interval is silent.std_over_personas is None
-    failed = judging.summarise(_verdicts('HTTP 500'), ['a'])
+    failed = _summary(_verdicts('HTTP 500'), ['a'])
     assert (failed.n, failed.n_failed, failed.mean_with_zeros) == (1, 1, None)
 
 
 def test_a_difference_is_of_the_questions_that_both_answer():
     dense = _verdicts(50, 60, None, 40, 10, 'HTTP 500')
     other = _verdicts(40, 80, 90, None, 40, 90)
-    found = judging.paired_difference(dense, other, [*'aaaabb'])
+    found = _difference(dense, other, [*'aaaabb'])
     assert found.n == 3
     assert found.mean == pytest.approx((5 + 30) / 2)
     # Pairs are drawn, not answers: -10 or 20 of 'a' and always 30 of 'b'.
     assert found.interval == (10, 25)
-    swapped = judging.paired_difference(other, dense, [*'aaaabb'])
+    swapped = _difference(other, dense, [*'aaaabb'])
     assert (swapped.mean, swapped.interval) == (-found.mean, (-25, -10))
-    nothing = judging.paired_difference(_verdicts(None), _verdicts(50), ['a'])
-    assert nothing == judging.Difference(0, None, None)
+    nothing = _difference(_verdicts(None), _verdicts(50), ['a'])
+    assert nothing == types.SimpleNamespace(n=0, mean=None, interval=None)
 
 
 def test_an_interval_has_the_width_of_the_standard_error():
@@ -301,9 +310,9 @@ def test_an_interval_has_the_width_of_the_standard_error():
 
 def test_lengths_and_empty_personas_are_checked():
     with pytest.raises(ValueError, match='zip'):
-        judging.summarise(_verdicts(1, 2), ['a'])
+        _summary(_verdicts(1, 2), ['a'])
     with pytest.raises(ValueError, match='zip'):
-        judging.paired_difference(_verdicts(1), _verdicts(1, 2), ['a'])
+        _difference(_verdicts(1), _verdicts(1, 2), ['a'])
     for groups in ({}, {'a': []}):
         with pytest.raises(ValueError, match='one persona at least'):
             bootstrap.grouped_interval(groups)

@@ -96,11 +96,12 @@ def _compare(base, hf, decoder, task, rows, dev, shots, tmp_path):
 
 
 def _same(questions, got, want, tolerance):
-    assert len(questions) == len(got.log_likelihoods) == len(want['log_likelihoods'])
-    for ours, theirs in zip(got.log_likelihoods, want['log_likelihoods'], strict=True):
+    found = [row['log_likelihoods'] for row in got['questions']]
+    assert len(questions) == len(found) == len(want['log_likelihoods'])
+    for ours, theirs in zip(found, want['log_likelihoods'], strict=True):
         assert ours == pytest.approx(theirs, abs=tolerance)
-    assert got.acc.value == pytest.approx(want['acc'], abs=1e-12)
-    norm = None if got.acc_norm is None else got.acc_norm.value
+    assert got['acc']['value'] == pytest.approx(want['acc'], abs=1e-12)
+    norm = None if got['acc_norm'] is None else got['acc_norm']['value']
     assert norm == (
         None if want['acc_norm'] is None else pytest.approx(want['acc_norm'])
     )

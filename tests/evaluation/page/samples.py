@@ -105,8 +105,7 @@ def benchmark_result(task: str, choices: int, groups: tuple[str, ...] = ('',)) -
     for name, skill in zip(NAMES, (3.0, 1.5), strict=True):
         scores = rng.normal(-20, 2, (count, choices))
         scores[np.arange(count), [q.gold for q in questions]] += skill
-        summary = choice_tasks.summarise(questions, scores.tolist())
-        models[name] = choice_tasks.as_json(questions, summary)
+        models[name] = choice_tasks.summarise(questions, scores.tolist())
     settings = {'questions': count, 'shots': 5 if task == 'mmlu' else 0}
     return {'models': models, 'settings': settings}
 
@@ -130,12 +129,11 @@ def judge_result() -> dict[str, Any]:
                 found[7] = one_verdict('7', None)
                 found[8] = judge_scoring.failed('8', 'timeout')
             verdicts[name][kind] = found
-            own[kind] = dataclasses.asdict(judging.summarise(found, groups))
+            own[kind] = judging.summarise(found, groups)
             if name != 'dense':
-                change = judging.paired_difference(
+                own[kind]['to_dense'] = judging.paired_difference(
                     verdicts['dense'][kind], found, groups
                 )
-                own[kind]['to_dense'] = dataclasses.asdict(change)
         own |= {'mean_answer_tokens': 91.2, 'at_limit': 0.125}
         own |= {'distinct_2': 0.875, 'repeat_rate': 0.0625}
         result['models'][name] = own
