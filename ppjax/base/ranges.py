@@ -13,6 +13,14 @@ _WHOLE = '[0, 4294967295]'
 _RANGE = re.compile(r'([\[(])(\S+), (\S+)([\])])')
 
 
+def whole(digits: str) -> int:
+    """The number that decimal digits are; 10^18, which is beyond every range, if longer.
+
+    Python reads no more than 4300 of them.
+    """
+    return int(digits) if len(digits) <= 18 else 10**18
+
+
 def kind_of(hint: Any) -> Any:
     """The type of a field's values; `int | None` -> int."""
     if isinstance(hint, types.UnionType):

@@ -44,11 +44,11 @@ def numbers(settings: Any, name: str, *, least: int = 0) -> list[int]:
     """
     text = getattr(settings, name)
     parts = [part.strip() for part in text.split(',')]
-    if not all(part.isdecimal() and int(part) >= least for part in parts):
+    if not all(part.isdecimal() and ranges.whole(part) >= least for part in parts):
         raise errors.InputError(
             f'--{name} must be numbers of at least {least}, got {text!r}.'
         )
-    return [int(part) for part in parts]
+    return [ranges.whole(part) for part in parts]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What comparisons are made on: queries, personas, conversations."""
 
 from ppjax import demo
-from ppjax.base import errors
+from ppjax.base import errors, ranges
 from ppjax.benchmarking import config
 from ppjax.data import chat, instructions, mixture
 from ppjax.models import base_model
@@ -28,7 +28,7 @@ def queries(cfg: config.BenchConfig) -> list[instructions.Instruction]:
     return [
         instructions.Instruction(query, answer, query_id, name)
         for query_id, query, answer in demo.instructions()
-    ][: int(count) if count else None]
+    ][: ranges.whole(count) if count else None]
 
 
 def personas(cfg: config.BenchConfig) -> list[persona_lib.Persona]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppjax.base import atomic, run_directory
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat, order
+from ppjax.data import chat, order, packing
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references as references_lib
@@ -83,6 +83,10 @@ class Run:
     def examples(self, step: int) -> list[chat.Example]:
         """Those of a step, which count from 1."""
         return [self.data.train[i] for i in self.batches[step - 1][1]]
+
+    def packed(self, step: int, shape: packing.PackedShape) -> packing.PackedBatch:
+        """`examples` of a step as a batch."""
+        return packing.pack(self.data.train, self.batches[step - 1][1], shape)
 
     def _stored_references(self) -> dict[str, list[float]] | None:
         size = len(self.data.heldout)

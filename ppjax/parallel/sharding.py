@@ -13,7 +13,7 @@ import jax
 from jax.experimental import mesh_utils
 import numpy as np
 
-from ppjax.base import errors, processes
+from ppjax.base import errors, processes, ranges
 
 Tree = TypeVar('Tree')
 Model = TypeVar('Model', bound=Any)
@@ -87,7 +87,7 @@ def make_mesh(text: str | None, devices: list[jax.Device]) -> jax.sharding.Mesh:
                 f'--mesh={text!r}: {part!r} is not AXIS:SIZE with an axis of '
                 f'{", ".join(AXES)}.'
             )
-        sizes[name] = int(size)
+        sizes[name] = -1 if size == '-1' else ranges.whole(size)
     free = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) == 1 and len(devices) % fixed == 0:

@@ -83,7 +83,7 @@ class PlanConfig:
     def num_personas(self) -> int:
         """P, 1 where none are named."""
         given = (self.personas or '1').strip()
-        return int(given) if given.isdecimal() else len(given.split(','))
+        return ranges.whole(given) if given.isdecimal() else len(given.split(','))
 
     @property
     def slots(self) -> int:

@@ -8,7 +8,7 @@ import jax
 
 from ppjax.base import flags, processes, run_directory
 from ppjax.base import progress as progress_lib
-from ppjax.data import calibration, packing
+from ppjax.data import calibration
 from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
@@ -133,8 +133,7 @@ def _finish(
     def take(
         state: step_lib.RecoveryState, step: int
     ) -> tuple[step_lib.RecoveryState, step_lib.RecoveryMetrics]:
-        batch = packing.pack(run.data.train, run.batches[step - 1][1], run.shape)
-        return recovery_step(state, frozen, batch)
+        return recovery_step(state, frozen, run.packed(step, run.shape))
 
     def likelihood(_: int, state: step_lib.RecoveryState) -> heldout_lib.Likelihood:
         assert heldout is not None

@@ -54,8 +54,10 @@ def listed(
         (axis, values as text).
 
     Raises:
-        InputError: for an unknown axis, and an axis without values.
+        InputError: for an unknown axis, one without values, and one that is there
+            twice.
     """
+    found: set[str] = set()
     for part in parts:
         name, _, values = part.strip().partition('=')
         texts = [value.strip() for value in values.split(',')]
@@ -64,8 +66,12 @@ def listed(
                 f'--{flag}: {part.strip()!r} is no axis with values; wanted '
                 'axis=value,value and semicolons between axes.'
             )
-        _check_name(flag, name.strip(), known)
-        yield name.strip(), texts
+        name = name.strip()
+        _check_name(flag, name, known)
+        if name in found:
+            raise errors.InputError(f'--{flag}: the axis {name} is there twice.')
+        found.add(name)
+        yield name, texts
 
 
 def parse(
@@ -84,8 +90,6 @@ def parse(
     """
     axes: list[Axis] = []
     for name, texts in listed('grid', text.split(';'), [PERSONA, *sorted(names)]):
-        if name in [axis.name for axis in axes]:
-            raise errors.InputError(f'--grid: the axis {name} is there twice.')
         values = texts if name == PERSONA else [read(name, value) for value in texts]
         for index, value in enumerate(values):
             if value in values[:index]:

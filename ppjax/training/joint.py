@@ -33,7 +33,8 @@ class Joint:
         cfg: the settings.
         slots: personas that take a step together, at most.
         totals: steps of each persona.
-        turns: which personas take each joint step.
+        turns: which personas take each joint step, and how many of its own each has
+            taken before.
         total: joint steps.
         shape: of all their batches.
     """
@@ -240,12 +241,7 @@ class Joint:
         taken = [own.get(p, 0) for p in range(len(self.runs))]
         rates = [run.rate for run in self.runs]
         turn = turns_lib.make_turn([*own], taken, self.totals, rates, self.slots)
-        packed = [
-            packing.pack(
-                self.runs[p].data.train, self.runs[p].batches[t][1], self.shape
-            )
-            for p, t in own.items()
-        ]
+        packed = [self.runs[p].packed(t + 1, self.shape) for p, t in own.items()]
         # Zeros in slots that stay empty.
         packed += [jax.tree.map(np.zeros_like, packed[0])] * (self.slots - len(packed))
         batch = jax.tree.map(lambda *x: np.stack(x), *packed)

@@ -5,9 +5,15 @@ import dataclasses
 import importlib
 import pathlib
 
+import jax
 import pytest
 
 from ppjax.base import errors, flags, ranges
+from ppjax.benchmarking import config as bench_config
+from ppjax.benchmarking import inputs
+from ppjax.evaluation.multiple_choice import benchmark_sources
+from ppjax.parallel import sharding
+from ppjax.planning import config as plan_config
 from ppjax.recovery import config as recovery_config
 from ppjax.training import config as train_config
 
@@ -82,3 +88,23 @@ class _Forgetful:
 def test_a_float_without_a_range_cannot_be_read():
     with pytest.raises(TypeError, match='--rate has no range'):
         flags.parse(_Forgetful, [])
+
+
+@pytest.mark.parametrize(
+    'read',
+    [
+        lambda digits: plan_config.PlanConfig(base_model='m', personas=digits),
+        lambda digits: sharding.make_mesh(f'fsdp:{digits}', jax.devices()),
+    ],
+)
+def test_more_digits_than_python_reads_are_beyond_every_range(read):
+    with pytest.raises(errors.InputError, match='--'):
+        read('9' * 5000)
+
+
+def test_more_rows_than_python_counts_are_all():
+    source = f'demo:{"9" * 5000}'
+    whole = inputs.queries(bench_config.BenchConfig(instructions=source))
+    assert whole == inputs.queries(bench_config.BenchConfig(instructions='demo'))
+    spec = benchmark_sources.parse('piqa', f'hub:{"9" * 5000}')
+    assert spec.count == 10**18

@@ -130,6 +130,7 @@ def test_page_shows_curves_parts_and_sizes(written):
         ('persona', 'is no axis with values'),
         ('batch=0', 'at least 1'),
         ('layers=5', 'at least 1 and at most 4'),
+        ('batch=1;batch=2', 'the axis batch is there twice'),
     ],
 )
 def test_bad_curves_are_refused(text, wrong):

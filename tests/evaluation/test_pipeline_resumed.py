@@ -133,5 +133,6 @@ def test_killed_while_judging_goes_on_where_it_was(
     ] * 6
     assert stored['models']['pruned']['roleplay']['n_scored'] == 3
     printed = capsys.readouterr().out
-    assert 'Persona score, 0 to 100, by tiny' in printed
-    assert 'What is wrong with answers' in printed
+    assert '0 to 100 for each answer, by tiny' in printed
+    assert 'Persona score' in printed
+    assert 'Shares of the types: of the low-scored answers' in printed

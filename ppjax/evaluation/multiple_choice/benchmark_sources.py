@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
-from ppjax.base import errors
+from ppjax.base import errors, ranges
 from ppjax.data import row_sources
 from ppjax.evaluation.multiple_choice import benchmarks
 
@@ -44,8 +44,8 @@ def parse(name: str, spec: str) -> row_sources.Source:
     """
     word, _, count = spec.partition(':')
     known = _KNOWN.get((name, word))
-    if known is not None and (not count or (count.isdecimal() and int(count))):
-        return dataclasses.replace(known, count=int(count) if count else None)
+    if known is not None and (not count or (count.isdecimal() and ranges.whole(count))):
+        return dataclasses.replace(known, count=ranges.whole(count) if count else None)
     if word in ('hub', 'tfds') and known is None:
         raise errors.InputError(
             f'--{name}={spec}: no such data set is known; give a file, or a Hub id '
