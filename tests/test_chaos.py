@@ -32,7 +32,7 @@ def test_kills_full_disks_and_two_at_once_leave_the_files_of_an_unbroken_run(tmp
         '--cases=export,train',
         # Folder and record of an export, the first and last files of a run.
         r'--places=(rename|fsync) .*(/\.hf\.|ppjax-run|export\.json|/\.mask|metrics)',
-        '--kills=3',
+        '--kills=2',
         '--full_disks=1',
         '--twice=1',
         '--interrupts=1',
@@ -40,7 +40,7 @@ def test_kills_full_disks_and_two_at_once_leave_the_files_of_an_unbroken_run(tmp
     assert result.returncode == 0, result.stdout + result.stderr
     trials = json.loads((tmp_path / 'chaos.json').read_text('utf-8'))['trials']
     assert {row['outcome'] for row in trials} == {'as unbroken'}
-    assert sum(row['killed'] for row in trials) >= 3
+    assert sum(row['killed'] for row in trials) >= 2
 
 
 def test_an_unknown_case_is_wrong_usage(tmp_path):

@@ -22,9 +22,17 @@ def _cache(seed, batch, slots):
     return attention.LayerCache(whole, jnp.int32(1))
 
 
-@pytest.mark.parametrize('length', [1, 127, 128, 300, 1200])
-@pytest.mark.parametrize(('held', 'filled'), [(0, 0), (64, 64), (64, 37), (8, 1)])
-def test_a_prompt_equals_the_plain_cache(length, held, filled):
+@pytest.mark.parametrize(
+    ('held', 'filled', 'length'),
+    [
+        (*slots, length)
+        for slots in ((0, 0), (64, 64), (64, 37), (8, 1))
+        for length in (1, 127, 128, 300)
+    ]
+    # The longest compile for seconds each.
+    + [(0, 0, 1200), (64, 37, 1200)],
+)
+def test_a_prompt_equals_the_plain_cache(held, filled, length):
     batch, slots = 2, held + length + 5
     q, k, v = (
         _random(seed, batch, length, heads, _H)
