@@ -22,7 +22,7 @@ def main(cfg: config.EvaluateConfig) -> int:
     with run_directory.visiting(cfg.run, makes=pipeline.MAKES):
         for task, result in pipeline.Evaluation(cfg).run():
             if processes.is_first():
-                terminal.show(f'{terminal.result_text(task, result)}\n')
+                print(f'{terminal.result_text(task, result)}\n', flush=True)
     if cfg.is_run and processes.is_first():
         progress_lib.say(f'Report: {report.write_report(cfg.run)}')
     progress_lib.say(f'Results: {cfg.run / "results"}')

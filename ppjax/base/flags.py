@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import errno
 import functools
+import io
 import os
 import pathlib
 import select
@@ -267,6 +268,9 @@ def run(
         joined: whether several processes may run the verb together.
         saves: whether they save and stop when told by SIGTERM, which else ends them.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # One that cannot show a character is no reason to stop.
+        sys.stdout.reconfigure(errors='replace')
     define(settings)
     if joined:
         define(_Processes)

@@ -1,7 +1,6 @@
 """One message, a terminal, or the lines of standard input, answered on stdout."""
 
 import contextlib
-import io
 import os
 import pathlib
 import sys
@@ -145,9 +144,6 @@ def _piped(conversation: conversation_lib.Conversation, stats: bool) -> None:
 
 def talk(cfg: config_lib.ChatConfig) -> int:
     """Answers one message, a terminal, or the lines of stdin."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show an emoji is no reason to stop.
-        sys.stdout.reconfigure(errors='replace')
     conversation = open_conversation(cfg)
     try:
         if cfg.prompt is not None:

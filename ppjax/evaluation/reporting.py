@@ -51,11 +51,12 @@ def report_on(cfg: ReportConfig) -> int:
     _write_samples(cfg, trained)
     page = report.write_report(trained.path)
     run = run_results.read_run(trained.path)
-    terminal.show(
+    parts = (
         terminal.likelihood_text(run),
         *terminal.sample_texts(run),
         terminal.paths(run, page),
     )
+    print('\n\n'.join(parts), flush=True)
     return 0
 
 

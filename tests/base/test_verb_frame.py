@@ -25,6 +25,8 @@ def main(cfg):
         raise errors.InputError('line one\\nline two \\x1b[31m' + 'x' * 100_000 + ' End.')
     if cfg.what == 'open':
         pathlib.Path('n' * 300).read_text()
+    if cfg.what == 'speak':
+        return print('0.5 ± 0.1, Émile')
     if cfg.what == 'interrupt':
         raise KeyboardInterrupt
     print('answer\\n' * 50_000)
@@ -60,6 +62,12 @@ def test_a_reader_who_leaves_ends_it_silently(program, flag):
     done = _run(str(program), flag, stdout=writes)
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, b'')
+
+
+def test_a_terminal_of_few_characters_stops_nothing(program, monkeypatch):
+    monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+    done = _run(str(program), '--what=speak', stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (0, b'0.5 ? 0.1, ?mile\n')
 
 
 def test_output_to_a_full_disk_is_one_line(program):

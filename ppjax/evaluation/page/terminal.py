@@ -1,25 +1,15 @@
 """What a run came to, as text for a terminal."""
 
 from collections.abc import Iterator
-import io
 import itertools
 import pathlib
 import shutil
-import sys
 import textwrap
 from typing import Any
 
 from ppjax.evaluation import config
 from ppjax.evaluation.page import report, report_evaluation, run_results
 from ppjax.pages import formats, texts
-
-
-def show(*parts: str) -> None:
-    """Prints, with blank lines between, as far as the terminal has the characters."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # One that cannot show an emoji is no reason to stop.
-        sys.stdout.reconfigure(errors='replace')
-    print('\n\n'.join(parts), flush=True)
 
 
 def likelihood_text(run: run_results.ReportedRun) -> str:

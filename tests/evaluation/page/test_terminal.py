@@ -1,10 +1,8 @@
 """Results as people read them in the terminal."""
 
 import dataclasses
-import io
 import json
 import re
-import sys
 from typing import Any
 
 import pytest
@@ -53,13 +51,6 @@ def test_columns_are_aligned():
     ]
     with pytest.raises(ValueError, match='zip'):
         texts.table(views.Table('name', ['a', 'b'], [*rows[:1], ('c', [])]))
-
-
-def test_a_terminal_of_few_characters_stops_nothing(monkeypatch):
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, encoding='ascii'))
-    terminal.show('0.5 ± 0.1', 'Émile')
-    assert written.getvalue() == b'0.5 ? 0.1\n\n?mile\n'
 
 
 def test_every_task_has_tables(results):
