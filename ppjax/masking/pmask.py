@@ -16,8 +16,9 @@ from safetensors import numpy as safetensors_numpy
 import ppjax
 from ppjax.base import atomic, errors, reading
 from ppjax.masking import granularity as granularity_lib
-from ppjax.models import base_model, sliced
+from ppjax.models import base_model as base_lib
 from ppjax.models import masks as masks_lib
+from ppjax.models import sliced
 
 FORMAT, FORMAT_2 = 'ppjax.pmask.v1', 'ppjax.pmask.v2'
 CHANNELS, BLOCKS = granularity_lib.CHANNELS.name, granularity_lib.BLOCKS.name
@@ -105,7 +106,7 @@ class PersonaMask:
         np.put_along_axis(channels, self.indices(), self.gains, axis=-1)
         return masks_lib.Masks(channels=jnp.asarray(channels))
 
-    def pruned(self, base: base_model.BaseModel) -> base_model.BaseModel:
+    def pruned(self, base: base_lib.BaseModel) -> base_lib.BaseModel:
         """The model of what it keeps, gains folded in; nothing is read yet."""
         if self.gains is None:
             return self.kind.pruned(base, self.mask)
@@ -140,7 +141,7 @@ class PersonaMask:
             )
 
 
-def load_for(path: str | pathlib.Path, base: base_model.BaseModel) -> PersonaMask:
+def load_for(path: str | pathlib.Path, base: base_lib.BaseModel) -> PersonaMask:
     """Reads a mask file that must be of a base model.
 
     Raises:
