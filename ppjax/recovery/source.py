@@ -35,8 +35,9 @@ class RecoverySource:
         """Beside the base model's fingerprint, what decides the weights."""
         if self.persona_mask is None:
             return {}
-        bits = np.packbits(self.persona_mask.mask)
-        return {'mask': hashlib.sha256(bits.tobytes()).hexdigest()}
+        bits = np.packbits(self.persona_mask.mask).tobytes()
+        content = bits + self.persona_mask.gain_bytes()
+        return {'mask': hashlib.sha256(content).hexdigest()}
 
 
 def open_source(cfg: config_lib.RecoverConfig) -> RecoverySource:
@@ -54,7 +55,7 @@ def open_source(cfg: config_lib.RecoverConfig) -> RecoverySource:
         return RecoverySource(files, files, None, '')
     persona_mask = pmask.load_for(cfg.mask, files)
     loading.check_tensors(files.reader, files.config)
-    model = persona_mask.kind.pruned(files, persona_mask.mask)
+    model = persona_mask.pruned(files)
     return RecoverySource(files, model, persona_mask, persona_mask.system_prompt)
 
 
