@@ -165,20 +165,23 @@ def compare(cfg: config.BenchConfig) -> dict[str, Any]:
     return {'batches': found, 'ratio_to_reference': ratios}
 
 
-def _mask(cfg: config.BenchConfig, base: base_model.BaseModel) -> np.ndarray:
-    """Bool [L, F] of `--mask`, or any of `--sparsity`."""
+def _pruned(
+    cfg: config.BenchConfig, base: base_model.BaseModel
+) -> base_model.BaseModel:
+    """What `--mask` keeps, or any mask of `--sparsity`."""
     layers, d_ff = base.config.num_layers, base.config.d_ff
     if not cfg.mask:
         keep = topk.keep_size(d_ff, cfg.sparsity, 64 if d_ff % 64 == 0 else 1)
         # Which channels they are changes no time.
-        return np.arange(d_ff)[None] < np.full((layers, 1), keep)
+        kept = np.arange(d_ff)[None] < np.full((layers, 1), keep)
+        return sliced.sliced_model(base, kept)
     mask = pmask.load(cfg.mask)
     mask.check_base(base.fingerprint(), layers, d_ff)
     if mask.granularity == pmask.BLOCKS:
         raise errors.InputError(
             f'--mask: {cfg.mask} is a mask of blocks; wanted one of channels.'
         )
-    return mask.mask
+    return mask.pruned(base)
 
 
 def compare_pruned(cfg: config.BenchConfig) -> dict[str, Any]:
@@ -194,9 +197,9 @@ def compare_pruned(cfg: config.BenchConfig) -> dict[str, Any]:
             do not fit it.
     """
     base = base_model.open_base_model(cfg.base_model)
-    mask = _mask(cfg, base)
+    pruned = _pruned(cfg, base)
     prompts = _prompts(cfg, base, cfg.batch_size)
-    models = {'dense': base, 'pruned': sliced.sliced_model(base, mask)}
+    models = {'dense': base, 'pruned': pruned}
     makers: dict[str, Callable[[base_model.BaseModel, str], Side]] = {
         OURS: _ours,
         THEIRS: functools.partial(_theirs, tokenizer=base.tokenizer()),

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import pathlib
 
-import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
@@ -27,27 +26,29 @@ class Candidate:
             model) and 'pruned' (exported).
         base: the files of its weights, without blocks that a mask drops.
         read: makes it from these.
-        mask: bool [L, F], or None.
+        mask: of channels, or None.
         system_prompt: that it was made for; '' if it does not say.
     """
 
     name: str
     base: base_model.BaseModel
     read: Callable[[], apply.LoadedModel]
-    mask: np.ndarray | None = None
+    mask: pmask.PersonaMask | None = None
     system_prompt: str = ''
     _loaded: apply.LoadedModel | None = None
 
     @property
     def keep(self) -> int:
         """k, the channels of a layer that work."""
-        return self.base.config.d_ff if self.mask is None else int(self.mask[0].sum())
+        return self.base.config.d_ff if self.mask is None else self.mask.keep
 
     @property
     def identity(self) -> str:
         """By the weights and the mask."""
-        bits = b'' if self.mask is None else np.packbits(self.mask).tobytes()
-        digest = hashlib.sha256(bits).hexdigest()[:16] if bits else 'no mask'
+        digest = 'no mask'
+        if self.mask is not None:
+            content = np.packbits(self.mask.mask).tobytes() + self.mask.gain_bytes()
+            digest = hashlib.sha256(content).hexdigest()[:16]
         return f'{self.base.fingerprint()} {digest}'
 
     def load(self) -> apply.LoadedModel:
@@ -152,7 +153,7 @@ def _masked(
 ) -> Candidate:
     file = pmask.load_for(pathlib.Path(path).expanduser(), base)
     if file.granularity == pmask.BLOCKS:
-        shorter = file.kind.pruned(base, file.mask)
+        shorter = file.pruned(base)
         own = functools.partial(read, base_model=base.name, mask_path=path)
         return Candidate('masked', shorter, own, system_prompt=file.system_prompt)
 
@@ -160,8 +161,8 @@ def _masked(
         # The dense weights serve both.
         return dataclasses.replace(
             dense.load(),
-            masks=file.kind.decoder_masks(jnp.asarray(file.mask)),
+            masks=file.decoder_masks(),
             system_prompt=file.system_prompt,
         )
 
-    return Candidate('masked', base, on_dense, file.mask, file.system_prompt)
+    return Candidate('masked', base, on_dense, file, file.system_prompt)

@@ -111,6 +111,11 @@ def _export(
         )
     if cfg.keep_indices:
         keep_indices.save(cfg.keep_indices, mask.mask)
+        if mask.gains is not None:
+            progress.say(
+                f'{cfg.keep_indices} has no place for the gains of this mask: a model '
+                'made from it is another one.'
+            )
     if record_file is not None:
         sides = ('dense', 'pruned')
         atomic.write_json(
@@ -165,7 +170,7 @@ def _verify(
 ) -> dict[str, Any]:
     """What `results/export.json` says of it; differences beyond tolerance raise."""
     progress.say(verify_lib.announced(tokens))
-    masks = source.persona_mask.kind.decoder_masks(source.persona_mask.mask)
+    masks = source.persona_mask.decoder_masks()
     result = verify_lib.verify(source.base, masks, folder, dtype=dtype, tokens=tokens)
     result.require(cfg.verify_tolerance)
     return result.recorded(cfg.verify_tolerance, tokens)

@@ -47,6 +47,7 @@ class Facts:
         settings: flags that the mask was learned with, one a line, if known.
         kept_blocks: numbers of the blocks kept, from 0 on, where whole blocks were
             removed and no channels; then k is how many.
+        gains: whether kept channels were multiplied by learned gains.
     """
 
     base_name: str
@@ -67,6 +68,7 @@ class Facts:
     calibration_rows: int | None = None
     settings: str = ''
     kept_blocks: tuple[int, ...] | None = None
+    gains: bool = False
 
     @property
     def removed(self) -> float:

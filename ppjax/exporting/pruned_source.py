@@ -38,8 +38,9 @@ class PrunedSource:
         """Beside the base model's fingerprint, what decides the weights."""
         if self.persona_mask is None:
             return {}
-        bits = np.packbits(self.persona_mask.mask)
-        return {'mask': hashlib.sha256(bits.tobytes()).hexdigest()}
+        bits = np.packbits(self.persona_mask.mask).tobytes()
+        content = bits + self.persona_mask.gain_bytes()
+        return {'mask': hashlib.sha256(content).hexdigest()}
 
 
 def open_source(
@@ -64,7 +65,7 @@ def open_source(
         return PrunedSource(files, files, None, '')
     persona_mask = pmask.load_for(mask, files)
     loading.check_tensors(files.reader, files.config)
-    pruned = persona_mask.kind.pruned(files, persona_mask.mask)
+    pruned = persona_mask.pruned(files)
     return PrunedSource(files, pruned, persona_mask, persona_mask.system_prompt)
 
 

@@ -29,14 +29,15 @@ class ExportSource:
     @property
     def pruned(self) -> base_model.BaseModel:
         """What is left of the base model, still unread."""
-        return self.persona_mask.kind.pruned(self.base, self.persona_mask.mask)
+        return self.persona_mask.pruned(self.base)
 
     def identity(self, dtype: str) -> dict[str, str]:
         """What decides every exported weight."""
-        bits = np.packbits(self.persona_mask.mask, axis=-1, bitorder='little')
+        mask = self.persona_mask
+        bits = np.packbits(mask.mask, axis=-1, bitorder='little').tobytes()
         return {
-            'base_fingerprint': self.persona_mask.base_fingerprint,
-            'mask_sha256': hashlib.sha256(bits.tobytes()).hexdigest(),
+            'base_fingerprint': mask.base_fingerprint,
+            'mask_sha256': hashlib.sha256(bits + mask.gain_bytes()).hexdigest(),
             'dtype': dtype,
         }
 
@@ -124,4 +125,5 @@ def facts(
         kept_blocks=tuple(mask.indices()[0].tolist())
         if mask.granularity == pmask.BLOCKS
         else None,
+        gains=mask.gains is not None,
     )

@@ -7,7 +7,6 @@ import pathlib
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 import jax
-import jax.numpy as jnp
 import transformers
 
 from ppjax.base import errors, json_lines
@@ -29,7 +28,7 @@ class LoadedModel:
     Attributes:
         base: what it was read from.
         decoder: its weights; where a mask drops blocks, without these.
-        masks: bool, those that are applied as it runs.
+        masks: those that are applied as it runs.
         tokenizer: that comes with the weights.
         system_prompt: of the mask file or the exported model; '' if there is none.
     """
@@ -97,9 +96,9 @@ def load_masked(
         )
         if persona_mask.granularity == pmask.BLOCKS:
             # Absent blocks cost nothing, and all that runs a decoder can run it.
-            read = persona_mask.kind.pruned(base, persona_mask.mask)
+            read = persona_mask.pruned(base)
         else:
-            masks = persona_mask.kind.decoder_masks(jnp.asarray(persona_mask.mask))
+            masks = persona_mask.decoder_masks()
         system_prompt = persona_mask.system_prompt
     else:
         assert base_model is not None

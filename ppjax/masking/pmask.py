@@ -1,9 +1,14 @@
-"""Persona mask files: a learned mask of a few KB with its base model's identity."""
+"""Persona mask files: a learned mask of a few KB with its base model's identity.
+
+The first format holds bits alone; the second whatever else a mask may have, and is
+written only where there is such.
+"""
 
 import dataclasses
 import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
@@ -11,12 +16,15 @@ from safetensors import numpy as safetensors_numpy
 import ppjax
 from ppjax.base import atomic, errors, reading
 from ppjax.masking import granularity as granularity_lib
-from ppjax.models import base_model
+from ppjax.models import base_model as base_lib
+from ppjax.models import masks as masks_lib
+from ppjax.models import sliced
 
-FORMAT = 'ppjax.pmask.v1'
+FORMAT, FORMAT_2 = 'ppjax.pmask.v1', 'ppjax.pmask.v2'
 CHANNELS, BLOCKS = granularity_lib.CHANNELS.name, granularity_lib.BLOCKS.name
 # A file of blocks has a format of its own: who knows channels only must refuse it.
 _FORMATS = {CHANNELS: FORMAT, BLOCKS: 'ppjax.pmask.blocks.v1'}
+_KINDS = {kind: name for name, kind in _FORMATS.items()} | {FORMAT_2: CHANNELS}
 _REQUIRED = (
     'base_model',
     'base_fingerprint',
@@ -39,6 +47,8 @@ class PersonaMask:
         system_prompt: the persona prompt that the mask was learned under, so that
             a mask can be talked to without further files; may be empty.
         granularity: what it masks, a key of `granularity.KINDS`.
+        gains: float16 [L, k], in the order of `indices`: what each kept channel is
+            multiplied by; None is 1.
     """
 
     mask: np.ndarray
@@ -47,6 +57,7 @@ class PersonaMask:
     persona_sha256: str
     system_prompt: str = ''
     granularity: str = CHANNELS
+    gains: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != np.bool_:
@@ -60,6 +71,18 @@ class PersonaMask:
             )
         if self.granularity == BLOCKS and len(self.mask) != 1:
             raise ValueError(f'mask of blocks must be [1, L], got {self.mask.shape}.')
+        if self.gains is None:
+            return
+        if self.granularity != CHANNELS:
+            raise ValueError(f'a mask of {self.granularity} has no gains.')
+        wanted = (len(self.mask), self.keep)
+        if self.gains.dtype != np.float16 or self.gains.shape != wanted:
+            raise ValueError(
+                f'gains must be float16 {wanted}, got {self.gains.dtype} '
+                f'{self.gains.shape}.'
+            )
+        if bad := int((~np.isfinite(self.gains)).sum()):
+            raise ValueError(f'{bad} of {self.gains.size} gains are not finite.')
 
     @property
     def keep(self) -> int:
@@ -74,6 +97,24 @@ class PersonaMask:
     def indices(self) -> np.ndarray:
         """The kept channels, int [L, k], or blocks [1, k], ascending in each row."""
         return np.nonzero(self.mask)[1].reshape(len(self.mask), self.keep)
+
+    def decoder_masks(self) -> masks_lib.Masks:
+        """What it masks of a decoder: bool, or float32 where there are gains."""
+        if self.gains is None:
+            return self.kind.decoder_masks(jnp.asarray(self.mask))
+        channels = np.zeros(self.mask.shape, np.float32)
+        np.put_along_axis(channels, self.indices(), self.gains, axis=-1)
+        return masks_lib.Masks(channels=jnp.asarray(channels))
+
+    def pruned(self, base: base_lib.BaseModel) -> base_lib.BaseModel:
+        """The model of what it keeps, gains folded in; nothing is read yet."""
+        if self.gains is None:
+            return self.kind.pruned(base, self.mask)
+        return sliced.sliced_model(base, self.mask, self.gains)
+
+    def gain_bytes(self) -> bytes:
+        """What an identity holds beside the mask's bits; none without gains."""
+        return b'' if self.gains is None else self.gains.tobytes()
 
     def check_base(self, fingerprint: str, num_layers: int, d_ff: int) -> None:
         """Refuses a base model that the mask was not learned on.
@@ -100,7 +141,7 @@ class PersonaMask:
             )
 
 
-def load_for(path: str | pathlib.Path, base: base_model.BaseModel) -> PersonaMask:
+def load_for(path: str | pathlib.Path, base: base_lib.BaseModel) -> PersonaMask:
     """Reads a mask file that must be of a base model.
 
     Raises:
@@ -118,8 +159,11 @@ def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
     sizes = {'num_layers': str(rows), 'd_ff': str(units)}
     if persona_mask.granularity == BLOCKS:
         sizes = {'num_layers': str(units)}
+    tensors, kind = {'mask': packed}, _FORMATS[persona_mask.granularity]
+    if persona_mask.gains is not None:
+        tensors, kind = tensors | {'gains': persona_mask.gains}, FORMAT_2
     metadata = sizes | {
-        'format': _FORMATS[persona_mask.granularity],
+        'format': kind,
         'base_model': persona_mask.base_model,
         'base_fingerprint': persona_mask.base_fingerprint,
         'keep': str(persona_mask.keep),
@@ -127,7 +171,7 @@ def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
         'tool_version': ppjax.__version__,
         'system_prompt': persona_mask.system_prompt,
     }
-    content = _in_order(safetensors_numpy.save({'mask': packed}, metadata=metadata))
+    content = _in_order(safetensors_numpy.save(tensors, metadata=metadata))
     with atomic.file(path) as temporary:
         # Not save_file, which makes files that only their owner may read.
         temporary.write_bytes(content)
@@ -154,15 +198,16 @@ def load(path: str | pathlib.Path) -> PersonaMask:
         with safetensors.safe_open(path, framework='np') as handle:
             metadata = handle.metadata() or {}
             packed = handle.get_tensor('mask')
+            second = metadata.get('format') == FORMAT_2
+            gains = handle.get_tensor('gains') if second else None
     # safetensors raises AttributeError for a dtype that NumPy lacks.
     except (safetensors.SafetensorError, OSError, AttributeError) as error:
         raise errors.InputError(f'{path} is no readable mask file ({error}).') from None
-    kinds = {file_format: kind for kind, file_format in _FORMATS.items()}
-    granularity = kinds.get(metadata.get('format', ''))
+    granularity = _KINDS.get(metadata.get('format', ''))
     if granularity is None:
         raise errors.InputError(
             f'{path} has format {metadata.get("format")!r}, wanted '
-            f'{" or ".join(map(repr, kinds))}.'
+            f'{" or ".join(map(repr, _KINDS))}.'
         )
     sized = ('d_ff',) if granularity == CHANNELS else ()
     if missing := [key for key in (*_REQUIRED, *sized) if key not in metadata]:
@@ -186,11 +231,15 @@ def load(path: str | pathlib.Path) -> PersonaMask:
             if d_ff
             else f'{path} does not keep {keep} blocks; the file is damaged.'
         )
-    return PersonaMask(
-        mask=mask,
-        base_model=metadata['base_model'],
-        base_fingerprint=metadata['base_fingerprint'],
-        persona_sha256=metadata['persona_sha256'],
-        system_prompt=metadata.get('system_prompt', ''),
-        granularity=granularity,
-    )
+    try:
+        return PersonaMask(
+            mask=mask,
+            base_model=metadata['base_model'],
+            base_fingerprint=metadata['base_fingerprint'],
+            persona_sha256=metadata['persona_sha256'],
+            system_prompt=metadata.get('system_prompt', ''),
+            granularity=granularity,
+            gains=gains,
+        )
+    except ValueError as error:  # Of the gains: the mask is checked above.
+        raise errors.InputError(f'{path} is damaged: {error}') from None

@@ -16,6 +16,8 @@ Array = jax.Array | np.ndarray
 class Masks(NamedTuple):
     """Zeros for what counts as deleted; None where all of its kind is kept.
 
+    Other numbers scale: a channel's is its gain.
+
     A pytree, so that it is scanned, placed and differentiated as one. Whatever else
     of a decoder becomes maskable is a further field here.
 

@@ -113,7 +113,7 @@ def test_flags_go_before_what_the_run_holds(make_run):
     other = make_run('other', seed=1)
     found = _find(run.path, mask=other.path / 'mask.pmask')
     assert found.names == ['dense', 'masked']
-    np.testing.assert_array_equal(found['masked'].mask, other.mask)
+    np.testing.assert_array_equal(found['masked'].mask.mask, other.mask)
     found = _find(run.path, model=other.path / 'hf')
     assert found.names == ['dense', 'pruned']
     assert found['pruned'].base.reader.path == other.path / 'hf'

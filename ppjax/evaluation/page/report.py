@@ -76,6 +76,7 @@ def _facts(run: run_results.ReportedRun) -> dict[str, Any]:
         rows, units = mask.mask.shape
         facts |= {'keep': mask.keep, 'units': units, 'layers': rows}
         facts['granularity'] = mask.granularity
+        facts['gains'] = mask.gains is not None
         facts['base_model'] = facts['base_model'] or mask.base_model
     elif run.efficiency:
         pruned = run_results.mapping(run.efficiency.get('pruned'))
