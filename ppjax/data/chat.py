@@ -298,9 +298,7 @@ def render_rows(
         except markup.Marked as error:
             marked.append(str(error))
     if rows and not examples:
-        raise errors.InputError(
-            f'None of {len(rows)} calibration rows is of use. {marked[0]}'
-        )
+        raise errors.InputError(f'None of {len(rows)} rows is of use. {marked[0]}')
     limit = max_length if positions is None else min(max_length, positions)
     kept = [example for example in examples if len(example.tokens) <= limit]
     if not kept:
@@ -309,7 +307,6 @@ def render_rows(
         if limit < max_length:
             fits = f"the model's {limit} positions"
         raise errors.InputError(
-            f'None of {len(rows)} calibration rows fits {fits}; '
-            f'the shortest has {shortest} tokens.'
+            f'None of {len(rows)} rows fits {fits}; the shortest has {shortest} tokens.'
         )
     return kept, Dropped(len(examples) - len(kept), len(marked))

@@ -56,7 +56,7 @@ class SourceCounts:
             (self.unanswered, 'unanswered'),
             (self.duplicates, 'duplicates'),
             (self.near_duplicates, 'near-duplicates'),
-            (self.excluded, 'asked in evaluation'),
+            (self.excluded, 'asked elsewhere'),
             (self.not_sampled, 'not sampled'),
         ]
         said = ''.join(f'{number:,} {what}, ' for number, what in dropped if number)

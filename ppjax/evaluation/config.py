@@ -9,6 +9,7 @@ from ppjax.evaluation.multiple_choice import benchmarks
 
 TASKS = (
     'likelihood',
+    'plain',
     'judge',
     *benchmarks.TASKS,
     'efficiency',
@@ -18,6 +19,7 @@ TASKS = (
 # Of each task, what results/NAME.json is called.
 RESULTS = {task: task for task in TASKS} | {
     'likelihood': 'persona_likelihood',
+    'plain': 'plain_likelihood',
     'efficiency': 'measured_efficiency',
 }
 JUDGES = ('local', 'openai')
@@ -62,6 +64,16 @@ class EvaluateConfig:
         "Held-out JSONL for likelihood, and for judge; by default the run's.",
         path=True,
     )
+    plain: str | None = flags.setting(
+        None,
+        'For plain, the likelihood of plain answers with no persona prompt: general '
+        'instructions, as --instructions of synthesize takes them. Questions that the '
+        'run learned from are left out.',
+        path=True,
+    )
+    plain_examples: int = flags.setting(
+        200, 'Of --plain, how many are measured, drawn with --seed.', least=1
+    )
     eval_sets: str | None = flags.setting(
         None,
         'For judge, failures and multiturn: evaluation sets (JSON), or folders of '
@@ -98,7 +110,8 @@ class EvaluateConfig:
     )
     max_length: int = flags.setting(
         1024,
-        'Held-out examples longer than this, in tokens, are dropped and counted.',
+        'Held-out and plain examples longer than this, in tokens, are dropped and '
+        'counted.',
         least=1,
     )
     max_new_tokens: int = flags.setting(
@@ -167,7 +180,9 @@ class EvaluateConfig:
     dtype: str = settings.dtype_setting()
     mesh: str | None = flags.setting(None, settings.MESH_HELP)
     seed: int = flags.setting(
-        0, 'Fixes the timed prompt, and what a dialogue partner is asked with.'
+        0,
+        'Fixes the timed prompt, which --plain instructions are drawn, and what a '
+        'dialogue partner is asked with.',
     )
     date: str | None = flags.setting(
         None,
@@ -193,6 +208,11 @@ class EvaluateConfig:
                     f'--tasks={name} needs --{name}: a file of its rows, or hub to '
                     'download them.'
                 )
+        if 'plain' in self.task_list and not self.plain:
+            raise errors.InputError(
+                '--tasks=plain needs --plain: instruction data, such as a file of '
+                "Dolly's or Alpaca's rows."
+            )
         if self.mmlu_shots and not self.mmlu_dev and 'mmlu' in self.task_list:
             raise errors.InputError('--mmlu_shots needs --mmlu_dev.')
         # Before hours of other tasks: it fails sooner.

@@ -9,12 +9,12 @@ from typing import Any
 
 from ppjax import demo
 from ppjax.base import errors, processes, progress
-from ppjax.data import calibration, chat
+from ppjax.data import calibration
 from ppjax.evaluation import (
     candidates,
     config,
+    conversations,
     efficiency,
-    likelihood,
     results_store,
     timing,
 )
@@ -62,6 +62,7 @@ class Evaluation:
             )
         tasks: dict[str, Callable[[], dict[str, Any]]] = {
             'likelihood': self.likelihood,
+            'plain': self.plain,
             'efficiency': self.efficiency,
             'judge': lambda: self.judged,
             'failures': lambda: judged_answers.failures(cfg, self.judged),
@@ -98,37 +99,6 @@ class Evaluation:
         source = candidates.heldout_source(cfg, self.candidates)
         rows = demo.read_rows(source, split='test')
 
-        def measure() -> dict[str, Any]:
-            models = [model.load() for model in self.candidates.models]
-            renderer = chat.ChatRenderer(
-                models[0].tokenizer,
-                date=cfg.template_date,
-                vocab_size=min(model.base.config.vocab_size for model in models),
-            )
-            examples, dropped = chat.render_rows(
-                renderer,
-                rows,
-                cfg.max_length,
-                positions=min(model.base.config.max_position for model in models),
-            )
-            found = likelihood.measure(
-                models[0],
-                models,
-                examples,
-                batch_size=cfg.batch_size,
-                progress=progress.counter('Likelihood'),
-            )
-            ids = [example.query_id for example in examples]
-            return {
-                'heldout': {
-                    'source': source,
-                    'rows': len(examples),
-                    **dataclasses.asdict(dropped),
-                    'answer_tokens': sum(e.num_answer_tokens for e in examples),
-                },
-                **likelihood.as_json(self.candidates.names, found, ids),
-            }
-
         return self._measured(
             'persona_likelihood',
             {
@@ -136,7 +106,28 @@ class Evaluation:
                 'max_length': cfg.max_length,
                 'date': cfg.template_date,
             },
-            measure,
+            lambda: conversations.measure(
+                cfg, self.candidates, rows, source=source, label='Likelihood'
+            ),
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Likelihood of plain answers to general instructions, with no persona."""
+        cfg = self.cfg
+        assert cfg.plain
+        source = cfg.plain
+        rows = conversations.plain_rows(cfg, self.candidates.run)
+        return self._measured(
+            'plain_likelihood',
+            {
+                'source': source,
+                'rows_sha256': calibration.content_hash(rows),
+                'max_length': cfg.max_length,
+                'date': cfg.template_date,
+            },
+            lambda: conversations.measure(
+                cfg, self.candidates, rows, source=source, label='Plain answers'
+            ),
         )
 
     def benchmark(self, task: str) -> dict[str, Any]:

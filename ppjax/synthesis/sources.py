@@ -1,6 +1,6 @@
 """What data synthesis reads: persona, references, instructions, rewrites."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ppjax import demo
 from ppjax.base import errors
@@ -74,7 +74,19 @@ def read_instructions(
     Raises:
         InputError: naming source and row of the first bad one.
     """
-    if cfg.instructions == DEMO:
+    return mix_instructions(
+        cfg.instructions,
+        excluded,
+        seed=cfg.seed,
+        require_answer=cfg.rewrite_with_reference,
+    )
+
+
+def mix_instructions(
+    spec: str, excluded: Sequence[str], *, seed: int, require_answer: bool
+) -> mixture.Mixture:
+    """As `mixture.mix`, with `demo` for the instructions that are shipped."""
+    if spec == DEMO:
         shipped, barred = demo.instructions(), mixture.Exclusions(excluded)
         rows = tuple(
             instructions.Instruction(query, answer, query_id, DEMO)
@@ -89,10 +101,7 @@ def read_instructions(
         )
         return mixture.Mixture(rows, (counts,))
     return mixture.mix(
-        cfg.instructions,
-        seed=cfg.seed,
-        exclude_queries=excluded,
-        require_answer=cfg.rewrite_with_reference,
+        spec, seed=seed, exclude_queries=excluded, require_answer=require_answer
     )
 
 

@@ -129,10 +129,18 @@ class TrainedRun:
         source = self.heldout_source
         return demo.read_rows(source, split='test') if source else []
 
+    def calibration_rows(self) -> list[calibration.Row]:
+        """The rows of `calibration_source`.
+
+        Raises:
+            InputError: if they are no more.
+        """
+        return demo.read_rows(self.calibration_source, split='train')
+
     def calibration_count(self) -> int | None:
         """How many rows it learned from; None if they are no more."""
         try:
-            return len(demo.read_rows(self.calibration_source, split='train'))
+            return len(self.calibration_rows())
         except errors.InputError:
             return None
 

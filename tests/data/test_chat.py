@@ -336,7 +336,7 @@ def test_rows_over_length_are_dropped_and_counted(renderer):
     with pytest.raises(errors.InputError) as caught:
         chat.render_rows(renderer, rows, lengths[0] - 1)
     for part in (
-        '4 calibration rows',
+        '4 rows',
         f'={lengths[0] - 1}',
         f'has {lengths[0]} tokens',
     ):

@@ -106,7 +106,7 @@ def test_what_is_dropped_is_counted_by_reason():
     }
     assert first.summary == (
         'a.jsonl: 9 read, 1 empty, 1 unanswered, 3 duplicates, 1 near-duplicates, '
-        '1 asked in evaluation, 2 kept'
+        '1 asked elsewhere, 2 kept'
     )
 
 
@@ -239,8 +239,7 @@ def test_nothing_left_is_an_error():
     with pytest.raises(errors.InputError) as caught:
         mixture.mix(name, exclude_queries=['exam'])
     assert str(caught.value) == (
-        'No instructions are left: a.jsonl: 2 read, 1 empty, 1 asked in evaluation, '
-        '0 kept.'
+        'No instructions are left: a.jsonl: 2 read, 1 empty, 1 asked elsewhere, 0 kept.'
     )
     empty = _file('b.jsonl')
     with pytest.raises(errors.InputError, match=r'b\.jsonl holds no rows'):
@@ -462,10 +461,10 @@ def test_real_data_within_memory():
     assert (questions, rows) == (800, 24_001)
     assert 2**20 < peak < 2 * 2**30
     assert summary == [
-        'alpaca_9k.jsonl: 9,229 read, 4 unanswered, 17 asked in evaluation, 9,208 kept',
+        'alpaca_9k.jsonl: 9,229 read, 4 unanswered, 17 asked elsewhere, 9,208 kept',
         (
             'dolly_15k.jsonl: 15,011 read, 184 duplicates, 33 near-duplicates, '
-            '1 asked in evaluation, 14,793 kept'
+            '1 asked elsewhere, 14,793 kept'
         ),
     ]
 

@@ -20,14 +20,29 @@ _BENCHMARKS = {
 }
 
 
-def _per_token(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Section:
+def _per_token(
+    result: Mapping[str, Any],
+    of_page: Sequence[str],
+    name: str,
+    title: str,
+    what: str,
+    note: str = '',
+) -> views.Section:
+    """Args:
+    result: of persona or plain likelihood.
+    of_page: the page's models in their order.
+    name: of the table.
+    title: of the section.
+    what: the answers, as in 'its answers'.
+    note: more to say below.
+    """
     models = report_views.models(result)
     reference = next(iter(models), '')
     # Of a model to itself the other figures say nothing.
     compared = models | {x: {'nll': models[x].get('nll')} for x in list(models)[:1]}
     four = formats.decimals(4)
     table = report_views.table(
-        'persona-likelihood',
+        name,
         compared,
         [
             ('NLL, nats per token', 'nll.mean', four, 'nll.interval'),
@@ -54,21 +69,22 @@ def _per_token(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Secti
     three = formats.decimals(3)
     groups = [
         charts.BarGroup(
-            report_views.label(name),
-            report_views.bars({name: own}, of_page, 'nll.mean', three, 'nll.interval'),
+            report_views.label(model),
+            report_views.bars({model: own}, of_page, 'nll.mean', three, 'nll.interval'),
         )
-        for name, own in models.items()
+        for model, own in models.items()
     ]
     counts = [number(at(result, f'heldout.{key}')) for key in ('rows', 'answer_tokens')]
     size = '' if None in counts else ': {:.0f} conversations, {:.0f} answer tokens'
     return views.Section(
-        'Persona likelihood, model by model',
-        "How well each model, as it is used, expects the persona's held-out answers"
+        title,
+        f'How well each model, as it is used, expects {what}'
         f'{size.format(*counts)}. Lower is better.',
-        [charts.bar_groups_plot('NLL of held-out answers', groups)],
+        [charts.bar_groups_plot(f'NLL of {what}', groups)],
         [table],
         'Ranges: 95 % bootstrap intervals over conversations. They may overlap where '
-        'the difference is clear, which is taken conversation by conversation.',
+        'the difference is clear, which is taken conversation by conversation.'
+        f'{note}',
         settings=report_views.settings(result),
     )
 
@@ -325,7 +341,22 @@ def sections(results: Mapping[str, dict[str, Any]]) -> list[views.Section]:
     found = {name: results.get(name, {}) for name in run_results.EVALUATIONS}
     of_page = report_views.order(found.values())
     parts = (
-        _per_token(found['persona_likelihood'], of_page),
+        _per_token(
+            found['persona_likelihood'],
+            of_page,
+            'persona-likelihood',
+            'Persona likelihood, model by model',
+            "the persona's held-out answers",
+        ),
+        _per_token(
+            found['plain_likelihood'],
+            of_page,
+            'plain-likelihood',
+            'Likelihood of plain answers, without the persona',
+            'plain answers to general instructions',
+            ' No persona prompt is sent; a system prompt that the chat template inserts '
+            'by itself stays, the same for all models.',
+        ),
         report_judged.judge(found['judge'], found['failures'], of_page),
         report_judged.failure_types(found['failures']),
         report_judged.multi_turn(found['multiturn'], of_page),

@@ -15,6 +15,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     judged = samples.judge_result()
     found = {
         'persona_likelihood': samples.likelihood_result(),
+        'plain_likelihood': samples.likelihood_result(),
         'judge': judged,
         'failures': samples.failures_result(
             judged, tmp_path_factory.mktemp('failures')

@@ -32,6 +32,7 @@ TURNS = 6
 
 TITLES = {
     'persona_likelihood': 'Persona likelihood, model by model',
+    'plain_likelihood': 'Likelihood of plain answers, without the persona',
     'judge': 'Judged answers',
     'failures': 'What goes wrong',
     'multiturn': 'Over many turns',

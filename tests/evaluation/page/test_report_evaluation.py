@@ -21,6 +21,7 @@ def test_the_whole_page(tmp_path, results):
     page = samples.page(tmp_path, results)
     order = [
         'Persona likelihood, model by model',
+        'Likelihood of plain answers, without the persona',
         'Judged answers',
         'What goes wrong',
         'Over many turns',
@@ -30,7 +31,8 @@ def test_the_whole_page(tmp_path, results):
     assert [x for x in page.headings if x in order] == order
     labels = {value for name, value in page.attributes if name == 'aria-label'}
     assert labels == {
-        'NLL of held-out answers',
+        "NLL of the persona's held-out answers",
+        'NLL of plain answers to general instructions',
         'Scores by the judge',
         'Low-scored answers by type',
         'Consistency by turn',
@@ -97,6 +99,15 @@ def test_likelihood_figures(tmp_path, results, undrawn):
     assert same[1].startswith(f'{100 * models["pruned"]["agreement"]["mean"]:.1f} % | ')
     size = results['persona_likelihood']['heldout']
     assert f'12 conversations, {size["answer_tokens"]} answer tokens' in page.text
+
+
+def test_plain_answers_have_a_section_of_their_own(tmp_path, results, undrawn):
+    page = samples.page(tmp_path, results)
+    mean = results['plain_likelihood']['models']['pruned']['nll']['mean']
+    shown = page.row('plain-likelihood', 'NLL, nats per token')[1]
+    assert shown.startswith(f'{mean:.4f} | ')
+    assert 'expects plain answers to general instructions: 12' in page.text
+    assert 'No persona prompt is sent' in page.text
 
 
 def test_settings_are_told_but_not_whole_lists(tmp_path, results, undrawn):
