@@ -185,11 +185,10 @@ def test_bench_wants_to_know_what():
 
 
 def test_a_run_that_refits_exports_the_refitted_model(settings, monkeypatch):
-    cfg = settings('refitted', compensate='ridge', verify=True)
+    cfg = settings('refitted', compensate='ridge')
     assert run.main(cfg) == 0
     found = run_results.read_run(cfg.output_dir)
     assert not found.problems and found.status['state'] == 'done'
-    assert found.export['verify']['max_logit_difference']['transformers'] < 1e-3
     rows = {row.name: row for row in run_results.likelihood_rows(found)}
     assert rows['refitted'].interval is not None
     assert rows['refitted'].parameters == rows['learned'].parameters
