@@ -116,7 +116,13 @@ class RecoverConfig(config.StepSettings):
         found = pruned_source.with_run_in_place(self)
         if self.run and compensation.of_run(pathlib.Path(self.run).expanduser()):
             model = str(pathlib.Path(self.run).expanduser() / 'hf')
-            return dataclasses.replace(found, base_model=None, mask=None, model=model)
+            return dataclasses.replace(
+                self,
+                run=None,
+                model=model,
+                calibration=found.calibration,
+                heldout=found.heldout,
+            )
         return found
 
 
