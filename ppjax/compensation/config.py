@@ -22,6 +22,7 @@ class CompensateConfig(settings.CommonSettings):
     mask: str | None = flags.setting(
         None, 'A .pmask of FFN channels to prune --base_model by.', path=True
     )
+    mask_sparsity: float | None = settings.mask_sparsity_setting()
     run: str | None = flags.setting(
         None,
         'Instead: run directory of mask learning; its base model and mask are taken, '
