@@ -95,6 +95,7 @@ class RecoverConfig(config.StepSettings):
         if not self.run:
             settings.require_given(self, 'calibration')
         lora.parse_targets(self.lora_targets)
+        self.check_prompts()
         ranges.check(self)
 
     @property

@@ -162,7 +162,12 @@ def _runs(
         if cfg.calibration_rows is not None:
             train = data_lib.subset(train, cfg.calibration_rows, cfg.seed)
         data = data_lib.prepare_data(
-            base, train, heldout, max_length=cfg.max_length, date=cfg.date
+            base,
+            train,
+            heldout,
+            max_length=cfg.max_length,
+            date=cfg.date,
+            short_prompt=own.dropped_prompt,
         )
         if score_init.start_masks(cfg.score_init):
             digest = run_lib.masks_hash(run_lib.read_start_masks(cfg, base))
