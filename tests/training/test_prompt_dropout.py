@@ -220,11 +220,15 @@ def test_recovery_drops_prompts_too(
         steps=4,
         learning_rate=1e-12,
         prompt_dropout=0.5,
+        system_prompt='',
         mesh='data:2,fsdp:4',
     )
     rows = calibration.read_rows(calibration_files[0])
     recovery_loop.recover(cfg, rows, [])
     losses = _losses(tmp_path / 'run')
+    hf_files = tmp_path / 'run' / 'hf'
+    assert json.loads((hf_files / 'persona.json').read_text()) == {'system_prompt': ''}
+    assert 'used without a system message now' in (hf_files / 'README.md').read_text()
     base = base_model.open_base_model(str(chatty_model))
     renderer = chat.ChatRenderer(base.tokenizer(), date=_DATE)
     lengths = np.array([len(renderer.example(row).tokens) for row in rows])
