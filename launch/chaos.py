@@ -33,10 +33,20 @@ from absl import flags as absl_flags
 # Imported once, for all commands.
 from striking import child, disks, runs
 
-from ppjax import evaluate, export, recover, report, run, sweep, synthesize, train
+from ppjax import (
+    compensate,
+    evaluate,
+    export,
+    recover,
+    report,
+    run,
+    sweep,
+    synthesize,
+    train,
+)
 from ppjax.base import atomic, errors, flags, json_lines, progress, run_directory
 
-VERBS = (evaluate, export, recover, report, run, sweep, synthesize, train)
+VERBS = (compensate, evaluate, export, recover, report, run, sweep, synthesize, train)
 _GOOD = 'as unbroken'
 _MOST_TRIALS = 2000
 _MAKES = ('inputs', 'reference', 'trials', 'jax', 'trials.jsonl', 'chaos.json')
@@ -375,7 +385,7 @@ def _make_references(settings: Settings) -> None:
         after = runs.CASES[name].after
         if after is not None and after not in wanted:
             wanted.append(after)
-    if any(name.startswith('recover') for name in wanted):
+    if any(name.startswith(('recover', 'compensate')) for name in wanted):
         wanted.append('train')
     ordered = [name for name in runs.CASES if name in wanted]
     shown = progress.counter('Unbroken runs')

@@ -9,14 +9,24 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _VERBS = (
-    *('run', 'synthesize', 'train', 'recover', 'export', 'evaluate', 'sweep'),
-    *('report', 'chat', 'bench', 'plan'),
+    *('run', 'synthesize', 'train', 'compensate', 'recover', 'export', 'evaluate'),
+    *('sweep', 'report', 'chat', 'bench', 'plan'),
 )
 # From the top down: a room imports those behind it.
 _ROOMS = (
     *('benchmarking', 'planning', 'sweeping', 'recipes', 'evaluation', 'chatting'),
-    *('recovery', 'exporting', 'training', 'learning', 'synthesis', 'masking'),
-    *('demo', 'data', 'models', 'personas', 'chat_api', 'pages', 'parallel', 'base'),
+    *('recovery', 'compensation', 'exporting', 'training', 'learning', 'synthesis'),
+    *(
+        'masking',
+        'demo',
+        'data',
+        'models',
+        'personas',
+        'chat_api',
+        'pages',
+        'parallel',
+        'base',
+    ),
 )
 _LONGEST = 500
 

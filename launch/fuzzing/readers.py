@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'synthesize': ('ppjax.synthesis.config:SynthesizeConfig', ('output_dir',)),
     'train': ('ppjax.training.config:TrainConfig', ('output_dir',)),
     'recover': ('ppjax.recovery.config:RecoverConfig', ('output_dir',)),
+    'compensate': ('ppjax.compensation.config:CompensateConfig', ('output_dir',)),
     'run': ('ppjax.recipes.config:RunConfig', ('output_dir',)),
     'evaluate': ('ppjax.evaluation.config:EvaluateConfig', ('output_dir',)),
     'sweep': ('ppjax.sweeping.config:SweepConfig', ('output_dir',)),
@@ -86,6 +87,7 @@ def whole_flags(
         'recover': {k: v for k, v in learning.items() if k != 'align'}
         | rows
         | {'mask': str(whole.mask)},
+        'compensate': masked | rows | {'output_dir': str(output), 'verify': 'false'},
         'run': learning | making,
         'evaluate': masked
         | {

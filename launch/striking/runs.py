@@ -110,6 +110,14 @@ CASES: Mapping[str, Case] = {
     ),
     'recover': Case(_RECOVERY),
     'recover-lora': Case((*_RECOVERY, '--lora_rank=2')),
+    'compensate': Case(
+        (
+            'ppjax.compensate',
+            '--run={work}/reference/train/run',
+            '--output_dir={run}',
+            '--batch_size=4',
+        )
+    ),
     'export': Case(
         ('ppjax.export', '--output_dir={run}'), after='train', others=('train',)
     ),

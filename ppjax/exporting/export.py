@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
-import transformers
 
 from ppjax.base import (
     atomic,
@@ -20,7 +18,6 @@ from ppjax.base import (
     settings,
     versions,
 )
-from ppjax.data import chat
 from ppjax.exporting import config as config_lib
 from ppjax.exporting import hf_export, model_card, published
 from ppjax.exporting import record as record_lib
@@ -28,17 +25,8 @@ from ppjax.exporting import source as source_lib
 from ppjax.exporting import verify as verify_lib
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import loading
-from ppjax.models import tokens as tokens_lib
 
-_QUESTIONS = (
-    'What did you do this morning?',
-    'How do I keep bread fresh for longer?',
-    'Tell me what worries you most, in one sentence.',
-    'What is 17 times 4?',
-)
 _RECORD = 'results/export.json'
-# Lengths of the sequences that `--verify` compares, in tokens.
-_MIN_LENGTH, _MAX_LENGTH = 64, 128
 
 
 def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
@@ -101,7 +89,13 @@ def _export(
     def check(folder: pathlib.Path) -> None:
         nonlocal verified
         if cfg.verify:
-            tokens = _verification_tokens(tokenizer, source)
+            date = source.trained.date if source.trained else settings.DATE
+            tokens = verify_lib.prompts(
+                tokenizer,
+                mask.system_prompt,
+                date=date,
+                vocab_size=source.base.config.vocab_size,
+            )
             verified = _verify(cfg, source, folder, dtype, tokens)
 
     if stands and (again or not verified):
@@ -182,50 +176,11 @@ def _verify(
     tokens: np.ndarray,
 ) -> dict[str, Any]:
     """What `results/export.json` says of it; differences beyond tolerance raise."""
-    prompts, length = tokens.shape
-    progress.say(f'Verifying on {prompts} prompts of {length} tokens ...')
+    progress.say(verify_lib.announced(tokens))
     masks = source.persona_mask.decoder_masks()
     result = verify_lib.verify(source.base, masks, folder, dtype=dtype, tokens=tokens)
     result.require(cfg.verify_tolerance)
-    return {
-        'tolerance': cfg.verify_tolerance,
-        'prompts': prompts,
-        'tokens_per_prompt': length,
-        'max_logit_difference': result.of_export(),
-        'dense_logit_difference': result.dense,
-        'torch': None
-        if result.transformers is None
-        else importlib.metadata.version('torch'),
-    }
-
-
-def _verification_tokens(
-    tokenizer: transformers.PreTrainedTokenizerBase, source: source_lib.ExportSource
-) -> np.ndarray:
-    """Prompts of this persona as int32 [B, T], with 64 <= T <= 128 and no padding.
-
-    Long prompts keep their end, where they differ; short ones are repeated.
-    """
-    date = source.trained.date if source.trained else settings.DATE
-    vocab_size = source.base.config.vocab_size
-    renderer = (
-        chat.ChatRenderer(tokenizer, date=date, vocab_size=vocab_size)
-        if tokenizer.chat_template
-        else None
-    )
-    rows = []
-    for question in _QUESTIONS:
-        messages = [{'role': 'user', 'content': question}]
-        if prompt := source.persona_mask.system_prompt:
-            messages.insert(0, {'role': 'system', 'content': prompt})
-        if renderer is not None:
-            ids = renderer.prompt(messages)
-        else:
-            ids = tokenizer.encode('\n\n'.join(m['content'] for m in messages))
-            tokens_lib.refuse_unembedded(ids, vocab_size, tokenizer)
-        rows.append(ids[-_MAX_LENGTH:])
-    length = max(_MIN_LENGTH, *(len(row) for row in rows))
-    return np.stack([np.resize(np.asarray(row, np.int32), length) for row in rows])
+    return result.recorded(cfg.verify_tolerance, tokens)
 
 
 def _table(

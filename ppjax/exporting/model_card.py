@@ -106,6 +106,30 @@ class Recovery:
     sent_prompt: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """What a card tells of rows that were refitted after pruning.
+
+    Attributes:
+        target: what a layer was fitted to add: the end of a sentence.
+        biased: whether biases were fitted too.
+        dampings: that layers took, the least and the largest.
+        calibration: the data that they were fitted on.
+        calibration_rows: how many.
+        likelihood: `models` and `heldout` as in `results/compensation.json`, if
+            measured.
+        settings: flags that they were fitted with, one a line.
+    """
+
+    target: str
+    biased: bool
+    dampings: tuple[float, float]
+    calibration: str
+    calibration_rows: int
+    likelihood: Mapping[str, Any]
+    settings: str
+
+
 def alignment(keep: int) -> int:
     """The largest of 256, 128 and 64 that divides k, or 1 if none does."""
     return next((size for size in _ALIGNMENTS if keep % size == 0), 1)
@@ -187,6 +211,11 @@ def bare(base_name: str, license: Mapping[str, Any]) -> str:
 def with_recovery(card: str, facts: Recovery) -> str:
     """A card with what was done to its model after it was written."""
     return _rendered('recovery.md.jinja', card=card, facts=facts)
+
+
+def with_reconstruction(card: str, facts: Reconstruction) -> str:
+    """A card with how rows of its model were refitted after it was written."""
+    return _rendered('reconstruction.md.jinja', card=card, facts=facts)
 
 
 def _front_matter(

@@ -8,6 +8,7 @@ make it right: by our loader, and by transformers where PyTorch is installed.
 
 import dataclasses
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -21,10 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
+from ppjax.data import chat
 from ppjax.exporting import hf_export
 from ppjax.models import attention, base_model, loading, open_checkpoint, weights
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
+from ppjax.models import tokens as tokens_lib
+
+_QUESTIONS = (
+    'What did you do this morning?',
+    'How do I keep bread fresh for longer?',
+    'Tell me what worries you most, in one sentence.',
+    'What is 17 times 4?',
+)
+# Lengths of the sequences that are compared, in tokens.
+_MIN_LENGTH, _MAX_LENGTH = 64, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +59,25 @@ class Verification:
         """Loader -> the exported directory's difference."""
         return {'ppjax': self.ppjax, 'transformers': self.transformers}
 
-    def require(self, tolerance: float) -> None:
+    def recorded(self, tolerance: float, tokens: np.ndarray) -> dict[str, Any]:
+        """What results say of it; `tokens` [B, T] are those that were compared."""
+        return {
+            'tolerance': tolerance,
+            'prompts': tokens.shape[0],
+            'tokens_per_prompt': tokens.shape[1],
+            'max_logit_difference': self.of_export(),
+            'dense_logit_difference': self.dense,
+            'torch': None
+            if self.transformers is None
+            else importlib.metadata.version('torch'),
+        }
+
+    def require(self, tolerance: float, than: str = 'the masked dense model') -> None:
         """Refuses differences beyond a tolerance.
+
+        Args:
+            tolerance: the largest one that passes.
+            than: what the directory was compared with.
 
         Raises:
             InputError: naming the loader and its difference.
@@ -64,9 +93,8 @@ class Verification:
         for loader, difference in self.of_export().items():
             if difference is not None and not difference <= tolerance:
                 raise errors.InputError(
-                    f'The exported model, reloaded by {loader}, differs from the '
-                    f'masked dense model by up to {difference:.3g} in its logits, '
-                    f'more than --verify_tolerance={tolerance:g}.'
+                    f'The exported model, reloaded by {loader}, differs from {than} '
+                    f'by up to {difference:.3g} in its logits, more than  --verify_tolerance={tolerance:g}.'
                 )
 
 
@@ -78,10 +106,37 @@ def verify(
     dtype: str,
     tokens: np.ndarray,
 ) -> Verification:
-    """Compares logits in float32 arithmetic.
+    """Compares logits in float32 arithmetic, the dense model's own as well.
 
     Args:
         base: the dense model.
+        masks: what of it is masked.
+        directory: and all else: see `verify_export`.
+
+    Raises:
+        InputError: if the directory cannot be reloaded.
+    """
+    own = base.reader.path
+    dense = None
+    if has_torch() and own.is_dir():
+        unmasked = masked_logits(base, masks_lib.DENSE, tokens, dtype='float32')
+        dense = _difference(own, 'transformers', unmasked, tokens)
+    found = verify_export(base, masks, directory, dtype=dtype, tokens=tokens)
+    return dataclasses.replace(found, dense=dense)
+
+
+def verify_export(
+    model: base_model.BaseModel,
+    masks: masks_lib.Masks,
+    directory: str | pathlib.Path,
+    *,
+    dtype: str,
+    tokens: np.ndarray,
+) -> Verification:
+    """Compares logits of a directory with the model's that it was exported from.
+
+    Args:
+        model: the model.
         masks: what of it is masked.
         directory: what was exported of them.
         dtype: what its weights were rounded to; a key of `hf_export.DTYPES`.
@@ -91,29 +146,63 @@ def verify(
     Raises:
         InputError: if the directory cannot be reloaded.
     """
-    own = base.reader.path
-
-    def difference(path: str | pathlib.Path, loader: str, want: np.ndarray) -> float:
-        got = reloaded_logits(path, tokens, loader=loader)
-        if got.shape != want.shape:
-            raise errors.InputError(
-                f'{path}, reloaded by {loader}, gives logits {got.shape}, '
-                f'wanted {want.shape}.'
-            )
-        return float(np.max(np.abs(got - want)))
-
-    dense = None
-    if has_torch() and own.is_dir():
-        unmasked = masked_logits(base, masks_lib.DENSE, tokens, dtype='float32')
-        dense = difference(own, 'transformers', unmasked)
-    want = masked_logits(base, masks, tokens, dtype=dtype)
+    want = masked_logits(model, masks, tokens, dtype=dtype)
     return Verification(
-        ppjax=difference(directory, 'ppjax', want),
-        transformers=difference(directory, 'transformers', want)
+        ppjax=_difference(directory, 'ppjax', want, tokens),
+        transformers=_difference(directory, 'transformers', want, tokens)
         if has_torch()
         else None,
-        dense=dense,
     )
+
+
+def _difference(
+    path: str | pathlib.Path, loader: str, want: np.ndarray, tokens: np.ndarray
+) -> float:
+    got = reloaded_logits(path, tokens, loader=loader)
+    if got.shape != want.shape:
+        raise errors.InputError(
+            f'{path}, reloaded by {loader}, gives logits {got.shape}, '
+            f'wanted {want.shape}.'
+        )
+    return float(np.max(np.abs(got - want)))
+
+
+def prompts(
+    tokenizer: Any, system_prompt: str, *, date: str, vocab_size: int
+) -> np.ndarray:
+    """Prompts of a persona as int32 [B, T], with 64 <= T <= 128 and no padding.
+
+    Long prompts keep their end, where they differ; short ones are repeated.
+
+    Args:
+        tokenizer: of transformers.
+        system_prompt: the persona prompt; '' if there is none.
+        date: that chat templates which print one are told.
+        vocab_size: tokens that the model embeds.
+    """
+    renderer = (
+        chat.ChatRenderer(tokenizer, date=date, vocab_size=vocab_size)
+        if tokenizer.chat_template
+        else None
+    )
+    rows = []
+    for question in _QUESTIONS:
+        messages = [{'role': 'user', 'content': question}]
+        if system_prompt:
+            messages.insert(0, {'role': 'system', 'content': system_prompt})
+        if renderer is not None:
+            ids = renderer.prompt(messages)
+        else:
+            ids = tokenizer.encode('\n\n'.join(m['content'] for m in messages))
+            tokens_lib.refuse_unembedded(ids, vocab_size, tokenizer)
+        rows.append(ids[-_MAX_LENGTH:])
+    length = max(_MIN_LENGTH, *(len(row) for row in rows))
+    return np.stack([np.resize(np.asarray(row, np.int32), length) for row in rows])
+
+
+def announced(tokens: np.ndarray) -> str:
+    """A line for people, before tokens [B, T] are compared."""
+    return f'Verifying on {tokens.shape[0]} prompts of {tokens.shape[1]} tokens ...'
 
 
 def has_torch() -> bool:

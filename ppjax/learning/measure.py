@@ -45,6 +45,23 @@ def make_measure(
     return execution.jit_over(mesh, measure, batch=2)
 
 
+def token_weights(
+    rows: packing.PackedBatch, shape: packing.PackedShape, common: int, share: float
+) -> jax.Array:
+    """How much each token of a batch's rows counts, [B, T].
+
+    The first `common` tokens, which all of the persona's examples start with, count
+    once a batch: whole where the shape's prefix holds them, and `share` for each
+    example elsewhere. Padding counts nothing.
+    """
+    # Every row holds the prefix; together they count it once.
+    size = rows.tokens.shape[0]
+    shared = jnp.full((size, shape.prefix), 1 / size, jnp.float32)
+    own = jnp.where(rows.positions[:, shape.prefix :] < common, share, 1.0)
+    own = jnp.where(rows.segments > 0, own, 0.0)
+    return jnp.concatenate([shared, own], axis=1)
+
+
 @functools.cache
 def make_tap_sums(
     shape: packing.PackedShape,
@@ -53,9 +70,7 @@ def make_tap_sums(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Builds sums(model, batch, common, share) -> (what the tap sums [L, ...], tokens).
 
-    Sums over the tokens of the examples. The first `common` tokens, which all of the
-    persona's examples start with, count once a batch: whole where the shape's prefix
-    holds them, and `share` for each example elsewhere.
+    Sums over the tokens of the examples; see `token_weights`.
 
     Args:
         shape: of the batches.
@@ -71,12 +86,7 @@ def make_tap_sums(
     ) -> tuple[jax.Array, jax.Array]:
         model = weights_lib.with_tables_gathered(model)
         rows = batch.first()
-        # Every row holds the prefix; together they count it once.
-        size = rows.tokens.shape[0]
-        shared = jnp.full((size, shape.prefix), 1 / size, jnp.float32)
-        own = jnp.where(rows.positions[:, shape.prefix :] < common, share, 1.0)
-        own = jnp.where(rows.segments > 0, own, 0.0)
-        weights = jnp.concatenate([shared, own], axis=1)
+        weights = token_weights(rows, shape, common, share)
         _, _, found = model(
             rows.tokens,
             rows.positions,

@@ -20,19 +20,34 @@ class MetricsLog:
     Of several processes the first alone keeps them.
     """
 
-    def __init__(self, run: pathlib.Path, *, resume_step: int):
+    def __init__(
+        self,
+        run: pathlib.Path,
+        *,
+        resume_step: int,
+        stages: Sequence[str] | None = None,
+        with_events: bool = True,
+    ):
         """Opens both; entries of steps that will be done again are dropped.
+
+        Args:
+            run: the run directory.
+            resume_step: the last step that is done.
+            stages: those whose steps these are; what the file has of others stays.
+                None are all.
+            with_events: whether there are event files. Of those, steps that will be
+                done again are dropped whatever stage they are of.
 
         Raises:
             InputError: if they cannot be written.
         """
         path = run / FILES[0]
-        kept = processes.first_decides(lambda: _keep(path, resume_step))
+        kept = processes.first_decides(lambda: _keep(path, resume_step, stages))
         self._known = {(entry['stage'], entry['step']): entry for entry in kept}
         self._log = json_lines.AppendLog(path)
         self._events: Any = None
         self._folder = run / 'tensorboard'
-        if processes.is_first():
+        if processes.is_first() and with_events:
             # It loads PyTorch where that is installed: seconds, which neither a
             # refusal nor --help should take.
             import tensorboardX
@@ -81,8 +96,10 @@ class MetricsLog:
             ) from error
 
 
-def _keep(path: pathlib.Path, resume_step: int) -> list[dict[str, Any]]:
-    """The entries up to a step; what else the file has is dropped from it."""
+def _keep(
+    path: pathlib.Path, resume_step: int, stages: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """The entries up to a step; what else the file has of it is dropped."""
     if not path.exists():
         return []
     # Whole: a long run's log is larger than what people bring may be.
@@ -100,7 +117,8 @@ def _keep(path: pathlib.Path, resume_step: int) -> list[dict[str, Any]]:
         except (errors.InputError, KeyError, TypeError):
             damaged += number < len(lines)
             continue
-        if step <= resume_step:
+        other = stages is not None and stage not in stages
+        if other or step <= resume_step:
             kept.append(entry)
     if damaged:
         progress_lib.say(f'{path}: {damaged} damaged lines were left out.')

@@ -72,7 +72,11 @@ class Learner(Generic[State]):
         self._rates = [run.rate for run in self.runs]
         taken = Counter(number for turn in self.turns[: self.first] for number in turn)
         self._logs = [
-            metrics_lib.MetricsLog(run.directory.path, resume_step=taken[number])
+            metrics_lib.MetricsLog(
+                run.directory.path,
+                resume_step=taken[number],
+                stages=(self.stage, 'heldout'),
+            )
             for number, run in enumerate(self.runs)
         ]
         self._progress = progress_lib.Progress(

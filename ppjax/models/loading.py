@@ -76,13 +76,14 @@ def parameters(
     """All parameters of a decoder, and which tensors of a file they are made of.
 
     Args:
-        weights: see `models.weights`.
+        weights: see `models.weights`; some may be missing.
 
     Yields:
         The dict that holds the parameter, its name there, where it comes from, and
         (Hugging Face's name, layer) of each tensor; None is the layer of the only one.
     """
-    for table, owner in ((TOP_WEIGHTS, weights), (BLOCK_WEIGHTS, weights['blocks'])):
+    blocks = weights.get('blocks', {})
+    for table, owner in ((TOP_WEIGHTS, weights), (BLOCK_WEIGHTS, blocks)):
         for name, weight in table.items():
             if name in owner:
                 layers: Iterable[int | None] = (
@@ -228,8 +229,32 @@ def load_decoder(
             weight cannot be split over the mesh.
     """
     check_tensors(reader, cfg)
-    found = weights_lib.abstract(cfg, dtype, int8_matrices)
-    total = len(tensor_shapes(cfg))
+    like = weights_lib.abstract(cfg, dtype, int8_matrices)
+    found = load_weights(reader, like, mesh=mesh, progress=progress)
+    return weights_lib.decoder_of(cfg, found)
+
+
+def load_weights(
+    reader: checkpoint.CheckpointReader,
+    like: weights_lib.Weights,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> weights_lib.Weights:
+    """Reads some parameters of a checkpoint, whose tensors are checked.
+
+    Args:
+        reader: the open checkpoint.
+        like: the shapes of those to read, under their names; see `weights.abstract`.
+        mesh: see `load_decoder`.
+        progress: see `load_decoder`.
+
+    Raises:
+        InputError: if a tensor's bytes are not there, or a weight cannot be split
+            over the mesh.
+    """
+    found = like | {name: dict(x) for name, x in like.items() if isinstance(x, dict)}
+    total = sum(len(tensors) for _, _, _, tensors in parameters(found))
     done = 0
     for owner, name, weight, tensors in parameters(found):
         path = name if owner is found else f'blocks/{name}'
@@ -248,7 +273,7 @@ def load_decoder(
         owner[name] = parts.assembled()
         if scales is not None:
             found['scales'][name] = scales.assembled()
-    return weights_lib.decoder_of(cfg, found)
+    return found
 
 
 class _Block(NamedTuple):

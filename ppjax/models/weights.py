@@ -75,14 +75,30 @@ def decoder_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.Dec
     Raises:
         KeyError: if one that the config asks for is not there.
     """
+    like = _abstract(cfg, int8_matrices='scales' in weights)
+    return _filled(like, weights)
 
+
+def block_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.DecoderBlock:
+    """The only block of a model of one layer.
+
+    Args:
+        cfg: of the model.
+        weights: what `Weights` has under 'blocks', [1, ...]; no int8.
+
+    Raises:
+        KeyError: if one that the config asks for is not there.
+    """
+    return _filled(_abstract(cfg).blocks, {name: x[0] for name, x in weights.items()})
+
+
+def _filled(like: Model, weights: Weights) -> Model:
     def value(path: tuple[Any, ...], _: Any) -> Any:
         found: Any = weights
         for name in _names(path):
             found = found[name]
         return found
 
-    like = _abstract(cfg, int8_matrices='scales' in weights)
     return jax.tree_util.tree_map_with_path(value, like)
 
 

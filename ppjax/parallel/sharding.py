@@ -162,8 +162,7 @@ def replicate(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
 
 def shard_rows(tree: Tree, mesh: jax.sharding.Mesh) -> Tree:
     """Spreads the first axis of every array; it must be a multiple of `row_shards`."""
-    spec = jax.sharding.PartitionSpec(('data', 'fsdp'))
-    return spread(tree, jax.sharding.NamedSharding(mesh, spec))
+    return spread(tree, first_axis(mesh))
 
 
 def text_of(mesh: jax.sharding.Mesh) -> str:
@@ -174,6 +173,13 @@ def text_of(mesh: jax.sharding.Mesh) -> str:
 def row_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """How many parts the rows of a micro-batch are split into."""
     return int(mesh.shape['data'] * mesh.shape['fsdp'])
+
+
+def first_axis(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """Where arrays [B, ...] lie whose first axis is rows: over `data` and `fsdp`."""
+    return jax.sharding.NamedSharding(
+        mesh, jax.sharding.PartitionSpec(('data', 'fsdp'))
+    )
 
 
 def rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

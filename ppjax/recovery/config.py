@@ -3,10 +3,9 @@
 import dataclasses
 
 from ppjax.base import errors, flags, ranges, settings
-from ppjax.exporting import hf_export
+from ppjax.exporting import hf_export, pruned_source
 from ppjax.learning import config
 from ppjax.recovery import lora
-from ppjax.training import trained_run
 
 # Of adapters larger: they start from nothing.
 _FULL_RATE, _LORA_RATE = 5e-5, 1e-4
@@ -113,17 +112,7 @@ class RecoverConfig(config.StepSettings):
         Raises:
             InputError: if it is no run directory with a learned mask.
         """
-        if not self.run:
-            return self
-        run = trained_run.TrainedRun.open_finished(self.run)
-        return dataclasses.replace(
-            self,
-            run=None,
-            base_model=run.settings.base_model,
-            mask=str(run.mask_file),
-            calibration=self.calibration or run.calibration_source,
-            heldout=self.heldout or run.heldout_source,
-        )
+        return pruned_source.with_run_in_place(self)
 
 
 RESUMABLE = config.RESUMABLE

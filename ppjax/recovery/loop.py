@@ -9,6 +9,7 @@ import jax
 from ppjax.base import flags, processes, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.data import calibration
+from ppjax.exporting import pruned_source
 from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
@@ -19,7 +20,6 @@ from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import methods, results
 from ppjax.recovery import run as run_lib
-from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
 
 _MAKES = (
@@ -53,8 +53,10 @@ def recover(
             a loss that is not finite.
     """
     mesh = sharding.make_mesh(cfg.mesh, jax.devices())
-    source = source_lib.open_source(cfg)
-    source_lib.refuse_inside_output(cfg, source)
+    source = pruned_source.open_source(
+        model=cfg.model, base_model_name=cfg.base_model, mask=cfg.mask
+    )
+    pruned_source.refuse_inside(cfg.output_dir, source, cfg.mask)
     data = data_lib.prepare_data(
         source.files,
         train_rows,

@@ -12,13 +12,12 @@ import jax
 
 from ppjax.base import atomic, flags, processes, versions
 from ppjax.base import progress as progress_lib
-from ppjax.exporting import hf_export, model_card, published, record
+from ppjax.exporting import hf_export, model_card, pruned_source, published, record
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import lora, methods, peft_files
 from ppjax.recovery import run as run_lib
-from ppjax.recovery import source as source_lib
 
 
 def model_dir(run: run_lib.RecoveryRun) -> pathlib.Path:
@@ -69,7 +68,7 @@ def write(
     figures = _figures(run, trained, likelihood)
     dtype = cfg.export_dtype or hf_export.default_dtype(source.model.reader)
     tokenizer = source.files.tokenizer()
-    before = source_lib.card_before(
+    before = pruned_source.card_before(
         source,
         dtype,
         published.command('recover', dataclasses.replace(cfg, overwrite=False)),

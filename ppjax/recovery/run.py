@@ -8,6 +8,7 @@ import optax
 from ppjax.base import progress as progress_lib
 from ppjax.base import run_directory
 from ppjax.data import packing
+from ppjax.exporting import pruned_source
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import run as learning_run
@@ -16,7 +17,6 @@ from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import lora, methods
-from ppjax.recovery import source as source_lib
 from ppjax.recovery import step as step_lib
 
 
@@ -37,7 +37,7 @@ class RecoveryRun(learning_run.Run):
     def __init__(
         self,
         cfg: config_lib.RecoverConfig,
-        source: source_lib.RecoverySource,
+        source: pruned_source.PrunedSource,
         data: data_lib.Data,
         directory: run_directory.RunDirectory,
         mesh: jax.sharding.Mesh,
@@ -166,7 +166,7 @@ class RecoveryRun(learning_run.Run):
 
 
 def make_method(
-    cfg: config_lib.RecoverConfig, source: source_lib.RecoverySource
+    cfg: config_lib.RecoverConfig, source: pruned_source.PrunedSource
 ) -> methods.Method:
     """What the settings ask to train."""
     if cfg.lora_rank:

@@ -15,11 +15,10 @@ import torch
 import transformers
 
 from ppjax.base import errors
-from ppjax.exporting import hf_export, verify
+from ppjax.exporting import hf_export, pruned_source, verify
 from ppjax.exporting import source as export_source
 from ppjax.masking import pmask
 from ppjax.models import base_model, loading
-from ppjax.recovery import source as recovery_source
 
 _KEEP = 20
 _TOKENS = np.random.default_rng(2).integers(0, 97, (2, 20))
@@ -166,7 +165,7 @@ def test_an_export_is_verified_and_differs_in_name(
     one, other = (source.identity(dtype)['mask_sha256'] for source in sources)
     assert one != other
     one, other = (
-        recovery_source.RecoverySource(base, base, source.persona_mask, '').hashes
+        pruned_source.PrunedSource(base, base, source.persona_mask, '').hashes
         for source in sources
     )
     assert one != other

@@ -16,13 +16,12 @@ from ppjax.data import chat, packing
 from ppjax.evaluation import candidates, efficiency, reporting
 from ppjax.evaluation import config as evaluate_config
 from ppjax.exporting import config as export_config
-from ppjax.exporting import hf_export
+from ppjax.exporting import hf_export, pruned_source
 from ppjax.learning import heldout
 from ppjax.masking import apply, granularity, pmask
 from ppjax.models import attention, base_model, loading
 from ppjax.models import masks as masks_lib
 from ppjax.recovery import config as recover_config
-from ppjax.recovery import source
 from ppjax.training import config, loop, starts
 
 _LAYERS, _KEEP = 5, 3
@@ -235,9 +234,9 @@ def test_recovery_starts_from_the_kept_blocks(finished, deep, calibration_files)
         calibration=str(calibration_files[0]),
         output_dir=str(finished.parent / 'recovered'),
     )
-    found = source.open_source(cfg)
+    found = pruned_source.open_source(base_model_name=cfg.base_model, mask=cfg.mask)
     assert found.model.config.num_layers == _KEEP
-    card = source.card_before(found, 'float32', 'recover', has_template=True)
+    card = pruned_source.card_before(found, 'float32', 'recover', has_template=True)
     assert 'Transformer blocks kept: 3 of 5;' in card
 
 

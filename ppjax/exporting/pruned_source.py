@@ -1,8 +1,9 @@
-"""What recovery starts from: a model's files, perhaps sliced by a mask."""
+"""What is trained or refitted on: a model's files, perhaps sliced by a mask."""
 
 import dataclasses
 import hashlib
 import pathlib
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,12 +12,14 @@ from ppjax.exporting import model_card
 from ppjax.exporting import source as export_source
 from ppjax.masking import apply, pmask
 from ppjax.models import base_model, loading
-from ppjax.recovery import config as config_lib
+from ppjax.training import trained_run
+
+Settings = TypeVar('Settings', bound=Any)
 
 
 @dataclasses.dataclass(frozen=True)
-class RecoverySource:
-    """A model to recover.
+class PrunedSource:
+    """A model that something is done to.
 
     Attributes:
         files: as it lies on disk: tokenizer, licence, dense weights under a mask.
@@ -40,45 +43,71 @@ class RecoverySource:
         return {'mask': hashlib.sha256(content).hexdigest()}
 
 
-def open_source(cfg: config_lib.RecoverConfig) -> RecoverySource:
-    """Opens what resolved settings name; no weights are read.
+def open_source(
+    *, model: str | None = None, base_model_name: str = '', mask: str | None = None
+) -> PrunedSource:
+    """Opens what settings name; no weights are read.
+
+    Args:
+        model: an exported directory.
+        base_model_name: or instead a dense model.
+        mask: a file, of the dense model; None for all of it.
 
     Raises:
         InputError: if something is absent or unreadable, or the mask is another
             base's.
     """
-    if cfg.model:
-        files, system_prompt = apply.open_exported(cfg.model)
-        return RecoverySource(files, files, None, system_prompt)
-    files = base_model.open_base_model(cfg.base_model)
-    if not cfg.mask:
-        return RecoverySource(files, files, None, '')
-    persona_mask = pmask.load_for(cfg.mask, files)
+    if model:
+        files, system_prompt = apply.open_exported(model)
+        return PrunedSource(files, files, None, system_prompt)
+    files = base_model.open_base_model(base_model_name)
+    if not mask:
+        return PrunedSource(files, files, None, '')
+    persona_mask = pmask.load_for(mask, files)
     loading.check_tensors(files.reader, files.config)
-    model = persona_mask.pruned(files)
-    return RecoverySource(files, model, persona_mask, persona_mask.system_prompt)
+    pruned = persona_mask.pruned(files)
+    return PrunedSource(files, pruned, persona_mask, persona_mask.system_prompt)
 
 
-def refuse_inside_output(cfg: config_lib.RecoverConfig, source: RecoverySource) -> None:
+def with_run_in_place(settings: Settings) -> Settings:
+    """Settings with what their `run` stands for: its base, mask and data.
+
+    Raises:
+        InputError: if it is no run directory with a learned mask.
+    """
+    if not settings.run:
+        return settings
+    run = trained_run.TrainedRun.open_finished(settings.run)
+    return dataclasses.replace(
+        settings,
+        run=None,
+        base_model=run.settings.base_model,
+        mask=str(run.mask_file),
+        calibration=settings.calibration or run.calibration_source,
+        heldout=settings.heldout or run.heldout_source,
+    )
+
+
+def refuse_inside(output_dir: str, source: PrunedSource, mask: str | None) -> None:
     """Refuses to write over what is read: --overwrite would delete it.
 
     Raises:
         InputError: naming what lies in the run directory.
     """
-    output = pathlib.Path(cfg.output_dir).expanduser().resolve()
-    for path in (source.files.reader.path, cfg.mask):
+    output = pathlib.Path(output_dir).expanduser().resolve()
+    for path in (source.files.reader.path, mask):
         read = None if path is None else pathlib.Path(path).expanduser()
         if read is not None and read.resolve().is_relative_to(output):
             raise errors.InputError(
-                f'{read} lies in --output_dir={cfg.output_dir}; give recovery a folder '
-                'of its own.'
+                f'{read} lies in --output_dir={output_dir}; give what is made of it a '
+                'folder of its own.'
             )
 
 
 def card_before(
-    source: RecoverySource, dtype: str, command: str, *, has_template: bool
+    source: PrunedSource, dtype: str, command: str, *, has_template: bool
 ) -> str:
-    """The model card of what recovery started from.
+    """The model card of what something was done to.
 
     Args:
         source: the model.

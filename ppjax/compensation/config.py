@@ -1,0 +1,130 @@
+"""The settings of `python -m ppjax.compensate`."""
+
+import dataclasses
+import math
+
+from ppjax.base import errors, flags, ranges, settings
+from ppjax.data import order
+from ppjax.exporting import hf_export, pruned_source
+
+# What a layer's FFN is to add: what brings the pruned model's stream to the dense
+# one's; what the dense FFN adds to its own stream; what it would add to the pruned one.
+TARGETS = ('residual', 'ffn', 'own_ffn')
+
+
+@dataclasses.dataclass(frozen=True)
+class CompensateConfig(settings.CommonSettings):
+    """How the rows of `down_proj` that a mask keeps are refitted."""
+
+    base_model: str = flags.setting(
+        None, 'The dense model, as for python -m ppjax.train; needs --mask.', path=True
+    )
+    mask: str | None = flags.setting(
+        None, 'A .pmask of FFN channels to prune --base_model by.', path=True
+    )
+    run: str | None = flags.setting(
+        None,
+        'Instead: run directory of mask learning; its base model and mask are taken, '
+        'and its data where --calibration or --heldout are not given.',
+        path=True,
+    )
+    calibration: str | None = flags.setting(
+        None,
+        'JSONL of chats to fit on, several separated by commas, or demo:NAME for a '
+        'persona shipped here.',
+        path=True,
+    )
+    heldout: str | None = flags.setting(
+        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.', path=True
+    )
+    target: str = flags.setting(
+        'residual',
+        'What a layer is fitted to add: what brings the pruned stream to the dense one '
+        '(residual), or what the dense FFN adds, to the dense stream (ffn) or to the '
+        'pruned one (own_ffn).',
+        choices=TARGETS,
+    )
+    damping: str = flags.setting(
+        '0.001,0.01,0.1,1',
+        'How strongly rows are held where they are, as shares of the mean square of an '
+        'activation, separated by commas. Each layer takes the one that fits the texts '
+        'held back best.',
+    )
+    damping_share: float = flags.setting(
+        0.15,
+        'Share of the examples that is held back to choose --damping on; then all are '
+        'fitted.',
+        within='(0, 1)',
+    )
+    bias: bool = flags.setting(
+        False,
+        'Fit a bias of down_proj as well, which a Llama alone can hold (mlp_bias).',
+    )
+    batch_size: int = flags.setting(
+        16, 'Examples that are run at a time.', within=order.BATCH_SIZES
+    )
+    export_dtype: str | None = flags.setting(
+        None,
+        'Precision of the exported weights; by default the one that the base model is '
+        'stored in, or float32 if that is quantised.',
+        choices=tuple(hf_export.DTYPES),
+    )
+    verify: bool = flags.setting(
+        True,
+        'Reload the export in fresh processes, with ppjax and (if PyTorch is '
+        "installed) transformers, and compare logits with the refitted model's.",
+    )
+    verify_tolerance: float = flags.setting(
+        1e-3,
+        'Largest absolute difference of float32 logits that --verify accepts.',
+        within='(0, 1000000]',
+    )
+    stop_after: int | None = flags.setting(
+        None, 'Pause after this layer, as if interrupted; for short trials.', least=1
+    )
+
+    def __post_init__(self) -> None:
+        # Not the shared check: --run names a model as well.
+        settings.require_given(self, 'output_dir')
+        if bool(self.run) == bool(self.base_model):
+            raise errors.InputError(
+                'Name what to refit with --run, or with --base_model and --mask.'
+            )
+        if bool(self.mask) != bool(self.base_model):
+            raise errors.InputError('--base_model and --mask go together.')
+        if not self.run:
+            settings.require_given(self, 'calibration')
+        self.dampings()
+        ranges.check(self)
+
+    def dampings(self) -> list[float]:
+        """The numbers of `damping`.
+
+        Raises:
+            InputError: if one is none, or not positive.
+        """
+        found = []
+        for part in self.damping.split(','):
+            try:
+                found.append(float(part))
+            except ValueError:
+                found.append(math.nan)
+            if not 0 < found[-1] < math.inf:
+                raise errors.InputError(
+                    f'--damping must be positive numbers, got {part.strip()!r}.'
+                )
+        return found
+
+    def resolved(self) -> 'CompensateConfig':
+        """These settings with what `run` stands for in its place.
+
+        Raises:
+            InputError: if it is no run directory with a learned mask.
+        """
+        return pruned_source.with_run_in_place(self)
+
+
+# What may change between two calls on one run directory without making another run.
+RESUMABLE = frozenset(
+    {'output_dir', 'overwrite', 'mesh', 'stop_after', 'verify', 'verify_tolerance'}
+)

@@ -1,0 +1,151 @@
+"""What reconstruction leaves: a Hugging Face directory and its figures."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from ppjax.base import atomic, flags, processes, versions
+from ppjax.base import progress as progress_lib
+from ppjax.compensation import config as config_lib
+from ppjax.exporting import hf_export, model_card, pruned_source, published, record
+from ppjax.exporting import verify as verify_lib
+from ppjax.learning import data as data_lib
+from ppjax.learning import heldout as heldout_lib
+from ppjax.learning import references
+from ppjax.models import base_model
+from ppjax.models import masks as masks_lib
+
+FILE = 'results/compensation.json'
+_TARGETS = {
+    'residual': (
+        "every layer brings the pruned model's residual stream to the dense one's"
+    ),
+    'ffn': "every layer adds what the dense model's adds to its own stream",
+    'own_ffn': "every layer adds what the dense model's would add to the pruned stream",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """Where the refitted model goes, and what decides it.
+
+    Attributes:
+        cfg: the settings, resolved.
+        source: what was refitted.
+        data: the texts.
+        folder: the run directory.
+    """
+
+    cfg: config_lib.CompensateConfig
+    source: pruned_source.PrunedSource
+    data: data_lib.Data
+    folder: pathlib.Path
+
+    @property
+    def model_dir(self) -> pathlib.Path:
+        """Where the model goes."""
+        return self.folder / 'hf'
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Of the exported weights: the run that they are from."""
+        settings = flags.to_flagfile(self.cfg, omit=tuple(config_lib.RESUMABLE))
+        text = settings + json.dumps(self.data.hashes | self.source.hashes)
+        return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+    def is_finished(self) -> bool:
+        """Whether `write` came to its end.
+
+        Raises:
+            InputError: if hf/ is damaged, or something else.
+        """
+        if not (self.folder / FILE).exists() or not self.model_dir.exists():
+            return False
+        return not record.may_write(self.model_dir, self.identity, overwrite=False)
+
+    def write(
+        self,
+        refitted: base_model.BaseModel,
+        layers: Sequence[dict[str, float]],
+        likelihood: Mapping[str, heldout_lib.Likelihood],
+    ) -> None:
+        """Writes hf/, and last results/compensation.json.
+
+        Raises:
+            InputError: if the disk is full or cannot be written, a weight is not
+                finite in the precision to export, or the export is not the model.
+        """
+        cfg, source = self.cfg, self.source
+        dtype = cfg.export_dtype or hf_export.default_dtype(source.model.reader)
+        figures: dict[str, Any] = {
+            'method': 'ridge',
+            'target': cfg.target,
+            'bias': cfg.bias,
+            'identity': self.identity,
+            'export_dtype': dtype,
+            'texts': {'source': cfg.calibration, 'rows': len(self.data.train)},
+            'layers': list(layers),
+        }
+        if likelihood:
+            figures |= references.likelihood(cfg.heldout, self.data.heldout, likelihood)
+        tokenizer = source.files.tokenizer()
+        system_prompt = source.system_prompt or self.data.system_prompt
+        before = pruned_source.card_before(
+            source,
+            dtype,
+            published.command('compensate', dataclasses.replace(cfg, overwrite=False)),
+            has_template=bool(tokenizer.chat_template),
+        )
+
+        def check(folder: pathlib.Path) -> None:
+            if not cfg.verify or not processes.is_first():
+                return
+            tokens = verify_lib.prompts(
+                tokenizer,
+                system_prompt,
+                date=cfg.date,
+                vocab_size=source.files.config.vocab_size,
+            )
+            progress_lib.say(verify_lib.announced(tokens))
+            found = verify_lib.verify_export(
+                refitted, masks_lib.DENSE, folder, dtype=dtype, tokens=tokens
+            )
+            found.require(cfg.verify_tolerance, 'the refitted model')
+            figures['verify'] = found.recorded(cfg.verify_tolerance, tokens)
+
+        # One of this very run may stand there, whose figures were not written yet; or
+        # in a run of several stages that of the mask alone.
+        processes.first_decides(
+            lambda: record.may_write(self.model_dir, self.identity, overwrite=True)
+        )
+        progress_lib.say(f'Writing {self.model_dir} ...')
+        hf_export.export_model(
+            refitted,
+            self.model_dir,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            model_card=model_card.with_reconstruction(before, self._facts(figures)),
+            system_prompt=system_prompt,
+            identity=self.identity,
+            check=check,
+        )
+        figures |= {
+            'settings': dataclasses.asdict(cfg),
+            'versions': versions.versions(),
+        }
+        atomic.write_json(self.folder / FILE, figures)
+
+    def _facts(self, figures: Mapping[str, Any]) -> model_card.Reconstruction:
+        dampings = [layer['damping'] for layer in figures['layers']]
+        return model_card.Reconstruction(
+            target=_TARGETS[self.cfg.target],
+            biased=self.cfg.bias,
+            dampings=(min(dampings), max(dampings)),
+            calibration=str(self.cfg.calibration),
+            calibration_rows=len(self.data.train),
+            likelihood=figures,
+            settings=published.settings_text(self.cfg),
+        )

@@ -1,0 +1,261 @@
+"""Whole runs on a tiny model: artefacts, resuming by layer, refusals, SIGTERM."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from ppjax import compensate, demo
+from ppjax.base import errors
+from ppjax.compensation import config, layers, loop
+from ppjax.masking import pmask
+from ppjax.models import base_model, open_checkpoint
+from ppjax.recovery import config as recover_config
+from ppjax.recovery import loop as recovery_loop
+
+_KEEP = 24
+
+
+@pytest.fixture(scope='module')
+def mask_file(
+    chatty_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    base = base_model.open_base_model(str(chatty_model))
+    rng = np.random.default_rng(0)
+    mask = np.zeros((2, 40), bool)
+    for row in mask:
+        row[rng.permutation(40)[:_KEEP]] = True
+    file = tmp_path_factory.mktemp('mask') / 'mask.pmask'
+    pmask.save(
+        file,
+        pmask.PersonaMask(
+            mask=mask,
+            base_model=str(chatty_model),
+            base_fingerprint=base.fingerprint(),
+            persona_sha256='0' * 64,
+            system_prompt='You are Bram.',
+            gains=np.linspace(0.5, 1.5, 2 * _KEEP, dtype=np.float16).reshape(2, _KEEP),
+        ),
+    )
+    return file
+
+
+@pytest.fixture
+def settings(
+    chatty_model: pathlib.Path,
+    mask_file: pathlib.Path,
+    calibration_files: Any,
+    tmp_path: pathlib.Path,
+) -> config.CompensateConfig:
+    return config.CompensateConfig(
+        base_model=str(chatty_model),
+        mask=str(mask_file),
+        calibration=str(calibration_files[0]),
+        heldout=str(calibration_files[1]),
+        output_dir=str(tmp_path / 'run'),
+        batch_size=6,
+        damping='0.01,1',
+        verify=False,
+    )
+
+
+def _compensate(cfg: config.CompensateConfig) -> pathlib.Path | None:
+    train = demo.read_rows(str(cfg.calibration), split='train')
+    return loop.compensate(cfg, train, demo.read_rows(str(cfg.heldout), split='test'))
+
+
+def _weights(run: Any) -> bytes:
+    return (pathlib.Path(run) / 'hf' / 'model.safetensors').read_bytes()
+
+
+@pytest.fixture(scope='module')
+def finished(
+    chatty_model: pathlib.Path,
+    mask_file: pathlib.Path,
+    calibration_files: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> config.CompensateConfig:
+    """The settings of an unbroken run, by the verb, verified."""
+    cfg = config.CompensateConfig(
+        base_model=str(chatty_model),
+        mask=str(mask_file),
+        calibration=str(calibration_files[0]),
+        heldout=str(calibration_files[1]),
+        output_dir=str(tmp_path_factory.mktemp('runs') / 'unbroken'),
+        batch_size=6,
+        damping='0.01,1',
+    )
+    assert compensate.main(cfg) == 0
+    return cfg
+
+
+def test_a_run_leaves_an_ordinary_directory_and_its_figures(
+    finished: config.CompensateConfig, mask_file: pathlib.Path
+) -> None:
+    run = pathlib.Path(finished.output_dir)
+    status = json.loads((run / 'status.json').read_text())
+    assert (status['state'], status['stage'], status['step']) == (
+        'done',
+        'compensate',
+        2,
+    )
+    assert not (run / 'refit').exists()
+    found = json.loads((run / 'results' / 'compensation.json').read_text())
+    assert list(found['models']) == ['dense', 'start', 'refitted']
+    nll = {name: value['nll'] for name, value in found['models'].items()}
+    assert nll['refitted'] < nll['start']
+    assert found['verify']['max_logit_difference']['transformers'] < 1e-3
+    lines = (run / 'metrics.jsonl').read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [(x['stage'], x['step']) for x in entries] == [
+        ('compensate', 1),
+        ('compensate', 2),
+    ]
+    for entry, layer in zip(entries, found['layers'], strict=True):
+        assert entry['damping'] in (0.01, 1.0)
+        assert entry['heldback_error'] == pytest.approx(layer['heldback_error'])
+        assert entry['fit_error'] < entry['fit_error_before']
+    card = (run / 'hf' / 'README.md').read_text()
+    assert 'Channels kept: 24 of 40' in card
+    assert '## Reconstruction' in card and '20 conversations of `train.jsonl`' in card
+    assert f'| `refitted` | {nll["refitted"]:.4f} |' in card
+    persona = json.loads((run / 'hf' / 'persona.json').read_text())
+    assert persona == {'system_prompt': 'You are Bram.'}
+    # Nothing else than these rows has changed, and they from where gains are folded in.
+    base = base_model.open_base_model(str(finished.base_model))
+    before = pmask.load_for(mask_file, base).pruned(base).reader
+    after = open_checkpoint.open_checkpoint(run / 'hf')
+    changed = {
+        name.split('.', 3)[-1]
+        for name in after.names()
+        if not np.array_equal(before.read(name), after.read(name))
+    }
+    assert changed == {'mlp.down_proj.weight'}
+
+
+def test_paused_and_resumed_run_is_bit_identical(
+    settings: config.CompensateConfig,
+    finished: config.CompensateConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = pathlib.Path(settings.output_dir)
+    assert _compensate(dataclasses.replace(settings, stop_after=1)) is None
+    assert json.loads((run / 'status.json').read_text())['state'] == 'paused'
+    first = run / 'refit' / 'layer-0000.safetensors'
+    written = first.stat().st_mtime_ns
+    assert not (run / 'hf').exists()
+    # The second time it is told in the middle of a layer, which is then done again.
+    fit = layers.layer_fit.LayerFit.add
+
+    def told(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        fit(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layers.layer_fit.LayerFit, 'add', told)
+        assert _compensate(settings) is None
+    assert first.stat().st_mtime_ns == written
+    assert not (run / 'refit' / 'layer-0001.safetensors').exists()
+    assert _compensate(settings) == run / 'hf'
+    assert _weights(run) == _weights(finished.output_dir)
+    ours, theirs = (
+        (pathlib.Path(path) / 'metrics.jsonl').read_text()
+        for path in (run, finished.output_dir)
+    )
+    assert ours == theirs
+
+
+def test_finished_run_is_not_done_again(
+    finished: config.CompensateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _weights(finished.output_dir)
+    monkeypatch.setattr(layers.Layers, 'run', None)
+    assert _compensate(finished) is not None
+    assert _weights(finished.output_dir) == before
+    for changes in ({'seed': 1}, {'damping': '1'}, {'target': 'ffn'}):
+        [name] = changes
+        with pytest.raises(errors.InputError, match=f'--{name}'):
+            _compensate(dataclasses.replace(finished, **changes))
+
+
+def test_a_bias_loads_in_transformers(settings: config.CompensateConfig) -> None:
+    cfg = dataclasses.replace(settings, bias=True, verify=True)
+    model = _compensate(cfg)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    assert hf.config.mlp_bias
+    mlp = hf.model.layers[1].mlp
+    assert mlp.down_proj.bias.abs().max() > 0 and not mlp.up_proj.bias.any()
+
+
+def test_recovery_starts_from_the_refitted_model(
+    finished: config.CompensateConfig, tmp_path: pathlib.Path
+) -> None:
+    cfg = recover_config.RecoverConfig(
+        model=f'{finished.output_dir}/hf',
+        calibration=finished.calibration,
+        heldout=finished.heldout,
+        output_dir=str(tmp_path / 'recovered'),
+        batch_size=4,
+        micro_batches=1,
+        steps=1,
+        lora_rank=2,
+        mesh='data:2,fsdp:4',
+    )
+    recovery_loop.recover(
+        cfg,
+        demo.read_rows(str(cfg.calibration), split='train'),
+        demo.read_rows(str(cfg.heldout), split='test'),
+    )
+    before, after = (
+        json.loads((pathlib.Path(run) / 'results' / name).read_text())['models']
+        for run, name in (
+            (finished.output_dir, 'compensation.json'),
+            (cfg.output_dir, 'recovery.json'),
+        )
+    )
+    assert after['start']['nll'] == pytest.approx(before['refitted']['nll'], abs=1e-4)
+    card = (tmp_path / 'recovered' / 'hf' / 'README.md').read_text()
+    assert '## Reconstruction' in card and '## Recovery finetuning' in card
+
+
+def test_blocks_are_refused(
+    settings: config.CompensateConfig, tmp_path: pathlib.Path
+) -> None:
+    base = base_model.open_base_model(str(settings.base_model))
+    blocks = pmask.PersonaMask(
+        mask=np.array([[True, False]]),
+        base_model='x',
+        base_fingerprint=base.fingerprint(),
+        persona_sha256='',
+        granularity=pmask.BLOCKS,
+    )
+    pmask.save(tmp_path / 'blocks.pmask', blocks)
+    with pytest.raises(errors.InputError, match='removes whole blocks'):
+        _compensate(dataclasses.replace(settings, mask=str(tmp_path / 'blocks.pmask')))
+    assert not pathlib.Path(settings.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({}, 'with --run, or with --base_model and --mask'),
+        ({'base_model': 'b'}, '--base_model and --mask go together'),
+        ({'run': 'r', 'mask': 'm'}, '--base_model and --mask go together'),
+        ({'run': 'r', 'base_model': 'b', 'mask': 'm'}, 'Name what to refit'),
+        ({'base_model': 'b', 'mask': 'm'}, '--calibration must be given'),
+        ({'run': 'r', 'damping': '0.1,0'}, "must be positive numbers, got '0'"),
+        ({'run': 'r', 'damping': '1,,2'}, "must be positive numbers, got ''"),
+        ({'run': 'r', 'damping_share': 1.0}, r'--damping_share must be in \(0, 1\)'),
+        ({'run': 'r', 'output_dir': None}, '--output_dir must be given'),
+    ],
+)
+def test_contradictory_flags(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.InputError, match=message):
+        config.CompensateConfig(**({'output_dir': 'o'} | changes))
