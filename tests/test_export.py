@@ -18,11 +18,10 @@ import tokenizers
 import transformers
 
 from ppjax import export
-from ppjax.base import errors, flags
+from ppjax.base import errors, flags, settings
 from ppjax.exporting import config as export_config
 from ppjax.exporting import export as story
 from ppjax.exporting import hf_export, verify
-from ppjax.exporting import source as source_lib
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import base_model, open_checkpoint, sliced
 from ppjax.training import config as train_config
@@ -401,17 +400,25 @@ def test_verification_is_recorded_and_a_failed_one_leaves_nothing(
     }
 
 
-def test_verification_prompts(base: base_model.BaseModel, run: pathlib.Path) -> None:
-    source = source_lib.open_source(export_config.ExportConfig(output_dir=str(run)))
+def test_verification_prompts(base: base_model.BaseModel) -> None:
     tokenizer = base.tokenizer()
-    tokens = story._verification_tokens(tokenizer, source)
+
+    def prompts() -> np.ndarray:
+        return verify.prompts(
+            tokenizer,
+            _PERSONA,
+            date=settings.DATE,
+            vocab_size=base.config.vocab_size,
+        )
+
+    tokens = prompts()
     assert tokens.shape[0] == 4
     assert 64 <= tokens.shape[1] <= 128
     assert len(np.unique(tokens, axis=0)) == 4
     start = tokenizer.encode('<system>you are bram')
     assert (tokens[:, : len(start)] == start).all()
     tokenizer.chat_template = None
-    plain = story._verification_tokens(tokenizer, source)
+    plain = prompts()
     assert (plain[:, : len(start) - 1] == start[1:]).all()
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from ppjax import bench, demo, run
 from ppjax.base import errors, flags
+from ppjax.compensation import loop as compensation
 from ppjax.evaluation.page import run_results
 from ppjax.masking import pmask
 from ppjax.recipes import config as recipe_config
+from ppjax.recovery import config as recover_config
 from ppjax.synthesis import scoring
 from ppjax.training import joint
 
@@ -180,3 +182,38 @@ def test_bench_wants_to_know_what():
     assert result.returncode == 2
     *others, last = bench.COMPARISONS
     assert f'Say which: {", ".join(others)} or {last}; got everything.' in result.stderr
+
+
+def test_a_run_that_refits_exports_the_refitted_model(settings, monkeypatch):
+    cfg = settings('refitted', compensate='ridge')
+    assert run.main(cfg) == 0
+    found = run_results.read_run(cfg.output_dir)
+    assert not found.problems and found.status['state'] == 'done'
+    rows = {row.name: row for row in run_results.likelihood_rows(found)}
+    assert rows['refitted'].interval is not None
+    assert rows['refitted'].parameters == rows['learned'].parameters
+    card = (found.path / 'hf' / 'README.md').read_text()
+    assert '## Reconstruction' in card
+    page = (found.path / 'report.html').read_text()
+    assert 'Held-out NLL, refitted model' in page
+    assert [x['stage'] for x in found.metrics] == [
+        *('train', 'heldout', 'train', 'heldout'),
+        *('compensate', 'compensate'),
+    ]
+    recovered = recover_config.RecoverConfig(run=cfg.output_dir, output_dir='o')
+    assert recovered.resolved().model == str(found.path / 'hf')
+    samples = found.samples
+    # Again: nothing is done twice, and what each stage logged stays.
+    before = (found.path / 'metrics.jsonl').read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(compensation.layers_lib.Layers, 'run', None)
+        patch.setattr(joint.Joint, '_load_model', None)
+        assert run.main(cfg) == 0
+    assert (found.path / 'metrics.jsonl').read_text() == before
+    # Without it only the export is made anew.
+    assert run.main(settings('refitted', overwrite=True)) == 0
+    again = run_results.read_run(cfg.output_dir)
+    assert 'refitted' not in {row.name for row in run_results.likelihood_rows(again)}
+    assert '## Reconstruction' not in (again.path / 'hf' / 'README.md').read_text()
+    assert again.samples and samples
+    assert not list(again.path.glob('stages/compensate*'))

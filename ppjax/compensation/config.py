@@ -37,6 +37,17 @@ class CompensateConfig(settings.CommonSettings):
     heldout: str | None = flags.setting(
         None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.', path=True
     )
+    own_answers: int = flags.setting(
+        0,
+        'Fit on so many answers of the dense model under the persona prompt as well, '
+        'to questions of --instructions: the method needs no other answers.',
+    )
+    instructions: str | None = flags.setting(
+        None,
+        'For --own_answers: general instructions, as for python -m ppjax.run; their '
+        'answers are not used.',
+        path=True,
+    )
     target: str = flags.setting(
         'residual',
         'What a layer is fitted to add: what brings the pruned stream to the dense one '
@@ -94,6 +105,8 @@ class CompensateConfig(settings.CommonSettings):
             raise errors.InputError('--base_model and --mask go together.')
         if not self.run:
             settings.require_given(self, 'calibration')
+        if self.own_answers:
+            settings.require_given(self, 'instructions')
         self.dampings()
         ranges.check(self)
 

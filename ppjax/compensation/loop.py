@@ -7,11 +7,11 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from ppjax.base import errors, flags, processes, run_directory
+from ppjax.base import errors, flags, json_lines, processes, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.compensation import config as config_lib
 from ppjax.compensation import layers as layers_lib
-from ppjax.compensation import refitted, results
+from ppjax.compensation import own_answers, refitted, results
 from ppjax.compensation import texts as texts_lib
 from ppjax.data import calibration
 from ppjax.exporting import pruned_source
@@ -26,7 +26,7 @@ from ppjax.parallel import preemption, sharding
 STAGE = 'compensate'
 _ROWS = 'refit'
 # A stage's: of a run of its own the log as well.
-MAKES = (f'{_ROWS}/layer-*.safetensors', results.FILE)
+MAKES = (f'{_ROWS}/layer-*.safetensors', own_answers.LOG, results.FILE)
 
 
 class _Told(Exception):
@@ -61,24 +61,24 @@ def compensate(
     if stage is None:
         pruned_source.refuse_inside(cfg.output_dir, source, cfg.mask)
     pruned = _start(cfg, source)
-    data = data_lib.prepare_data(
-        source.files,
-        train_rows,
-        heldout_rows,
-        max_length=cfg.max_length,
-        date=cfg.date,
-    )
-    texts = texts_lib.pack(
-        data,
-        batch_size=cfg.batch_size,
-        share=cfg.damping_share,
-        seed=cfg.seed,
-        mesh=mesh,
-    )
+    asked = own_answers.questions(cfg, [*train_rows, *heldout_rows])
+
+    def prepared(more: list[calibration.Row]) -> data_lib.Data:
+        return data_lib.prepare_data(
+            source.files,
+            [*train_rows, *more],
+            heldout_rows,
+            max_length=cfg.max_length,
+            date=cfg.date,
+        )
+
+    data = prepared([])
     hashes = data.hashes | source.hashes
+    if asked:
+        hashes |= {'questions': json_lines.digest([one.query for one in asked])}
     processes.agree({'settings': flags.to_flagfile(cfg)} | hashes)
     directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
-    exported = results.Exported(cfg, source, data, directory.path)
+    exported = results.Exported(cfg, source, hashes, directory.path)
     files = refitted.LayerFiles(directory.path / _ROWS)
     opened = directory.opened(
         cfg,
@@ -94,16 +94,48 @@ def compensate(
                 f'{exported.model_dir} is there already; nothing is left to do.'
             )
         else:
+            prompt = source.system_prompt or data.system_prompt
+            count = len(data.train)
+            if asked:
+                data = prepared(
+                    own_answers.answered(
+                        cfg, source.files, asked, prompt, directory.path
+                    )
+                )
+            texts = texts_lib.pack(
+                data,
+                batch_size=cfg.batch_size,
+                share=cfg.damping_share,
+                seed=cfg.seed,
+                mesh=mesh,
+            )
             facts = _fit(cfg, source.files, pruned, texts, files, directory, mesh)
             if len(facts) < total:
                 directory.paused(len(facts), total)
                 return None
             whole = refitted.refitted_model(pruned, files, biased=cfg.bias)
-            exported.write(whole, facts, _likelihoods(cfg, source, whole, data, mesh))
+            exported.write(
+                whole,
+                facts,
+                data,
+                _likelihoods(cfg, source, whole, data, mesh),
+                own=len(data.train) - count,
+            )
         if processes.is_first():
             run_directory.discard(directory.path, [MAKES[0]])
         directory.done(step=total, total_steps=total)
     return exported.model_dir
+
+
+def forget(run: pathlib.Path) -> None:
+    """Removes what reconstruction left in a run that goes on without it.
+
+    Raises:
+        DiskError: if it cannot.
+    """
+    if processes.is_first():
+        records = [f'stages/{STAGE}.{kind}' for kind in ('flags', 'inputs.json')]
+        run_directory.discard(run, [*MAKES, *records])
 
 
 def _start(

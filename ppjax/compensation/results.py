@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from ppjax.base import atomic, flags, processes, versions
+from ppjax.base import atomic, flags, json_lines, processes, versions
 from ppjax.base import progress as progress_lib
 from ppjax.compensation import config as config_lib
 from ppjax.exporting import hf_export, model_card, pruned_source, published, record
@@ -28,6 +28,14 @@ _TARGETS = {
 }
 
 
+def of_run(run: pathlib.Path) -> dict[str, Any] | None:
+    """The figures of a run directory whose hf/ is the refitted model, else None."""
+    found = json_lines.stored_object(run / FILE)
+    if found is None or found.get('identity') != record.identity(run / 'hf'):
+        return None
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Exported:
     """Where the refitted model goes, and what decides it.
@@ -35,13 +43,13 @@ class Exported:
     Attributes:
         cfg: the settings, resolved.
         source: what was refitted.
-        data: the texts.
+        hashes: name -> sha256 of what the run reads.
         folder: the run directory.
     """
 
     cfg: config_lib.CompensateConfig
     source: pruned_source.PrunedSource
-    data: data_lib.Data
+    hashes: dict[str, str]
     folder: pathlib.Path
 
     @property
@@ -53,7 +61,7 @@ class Exported:
     def identity(self) -> dict[str, str]:
         """Of the exported weights: the run that they are from."""
         settings = flags.to_flagfile(self.cfg, omit=tuple(config_lib.RESUMABLE))
-        text = settings + json.dumps(self.data.hashes | self.source.hashes)
+        text = settings + json.dumps(self.hashes)
         return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
 
     def is_finished(self) -> bool:
@@ -70,9 +78,19 @@ class Exported:
         self,
         refitted: base_model.BaseModel,
         layers: Sequence[dict[str, float]],
+        data: data_lib.Data,
         likelihood: Mapping[str, heldout_lib.Likelihood],
+        *,
+        own: int,
     ) -> None:
         """Writes hf/, and last results/compensation.json.
+
+        Args:
+            refitted: the model.
+            layers: how each was fitted.
+            data: the texts.
+            likelihood: of held-out texts, by model; empty if there are none.
+            own: how many of the texts the dense model wrote.
 
         Raises:
             InputError: if the disk is full or cannot be written, a weight is not
@@ -80,19 +98,25 @@ class Exported:
         """
         cfg, source = self.cfg, self.source
         dtype = cfg.export_dtype or hf_export.default_dtype(source.model.reader)
+        parameters = map(hf_export.parameter_count, (source.files, refitted))
         figures: dict[str, Any] = {
             'method': 'ridge',
             'target': cfg.target,
             'bias': cfg.bias,
             'identity': self.identity,
             'export_dtype': dtype,
-            'texts': {'source': cfg.calibration, 'rows': len(self.data.train)},
+            'parameters': dict(zip(('dense', 'pruned'), parameters, strict=True)),
+            'texts': {
+                'source': cfg.calibration,
+                'rows': len(data.train) - own,
+                'own_answers': own,
+            },
             'layers': list(layers),
         }
         if likelihood:
-            figures |= references.likelihood(cfg.heldout, self.data.heldout, likelihood)
+            figures |= references.likelihood(cfg.heldout, data.heldout, likelihood)
         tokenizer = source.files.tokenizer()
-        system_prompt = source.system_prompt or self.data.system_prompt
+        system_prompt = source.system_prompt or data.system_prompt
         before = pruned_source.card_before(
             source,
             dtype,
@@ -145,7 +169,8 @@ class Exported:
             biased=self.cfg.bias,
             dampings=(min(dampings), max(dampings)),
             calibration=str(self.cfg.calibration),
-            calibration_rows=len(self.data.train),
+            calibration_rows=figures['texts']['rows'],
+            own_answers=figures['texts']['own_answers'],
             likelihood=figures,
             settings=published.settings_text(self.cfg),
         )

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from ppjax.base import flags, progress, ranges, settings
+from ppjax.compensation import results as compensation
 from ppjax.data import calibration
 from ppjax.evaluation import efficiency, results_store
 from ppjax.evaluation.page import report, run_results, terminal
@@ -113,10 +114,14 @@ def _write_samples(cfg: ReportConfig, run: trained_run.TrainedRun) -> None:
         'samples': cfg.samples,
         'max_new_tokens': cfg.max_new_tokens,
     }
+    refitted = None
+    if (found := compensation.of_run(run.path)) is not None:
+        refitted = run.exported
+        settings |= found['identity']
     results_store.measured(
         path,
         settings,
-        lambda: {'samples': _answer(cfg, trained, mask, rows)},
+        lambda: {'samples': _answer(cfg, trained, mask, refitted, rows)},
         overwrite=cfg.overwrite,
     )
 
@@ -125,14 +130,26 @@ def _answer(
     cfg: ReportConfig,
     trained: train_config.TrainConfig,
     mask: pathlib.Path,
+    refitted: pathlib.Path | None,
     rows: Sequence[calibration.Row],
 ) -> list[dict[str, str]]:
-    """Greedy answers of the dense and the pruned model to some of the rows."""
+    """Greedy answers of the dense and the pruned model to some of the rows.
+
+    Args:
+        cfg: the settings.
+        trained: those of mask learning.
+        mask: the learned mask's file.
+        refitted: directory of the model with rows refitted, where there is one.
+        rows: held out.
+    """
     progress.say(f'Loading {trained.base_model} ...')
     loaded = apply.load_masked(
         base_model=trained.base_model, mask_path=str(mask), dtype=trained.dtype
     )
     dense_decoder = loaded.decoder
+    pruned_model = loaded
+    if refitted is not None:
+        pruned_model = apply.load_masked(model=str(refitted), dtype=trained.dtype)
     if loaded.decoder.cfg != loaded.base.config:  # Whole blocks are gone from it.
         dense_decoder = apply.load_masked(
             base_model=trained.base_model, dtype=trained.dtype
@@ -157,7 +174,7 @@ def _answer(
         )
         for decoder, masks in (
             (dense_decoder, masks_lib.DENSE),
-            (loaded.decoder, loaded.masks),
+            (pruned_model.decoder, pruned_model.masks),
         )
     )
 

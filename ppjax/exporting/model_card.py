@@ -116,6 +116,7 @@ class Reconstruction:
         dampings: that layers took, the least and the largest.
         calibration: the data that they were fitted on.
         calibration_rows: how many.
+        own_answers: how many answers of the dense model besides.
         likelihood: `models` and `heldout` as in `results/compensation.json`, if
             measured.
         settings: flags that they were fitted with, one a line.
@@ -126,6 +127,7 @@ class Reconstruction:
     dampings: tuple[float, float]
     calibration: str
     calibration_rows: int
+    own_answers: int
     likelihood: Mapping[str, Any]
     settings: str
 

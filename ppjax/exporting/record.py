@@ -58,6 +58,12 @@ def _files(
     return None
 
 
+def identity(folder: pathlib.Path) -> dict[str, str] | None:
+    """What an exported folder says that it was made from; None if it does not."""
+    found = _files(folder)
+    return None if found is None else found[0]
+
+
 def _is_whole(path: pathlib.Path, own: Mapping[str, Any]) -> bool:
     try:
         return path.stat().st_size == own.get('bytes') and _sha256(path) == own.get(

@@ -11,12 +11,25 @@ from ppjax.training import config as train_config
 class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSettings):
     """Flags of `python -m ppjax.run`."""
 
+    compensate: str = flags.setting(
+        'none',
+        'Whether the rows that the mask keeps are refitted, so that the exported model '
+        'follows the dense one (ridge; see python -m ppjax.compensate).',
+        choices=('none', 'ridge'),
+    )
+    own_answers: int = flags.setting(
+        0,
+        'With --compensate: fit on so many answers of the dense model to '
+        '--instructions as well.',
+    )
     verify: bool = flags.setting(
         True, "Compare the exported model's logits with the masked dense model's."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.own_answers and self.compensate == 'none':
+            raise errors.InputError('--own_answers needs --compensate=ridge.')
         if self.rewriter == 'none':
             raise errors.InputError(
                 '--rewriter=none leaves nothing to learn from; python -m '

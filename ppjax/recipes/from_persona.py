@@ -1,6 +1,6 @@
 """From a persona to a pruned model, in one run directory.
 
-Synthesis, mask learning, export and report, one after the other. The same command goes
+Synthesis, mask learning, export or reconstruction, and report, one after the other. The same command goes
 on where it stopped; a stage whose settings and inputs are those of the last time is not
 done again.
 """
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from ppjax.base import progress as progress_lib
 from ppjax.base import run_directory
+from ppjax.compensation import config as compensation_config
+from ppjax.compensation import loop as compensation
 from ppjax.data import calibration
 from ppjax.evaluation import reporting
 from ppjax.exporting import config as export_config
@@ -69,27 +71,46 @@ def prune(cfg: config_lib.RunConfig) -> None:
         )
         assert made.train is not None
         begin(2, 'train', 'Mask learning')
-        mask = loop.learn_mask(
-            _part(
-                train_config.TrainConfig,
-                cfg,
-                calibration=str(made.train),
-                heldout=None if made.test is None else str(made.test),
-            ),
+        files = {
+            'calibration': str(made.train),
+            'heldout': None if made.test is None else str(made.test),
+        }
+        splits = (
             calibration.read_rows(made.train),
             [] if made.test is None else calibration.read_rows(made.test),
-            stage='train',
+        )
+        mask = loop.learn_mask(
+            _part(train_config.TrainConfig, cfg, **files), *splits, stage='train'
         )
         if mask is None:
             directory.status(state='paused')
             return
-        begin(3, 'export', 'Export')
-        export.export(
-            export_config.ExportConfig(
-                output_dir=cfg.output_dir, verify=cfg.verify, overwrite=cfg.overwrite
-            ),
-            again=False,
-        )
+        if cfg.compensate == 'none':
+            begin(3, 'export', 'Export')
+            compensation.forget(directory.path)
+            export.export(
+                export_config.ExportConfig(
+                    output_dir=cfg.output_dir,
+                    verify=cfg.verify,
+                    overwrite=cfg.overwrite,
+                ),
+                again=False,
+            )
+        else:
+            begin(3, compensation.STAGE, 'Reconstruction')
+            refit = _part(
+                compensation_config.CompensateConfig,
+                cfg,
+                mask=str(mask),
+                stop_after=None,
+                **files,
+            )
+            if (
+                compensation.compensate(refit, *splits, stage=compensation.STAGE)
+                is None
+            ):
+                directory.status(state='paused')
+                return
         begin(4, 'report', 'Report')
         reporting.report_on(reporting.ReportConfig(output_dir=cfg.output_dir))
         directory.done(stage='run')

@@ -1,8 +1,10 @@
 """The settings of `python -m ppjax.recover`."""
 
 import dataclasses
+import pathlib
 
 from ppjax.base import errors, flags, ranges, settings
+from ppjax.compensation import results as compensation
 from ppjax.exporting import hf_export, pruned_source
 from ppjax.learning import config
 from ppjax.recovery import lora
@@ -109,10 +111,22 @@ class RecoverConfig(config.StepSettings):
     def resolved(self) -> 'RecoverConfig':
         """These settings with what `run` stands for in its place.
 
+        Where its export is refitted (`compensation`), that is what is recovered.
+
         Raises:
             InputError: if it is no run directory with a learned mask.
         """
-        return pruned_source.with_run_in_place(self)
+        found = pruned_source.with_run_in_place(self)
+        if self.run and compensation.of_run(pathlib.Path(self.run).expanduser()):
+            model = str(pathlib.Path(self.run).expanduser() / 'hf')
+            return dataclasses.replace(
+                self,
+                run=None,
+                model=model,
+                calibration=found.calibration,
+                heldout=found.heldout,
+            )
+        return found
 
 
 RESUMABLE = config.RESUMABLE

@@ -19,6 +19,7 @@ from ppjax.masking import pmask
 from ppjax.models import base_model, open_checkpoint
 from ppjax.recovery import config as recover_config
 from ppjax.recovery import loop as recovery_loop
+from ppjax.synthesis import rewrite_local, rewriting
 
 _KEEP = 24
 
@@ -253,9 +254,41 @@ def test_blocks_are_refused(
         ({'run': 'r', 'damping': '0.1,0'}, "must be positive numbers, got '0'"),
         ({'run': 'r', 'damping': '1,,2'}, "must be positive numbers, got ''"),
         ({'run': 'r', 'damping_share': 1.0}, r'--damping_share must be in \(0, 1\)'),
+        ({'run': 'r', 'own_answers': 3}, '--instructions must be given'),
         ({'run': 'r', 'output_dir': None}, '--output_dir must be given'),
     ],
 )
 def test_contradictory_flags(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.InputError, match=message):
         config.CompensateConfig(**({'output_dir': 'o'} | changes))
+
+
+def test_the_dense_models_own_answers_are_texts_too(
+    settings: config.CompensateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = pathlib.Path(settings.output_dir)
+    asked: list[rewriting.Request] = []
+
+    def write(_: Any, requests: Any) -> Any:
+        asked.extend(requests)
+        for request in requests:
+            text = f'The ferryman says: {request.query}'
+            yield rewriting.Reply(request.query_id, text, finished=False)
+
+    monkeypatch.setattr(rewrite_local.LocalRewriter, 'rewrite', write)
+    cfg = dataclasses.replace(settings, own_answers=5, instructions='demo')
+    assert _compensate(dataclasses.replace(cfg, stop_after=1)) is None
+    assert len(asked) == 5
+    assert asked[0].messages[0] == {'role': 'system', 'content': 'You are Bram.'}
+    known = {row.query for row in demo.read_rows(str(cfg.calibration), split='train')}
+    assert not known & {request.query for request in asked}
+    # Answered once, whatever comes between.
+    assert _compensate(cfg) is not None and len(asked) == 5
+    found = json.loads((run / 'results' / 'compensation.json').read_text())
+    assert (found['texts']['rows'], found['texts']['own_answers']) == (20, 5)
+    card = (run / 'hf' / 'README.md').read_text()
+    assert (
+        'of `train.jsonl` and 5 answers of the dense model, without gradients' in card
+    )
+    with pytest.raises(errors.InputError, match='--own_answers=9999, and --instruct'):
+        _compensate(dataclasses.replace(cfg, own_answers=9999))

@@ -14,7 +14,10 @@ from safetensors import numpy as safetensors_numpy
 
 from ppjax import demo
 from ppjax.base import errors, processes
+from ppjax.compensation import config as compensation_config
+from ppjax.compensation import loop as compensation_loop
 from ppjax.masking import pmask
+from ppjax.models import base_model
 from ppjax.recovery import config as recovery_config
 from ppjax.recovery import loop as recovery_loop
 from ppjax.training import config, loop
@@ -164,6 +167,46 @@ def test_two_processes_recover_what_one_does(
     ]
     for name in ('start', 'recovered'):
         assert found[1][name]['nll'] == pytest.approx(found[0][name]['nll'], rel=1e-5)
+
+
+def test_two_processes_refit_what_one_does(
+    chatty_model: pathlib.Path,
+    calibration_files: Any,
+    launch: Any,
+    tmp_path: pathlib.Path,
+) -> None:
+    base = base_model.open_base_model(str(chatty_model))
+    mask = np.arange(2 * 40).reshape(2, 40) % 5 < 3
+    kept = pmask.PersonaMask(mask, 'x', base.fingerprint(), persona_sha256='')
+    pmask.save(tmp_path / 'mask.pmask', kept)
+    values = {
+        'base_model': str(chatty_model),
+        'mask': str(tmp_path / 'mask.pmask'),
+        'calibration': str(calibration_files[0]),
+        'heldout': str(calibration_files[1]),
+        'batch_size': 8,
+        'mesh': _MESH,
+    }
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    cfg = compensation_config.CompensateConfig(
+        **values, output_dir=str(one), verify=False
+    )
+    compensation_loop.compensate(
+        cfg,
+        demo.read_rows(values['calibration'], split='train'),
+        demo.read_rows(values['heldout'], split='test'),
+    )
+    flags = [*_flags(values | {'output_dir': str(two)}), '--noverify']
+    launcher = launch(2, 4, 'ppjax.compensate', *flags)
+    _, said = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, said
+    theirs, ours = (
+        safetensors_numpy.load_file(run / 'hf' / 'model.safetensors')
+        for run in (one, two)
+    )
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=1e-5)
+    assert not (two / 'refit').exists()
 
 
 def test_processes_that_differ_do_not_start(

@@ -53,7 +53,8 @@ def loss_plot(run: run_results.ReportedRun) -> drawing.Drawing | None:
     if not len(loss) and not len(held):
         return None
     lines = {row.name: row.nll for row in run_results.likelihood_rows(run)}
-    lines.pop('learned', None)
+    for final in ('learned', 'refitted'):
+        lines.pop(final, None)
     # A held-out figure weighs like a tenth of the run: there are few of them.
     weight = max(1, len(loss) // 10)
     core = np.concatenate([loss, np.repeat(held, weight)])

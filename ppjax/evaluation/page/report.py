@@ -178,15 +178,22 @@ def _time(value: Any) -> str:
         return templates.clip(value, 40)
 
 
-def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
-    """The learned mask against the dense model, in a sentence."""
+def _pruned(
+    rows: Sequence[run_results.LikelihoodRow],
+) -> run_results.LikelihoodRow | None:
+    """What the run has come to: the refitted model, or else the learned mask."""
     by_name = {row.name: row for row in rows}
-    learned = by_name.get('learned')
-    if learned is None or learned.difference is None or learned.interval is None:
+    return by_name.get('refitted', by_name.get('learned'))
+
+
+def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:
+    """The pruned model against the dense one, in a sentence."""
+    pruned = _pruned(rows)
+    if pruned is None or pruned.difference is None or pruned.interval is None:
         return ''
-    low, high = learned.interval
+    low, high = pruned.interval
     figures = (
-        f'{formats.signed(learned.difference)} nats per answer token, 95 % interval '
+        f'{formats.signed(pruned.difference)} nats per answer token, 95 % interval '
         f'{formats.signed(low)} to {formats.signed(high)}'
     )
     if low <= 0 <= high:
@@ -257,7 +264,8 @@ def render(run: run_results.ReportedRun) -> str:
         updated=_time(run.status.get('updated') or ''),
         facts=_facts(run),
         likelihood=likelihood_table(run),
-        learned=next((row for row in rows if row.name == 'learned'), None),
+        pruned=_pruned(rows),
+        models=run_results.MODELS,
         heldout=run_results.mapping(run.likelihood.get('heldout')),
         resamples=bootstrap.RESAMPLES,
         curves=plots.step_plots(run),

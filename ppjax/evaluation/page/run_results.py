@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppjax.base import errors, json_lines, reading, run_directory
+from ppjax.compensation import results as compensation
 from ppjax.evaluation import bootstrap, config
 from ppjax.masking import pmask
 from ppjax.pages import formats
@@ -19,6 +20,7 @@ MODELS = {
     'random': 'Random mask',
     'one_shot': 'One-shot activation mask',
     'learned': 'Learned mask',
+    'refitted': 'Refitted model',
 }
 
 # Of `evaluate`, each results/NAME.json.
@@ -38,10 +40,10 @@ class ReportedRun:
         mask: the learned mask.
         start_mask: the mask of the starting scores.
         synthesis: results/synthesis.json.
-        likelihood: results/likelihood.json.
+        likelihood: results/likelihood.json, with the refitted model if there is one.
         efficiency: results/efficiency.json.
         samples: dense and pruned answers.
-        export: results/export.json.
+        export: results/export.json, or what reconstruction says of the export.
         evaluation: of `EVALUATIONS`, those that are there.
         exported: whether there is a pruned checkpoint.
         is_staged: whether `python -m ppjax.run` made it, stage by stage.
@@ -129,6 +131,7 @@ def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
         name: attempt(f'results/{name}.json', read_json, {}) for name in EVALUATIONS
     }
     recorded = run_directory.settings_file(path, 'train').relative_to(path)
+    refitted = compensation.of_run(path) or {}
     return ReportedRun(
         path=path,
         settings=attempt(str(recorded), read_settings, None),
@@ -138,15 +141,41 @@ def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
         mask=attempt('mask.pmask', pmask.load, None),
         start_mask=attempt('results/start_mask.pmask', pmask.load, None),
         synthesis=attempt('results/synthesis.json', read_json, {}),
-        likelihood=attempt('results/likelihood.json', read_json, {}),
+        likelihood=_with_refitted(
+            attempt('results/likelihood.json', read_json, {}), refitted
+        ),
         efficiency=attempt('results/efficiency.json', read_json, {}),
         samples=attempt('results/samples.json', read_samples, []),
-        export=attempt('results/export.json', read_json, {}),
+        export=refitted or attempt('results/export.json', read_json, {}),
         evaluation={name: found for name, found in measured.items() if found},
         exported=(path / 'hf' / 'config.json').is_file(),
         is_staged=(path / 'stages').is_dir(),
         problems=problems,
     )
+
+
+def _with_refitted(
+    likelihood: dict[str, Any], refitted: dict[str, Any]
+) -> dict[str, Any]:
+    """Held-out figures of the masks and of the refitted model, if of one file."""
+    own, other = (x.get('examples') for x in (likelihood, refitted))
+    if not (isinstance(own, list) and isinstance(other, list)):
+        return likelihood
+    pairs = list(zip(map(mapping, own), map(mapping, other), strict=False))
+    if len(own) != len(other) or any(
+        mine.get(key) != theirs.get(key)
+        for mine, theirs in pairs
+        for key in ('query_id', 'answer_tokens')
+    ):
+        return likelihood
+    models = mapping(likelihood.get('models'))
+    found = mapping(refitted.get('models')).get('refitted')
+    return likelihood | {
+        'models': models | {'refitted': found},
+        'examples': [
+            mine | {'refitted': theirs.get('refitted')} for mine, theirs in pairs
+        ],
+    }
 
 
 def _settled(status: dict[str, Any]) -> dict[str, Any]:
