@@ -22,6 +22,7 @@ from ppjax.models import sliced
 
 FORMAT, FORMAT_2 = 'ppjax.pmask.v1', 'ppjax.pmask.v2'
 CHANNELS, BLOCKS = granularity_lib.CHANNELS.name, granularity_lib.BLOCKS.name
+GAIN_DTYPE = np.dtype(np.float16)
 # A file of blocks has a format of its own: who knows channels only must refuse it.
 _FORMATS = {CHANNELS: FORMAT, BLOCKS: 'ppjax.pmask.blocks.v1'}
 _KINDS = {kind: name for name, kind in _FORMATS.items()} | {FORMAT_2: CHANNELS}
@@ -76,7 +77,7 @@ class PersonaMask:
         if self.granularity != CHANNELS:
             raise ValueError(f'a mask of {self.granularity} has no gains.')
         wanted = (len(self.mask), self.keep)
-        if self.gains.dtype != np.float16 or self.gains.shape != wanted:
+        if self.gains.dtype != GAIN_DTYPE or self.gains.shape != wanted:
             raise ValueError(
                 f'gains must be float16 {wanted}, got {self.gains.dtype} '
                 f'{self.gains.shape}.'
@@ -98,13 +99,18 @@ class PersonaMask:
         """The kept channels, int [L, k], or blocks [1, k], ascending in each row."""
         return np.nonzero(self.mask)[1].reshape(len(self.mask), self.keep)
 
+    def scaled(self) -> np.ndarray:
+        """The mask times its gains, float32 [L, F]."""
+        scaled = self.mask.astype(np.float32)
+        if self.gains is not None:
+            scaled[self.mask] = self.gains.reshape(-1)
+        return scaled
+
     def decoder_masks(self) -> masks_lib.Masks:
         """What it masks of a decoder: bool, or float32 where there are gains."""
         if self.gains is None:
             return self.kind.decoder_masks(jnp.asarray(self.mask))
-        channels = np.zeros(self.mask.shape, np.float32)
-        np.put_along_axis(channels, self.indices(), self.gains, axis=-1)
-        return masks_lib.Masks(channels=jnp.asarray(channels))
+        return self.kind.decoder_masks(jnp.asarray(self.scaled()))
 
     def pruned(self, base: base_lib.BaseModel) -> base_lib.BaseModel:
         """The model of what it keeps, gains folded in; nothing is read yet."""

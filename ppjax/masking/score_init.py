@@ -162,3 +162,19 @@ def mask_scores(masks: np.ndarray, activation: np.ndarray) -> np.ndarray:
     rank = np.argsort(order, axis=-1, kind='stable')
     quantile = (rank + 0.5) / num_channels
     return np.asarray(jax.scipy.stats.norm.ppf(quantile), np.float32)
+
+
+def mask_gains(masks: np.ndarray, scaled: np.ndarray) -> np.ndarray:
+    """Gains from masks that were learned before.
+
+    Args:
+        masks: bool [M, L, F], one or more.
+        scaled: float32 [M, L, F], the same times their gains.
+
+    Returns:
+        [L, F] float32: of every channel the mean over the masks that keep it, and 1
+        where none does.
+    """
+    counts = masks.sum(axis=0)
+    sums = scaled.sum(axis=0)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1))

@@ -75,6 +75,22 @@ class LearningSettings(config.StepSettings):
     learning_rate: float = flags.setting(
         1e-2, 'Peak learning rate of AdamW.', within='(0, 1000]'
     )
+    gains: bool = flags.setting(
+        False,
+        'Also learn one number a channel, by which what it adds is multiplied. It is '
+        'kept in the mask file and folded into down_proj at export: the exported model '
+        'is no larger. It starts at 1, or as the masks of --score_init have it.',
+    )
+    gain_learning_rate: float = flags.setting(
+        1e-2, 'Peak learning rate of --gains, without decay.', within='(0, 1000]'
+    )
+    mask_steps: int | None = flags.setting(
+        None,
+        'Learn the mask in so many of the steps, which its schedule then spans, and in '
+        'those that follow --gains alone; 0 learns gains of the mask that --score_init '
+        'gives. By default the mask is learned in all steps.',
+        least=0,
+    )
     micro_batches: int = flags.setting(
         1,
         'Pieces a step is cut into to save memory; gradients are accumulated.',
@@ -98,6 +114,15 @@ class LearningSettings(config.StepSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         score_init.start_masks(self.score_init)
+        if self.gains and self.granularity != granularity_lib.CHANNELS.name:
+            raise errors.InputError(
+                f'--gains are of channels; --granularity={self.granularity} has none.'
+            )
+        if self.mask_steps is not None and not self.gains:
+            raise errors.InputError(
+                '--mask_steps leaves the steps that follow to --gains; give both, or '
+                'fewer --steps.'
+            )
 
 
 # Data, model, sizes of masks, and what draws samples and random scores.
@@ -220,6 +245,7 @@ class TrainConfig(LearningSettings):
             ),
             heldout=None,
             steps=self.shared_steps,
+            mask_steps=None,
             score_scale=_SHARED_SCORE_SCALE if scale is None else scale,
             output_dir=os.path.join(self.output_dir, 'shared', 'mask'),
         )

@@ -1,6 +1,6 @@
 """The runs of one or many personas over one frozen model, step by step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 
 import jax
@@ -13,7 +13,7 @@ from ppjax.data import packing
 from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import steps as steps_lib
-from ppjax.masking import pmask, topk
+from ppjax.masking import pmask
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import loading
 from ppjax.parallel import sharding
@@ -67,7 +67,7 @@ class Joint:
             micro_batches=self.cfg.micro_batches,
         )
 
-    def _abstract_state(self) -> step_lib.TrainState:
+    def _abstract_state(self) -> step_lib.AnyState:
         """Shapes and places of the state, without arrays."""
         learning, shape = self.runs[0].learning, self.runs[0].shape
         state = jax.eval_shape(
@@ -145,23 +145,32 @@ class Joint:
         if saved is not None:
             state = saved
         else:
-            state = step_lib.init_state(starts, self.runs[0].learning)
+            learning = self.runs[0].learning
+            scores, gains = (
+                None if own[0] is None else jnp.stack(own)
+                for own in zip(*starts, strict=True)
+            )
+            assert scores is not None
+            state = step_lib.init_state(scores, learning, gains)
             if self.mesh is not None:
                 state = sharding.spread(state, sharding.replicated(self.mesh))
         train_step = step_lib.make_train_step(
             self.runs[0].learning, self.shape, mesh=self.mesh
         )
+        # Now, and not between two steps.
+        gain_rates = [run.gain_rate() for run in self.runs] if self.cfg.gains else None
 
         def take(
-            state: step_lib.TrainState, step: int
-        ) -> tuple[step_lib.TrainState, step_lib.MaskStepMetrics]:
-            return train_step(state, model, *self.sent(self.turns[step - 1]))
+            state: step_lib.AnyState, step: int
+        ) -> tuple[step_lib.AnyState, step_lib.MaskStepMetrics]:
+            return train_step(
+                state, model, *self.sent(self.turns[step - 1], gain_rates)
+            )
 
-        def likelihood(p: int, state: step_lib.TrainState) -> heldout_lib.Likelihood:
+        def likelihood(p: int, state: step_lib.AnyState) -> heldout_lib.Likelihood:
             run, heldout = self.runs[p], heldouts[p]
             assert heldout is not None
-            mask = topk.topk_mask(state.scores[p], run.keep)
-            return run.measure(heldout, model, mask)
+            return run.measure(heldout, model, run.learned_mask(*_own(state, p)))
 
         learner = steps_lib.Learner(
             'train',
@@ -182,7 +191,7 @@ class Joint:
             models = references[p]
             if heldouts[p] is not None:
                 models = models | {'learned': learner.learned(p, learned)}
-            run.finish(learned.scores[p], models)
+            run.finish(*_own(learned, p), models)
             run.directory.done(step=run.total, total_steps=run.total)
         self.directory.done(step=self.total, total_steps=self.total)
         return True
@@ -202,15 +211,18 @@ class Joint:
         model: decoder_lib.Decoder,
         heldouts: Sequence[heldout_lib.HeldOut | None],
         first: int,
-    ) -> tuple[jax.Array, list[dict[str, heldout_lib.Likelihood]]]:
-        """Start scores [P, R, U] (of no meaning when resuming), and references."""
+    ) -> tuple[
+        list[tuple[jax.Array, jax.Array | None]],
+        list[dict[str, heldout_lib.Likelihood]],
+    ]:
+        """Start scores and gains [R, U] (none when resuming), and references."""
         measured = starts_lib.Starts.of_personas(
             [run.data.train for run in self.runs],
             seed=self.cfg.seed,
             granularity=self.runs[0].granularity,
             mesh=self.mesh,
         )
-        scores, references = [], []
+        starts, references = [], []
         for run, own, heldout in zip(self.runs, measured, heldouts, strict=True):
             if run.name:
                 progress_lib.say(f'{run.name}:')
@@ -222,25 +234,36 @@ class Joint:
                 )
                 found = run.references(heldout, measure)
             references.append(found)
-            if first:
-                scores.append(jnp.zeros(run.shape))
-            else:
-                scores.append(run.start_scores(own, model, activation))
+            if not first:
+                start = run.start(own, model, activation)
+                starts.append(start)
                 pmask.save(
                     run.directory.path / 'results' / 'start_mask.pmask',
-                    run.mask_file(scores[-1]),
+                    run.mask_file(*start),
                 )
-        return jnp.stack(scores), references
+        return starts, references
 
-    def sent(self, own: Mapping[int, int]) -> tuple[packing.PackedBatch, step_lib.Turn]:
+    def sent(
+        self,
+        own: Mapping[int, int],
+        gain_rates: Sequence[Callable[[int], float]] | None,
+    ) -> tuple[packing.PackedBatch, step_lib.Turn]:
         """(examples [N, ...], turn) of one step, on the devices.
 
         Args:
             own: the personas that take it, and the steps that each took before.
+            gain_rates: learning rate of gains by step of each persona.
         """
         taken = [own.get(p, 0) for p in range(len(self.runs))]
-        rates = [run.rate for run in self.runs]
-        turn = turns_lib.make_turn([*own], taken, self.totals, rates, self.slots)
+        runs = self.runs
+        turn = turns_lib.make_turn(
+            [*own],
+            taken,
+            [run.mask_steps for run in runs],
+            [run.rate for run in runs],
+            self.slots,
+            gain_rates,
+        )
         packed = [self.runs[p].packed(t + 1, self.shape) for p, t in own.items()]
         # Zeros in slots that stay empty.
         packed += [jax.tree.map(np.zeros_like, packed[0])] * (self.slots - len(packed))
@@ -251,3 +274,8 @@ class Joint:
             sharding.spread(batch, sharding.slot_rows(self.mesh)),
             sharding.spread(turn, sharding.replicated(self.mesh)),
         )
+
+
+def _own(state: step_lib.AnyState, p: int) -> tuple[jax.Array, jax.Array | None]:
+    """One persona's scores and gains."""
+    return state.scores[p], None if state.gains is None else state.gains[p]

@@ -153,7 +153,15 @@ def _runs(
     stage: str | None = None,
 ) -> list[run_lib.LearningRun]:
     """The run of each of many personas, or of '', which is the settings' own."""
-    runs = []
+    runs, start_hash = [], ''
+    if score_init.start_masks(cfg.score_init):
+        masks = run_lib.read_start_masks(cfg, base)
+        start_hash = run_lib.masks_hash(masks, gains=cfg.gains)
+        if not cfg.gains and any(own.gains is not None for own in masks):
+            progress_lib.say(
+                'Note: --score_init has gains, which are left out; with --gains they '
+                'are learned on.'
+            )
     for name, (train, heldout) in rows.items():
         own = cfg
         if name:
@@ -164,9 +172,8 @@ def _runs(
         data = data_lib.prepare_data(
             base, train, heldout, max_length=cfg.max_length, date=cfg.date
         )
-        if score_init.start_masks(cfg.score_init):
-            digest = run_lib.masks_hash(run_lib.read_start_masks(cfg, base))
-            data.hashes['start masks'] = digest
+        if start_hash:
+            data.hashes['start masks'] = start_hash
         directory = run_directory.RunDirectory(own.output_dir, stage=stage)
         runs.append(run_lib.LearningRun(own, base, data, directory, name=name))
     return runs

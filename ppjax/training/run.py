@@ -1,5 +1,6 @@
 """One persona's mask learning run: its data, its steps and what it leaves."""
 
+from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -7,6 +8,7 @@ import pathlib
 
 import jax
 import numpy as np
+import optax
 
 from ppjax.base import atomic, errors, reading, run_directory
 from ppjax.base import versions as versions_lib
@@ -14,6 +16,7 @@ from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references as references_lib
 from ppjax.learning import run as learning_run
+from ppjax.learning import schedule as schedule_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import pmask, score_init, topk
 from ppjax.models import base_model
@@ -32,6 +35,8 @@ class LearningRun(learning_run.Run):
         shape: (R, U) of its masks.
         keep: k.
         mask_path: the persona mask, once it is learned.
+        mask_steps: its steps in which the mask is learned, which `schedule` spans;
+            what follow are of gains alone.
     """
 
     cfg: config_lib.TrainConfig
@@ -63,6 +68,20 @@ class LearningRun(learning_run.Run):
             *size, sparsity=cfg.sparsity, align=cfg.align
         )
         self.mask_path = directory.path / 'mask.pmask'
+        self.mask_steps = self.total
+        if cfg.mask_steps is not None:
+            self.mask_steps = min(cfg.mask_steps, self.total)
+            self.schedule = self._schedule(cfg.learning_rate, self.mask_steps)
+
+    def _schedule(self, learning_rate: float, num_steps: int) -> optax.Schedule:
+        return schedule_lib.make_schedule(
+            learning_rate=learning_rate, warmup=self.cfg.warmup, num_steps=num_steps
+        )
+
+    def gain_rate(self) -> Callable[[int], float]:
+        """Learning rate of gains by step, on the host."""
+        schedule = self._schedule(self.cfg.gain_learning_rate, self.total)
+        return schedule_lib.on_host(schedule, self.total)
 
     @property
     def learning(self) -> step_lib.Learning:
@@ -77,6 +96,8 @@ class LearningRun(learning_run.Run):
             remat=cfg.remat,
             seed=cfg.seed,
             granularity=cfg.granularity,
+            gains=cfg.gains,
+            mask_steps=cfg.mask_steps,
         )
 
     def is_learned(self) -> bool:
@@ -91,6 +112,8 @@ class LearningRun(learning_run.Run):
         wanted = self.mask_file(jax.numpy.zeros(self.shape))
         names = ('base_fingerprint', 'persona_sha256', 'granularity', 'keep')
         differ = [n for n in names if getattr(found, n) != getattr(wanted, n)]
+        if (found.gains is not None) != self.cfg.gains:
+            differ.append('gains')
         if differ:
             raise errors.InputError(
                 f'{self.mask_path} is no mask of this run (it has another '
@@ -114,13 +137,13 @@ class LearningRun(learning_run.Run):
         """Random scores [R, U] of this run's seed."""
         return score_init.random_scores(jax.random.key(self.cfg.seed), *self.shape)
 
-    def start_scores(
+    def start(
         self,
         starts: starts_lib.Starts,
         model: decoder_lib.Decoder,
         activation: jax.Array | None,
-    ) -> jax.Array:
-        """The scores [R, U] that learning starts from.
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The scores [R, U] and gains, if any, that learning starts from.
 
         Args:
             starts: measures them on the calibration examples.
@@ -132,6 +155,7 @@ class LearningRun(learning_run.Run):
                 another base model, or masks something else.
         """
         kind = self.cfg.score_init
+        gains = jax.numpy.ones(self.shape) if self.cfg.gains else None
         if kind == 'random':
             scores = self.random_scores()
         elif kind == 'taylor':
@@ -141,16 +165,19 @@ class LearningRun(learning_run.Run):
                 activation = starts.activation(model)
             scores = activation
             if kind != 'activation':
-                scores = jax.numpy.asarray(
-                    score_init.mask_scores(
-                        read_start_masks(self.cfg, self.base),
-                        np.asarray(activation),
-                    )
-                )
-        return scores * self.cfg.score_scale
+                masks = read_start_masks(self.cfg, self.base)
+                bits = np.stack([own.mask for own in masks])
+                found = score_init.mask_scores(bits, np.asarray(activation))
+                scores = jax.numpy.asarray(found)
+                if gains is not None:
+                    scaled = np.stack([own.scaled() for own in masks])
+                    gains = jax.numpy.asarray(score_init.mask_gains(bits, scaled))
+        return scores * self.cfg.score_scale, gains
 
-    def mask_file(self, scores: jax.Array) -> pmask.PersonaMask:
-        """The persona mask of some scores [R, U].
+    def mask_file(
+        self, scores: jax.Array, gains: jax.Array | None = None
+    ) -> pmask.PersonaMask:
+        """The persona mask of some scores [R, U], and gains if there are some.
 
         Raises:
             InputError: if they are not finite.
@@ -164,7 +191,17 @@ class LearningRun(learning_run.Run):
             persona_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
             system_prompt=prompt,
             granularity=self.granularity.name,
+            gains=None if gains is None else topk.finite_gains(gains, mask),
         )
+
+    def learned_mask(
+        self, scores: jax.Array, gains: jax.Array | None = None
+    ) -> jax.Array:
+        """What `mask_file` says of the same, as floats [R, U] on the device."""
+        mask = topk.topk_mask(scores, self.keep)
+        if gains is None:
+            return mask
+        return mask * gains.astype(pmask.GAIN_DTYPE).astype(gains.dtype)
 
     def measure(
         self,
@@ -198,12 +235,14 @@ class LearningRun(learning_run.Run):
     def finish(
         self,
         scores: jax.Array,
+        gains: jax.Array | None,
         models: dict[str, heldout_lib.Likelihood],
     ) -> None:
         """Writes results/likelihood.json, if there is any, and the mask.
 
         Args:
             scores: learned, [R, U].
+            gains: learned, or None.
             models: name -> held-out likelihood; may be empty.
         """
         if models:
@@ -221,13 +260,13 @@ class LearningRun(learning_run.Run):
                     'versions': versions_lib.versions(),
                 },
             )
-        pmask.save(self.mask_path, self.mask_file(scores))
+        pmask.save(self.mask_path, self.mask_file(scores, gains))
 
 
 def read_start_masks(
     cfg: config_lib.TrainConfig, base: base_model.BaseModel
-) -> np.ndarray:
-    """The masks that `--score_init` names, bool [M, R, U].
+) -> list[pmask.PersonaMask]:
+    """The masks that `--score_init` names.
 
     Raises:
         InputError: if one is unreadable or of another base model, or masks something
@@ -241,10 +280,13 @@ def read_start_masks(
                 f'--score_init: {file} is a mask of {persona_mask.granularity}, and '
                 f'--granularity={cfg.granularity}.'
             )
-        masks.append(persona_mask.mask)
-    return np.stack(masks)
+        masks.append(persona_mask)
+    return masks
 
 
-def masks_hash(masks: np.ndarray) -> str:
-    """sha256 of masks, bool [M, R, U]."""
-    return hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()
+def masks_hash(masks: Sequence[pmask.PersonaMask], *, gains: bool) -> str:
+    """sha256 of masks, and of their gains where these are learned on."""
+    content = np.packbits(np.stack([own.mask for own in masks])).tobytes()
+    if gains:
+        content += b''.join(own.gain_bytes() for own in masks)
+    return hashlib.sha256(content).hexdigest()

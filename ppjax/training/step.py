@@ -28,6 +28,30 @@ class TrainState(NamedTuple):
     scores: jax.Array
     optimizer: Any
 
+    @property
+    def gains(self) -> None:
+        """There are none."""
+        return None
+
+
+class GainedState(NamedTuple):
+    """The same where gains are learned too: a tree of its own, for its checkpoints.
+
+    Attributes:
+        scores: as of `TrainState`.
+        optimizer: of the scores.
+        gains: [P, L, F], float32.
+        gain_optimizer: theirs.
+    """
+
+    scores: jax.Array
+    optimizer: Any
+    gains: jax.Array
+    gain_optimizer: Any
+
+
+AnyState = TrainState | GainedState
+
 
 class Turn(NamedTuple):
     """Which personas take a step, and where each is in its own run. N slots.
@@ -36,8 +60,9 @@ class Turn(NamedTuple):
         persona: int32 [N], all different.
         active: bool [N]; false for a slot that stays empty.
         step: int32 [N], the persona's own steps before this one.
-        progress: float32 [N], their share of all its steps, in [0, 1).
-        learning_rate: float32 [N].
+        progress: float32 [N], their share of all steps of its mask, in [0, 1].
+        learning_rate: float32 [N], of scores.
+        gain_rate: float32 [N], of gains; None where none are learned.
     """
 
     persona: Any
@@ -45,6 +70,7 @@ class Turn(NamedTuple):
     step: Any
     progress: Any
     learning_rate: Any
+    gain_rate: Any = None
 
 
 class MaskStepMetrics(NamedTuple):
@@ -54,7 +80,7 @@ class MaskStepMetrics(NamedTuple):
         loss: mean over the step's answer tokens, before the update, in nats.
         grad_norm: of dL/dz over all rows.
         flip_fraction: share of mask bits that the update changed.
-        score_norm: of z after the update.
+        score_norm: of z, and of gains, after the update.
     """
 
     loss: jax.Array
@@ -76,6 +102,9 @@ class Learning:
         remat: see `Decoder.__call__`.
         seed: of what an estimator draws.
         granularity: what is masked; a key of `granularity.KINDS`.
+        gains: whether kept channels are multiplied by gains, learned as well.
+        mask_steps: a persona's own steps after which its mask stands still; None if
+            it never does.
     """
 
     keep: int
@@ -86,6 +115,8 @@ class Learning:
     remat: str
     seed: int
     granularity: str = granularity_lib.CHANNELS.name
+    gains: bool = False
+    mask_steps: int | None = None
 
 
 def _adamw(weight_decay: float) -> optax.GradientTransformation:
@@ -93,14 +124,25 @@ def _adamw(weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
 
 
-def init_state(scores: jax.Array, learning: Learning) -> TrainState:
+# Not decayed: a gain says nothing at 1, and not at 0.
+_of_gains = optax.scale_by_adam()
+
+
+def init_state(
+    scores: jax.Array, learning: Learning, gains: jax.Array | None = None
+) -> AnyState:
     """The state before the first step.
 
     Args:
         scores: the starts of all personas, [P, R, U].
         learning: as for `make_train_step`.
+        gains: their starts, where some are learned; 1 by default.
     """
-    return TrainState(scores, jax.vmap(_adamw(learning.weight_decay).init)(scores))
+    moments = jax.vmap(_adamw(learning.weight_decay).init)(scores)
+    if not learning.gains:
+        return TrainState(scores, moments)
+    gains = jnp.ones_like(scores) if gains is None else gains
+    return GainedState(scores, moments, gains, jax.vmap(_of_gains.init)(gains))
 
 
 def make_train_step(
@@ -114,7 +156,10 @@ def make_train_step(
     Every slot is a step of that persona's own run, side by side in the batch over one
     frozen model: its loss is the mean over all answer tokens of its examples, whatever
     the number of micro-batches, and a persona without a slot is neither moved nor
-    decayed. Only scores are differentiated, so no weight gradient exists.
+    decayed. Only scores and gains are differentiated, so no weight gradient exists.
+
+    With gains g the mask of the loss is c = m g. Both are differentiated: dL/dz :=
+    dL/dc g where the estimator is straight through, and dL/dg = dL/dc m.
 
     Args:
         learning: what is minimised and how.
@@ -131,6 +176,9 @@ def make_train_step(
     transform = _adamw(learning.weight_decay)
     granularity = granularity_lib.KINDS[learning.granularity]
 
+    def stands(turn: Turn) -> jax.Array:
+        return turn.step >= learning.mask_steps
+
     def mask_of(scores: jax.Array, turn: Turn) -> jax.Array:
         keep: Any = learning.keep
         if learning.anneal:
@@ -138,15 +186,20 @@ def make_train_step(
                 turn.progress, scores.shape[-1], keep, learning.anneal
             )
         key = jax.random.fold_in(jax.random.key(learning.seed), turn.step)
-        return estimate(scores, keep, progress=turn.progress, key=key)
+        mask = estimate(scores, keep, progress=turn.progress, key=key)
+        if learning.mask_steps is None:
+            return mask
+        return jnp.where(stands(turn), topk.topk_mask(scores, learning.keep), mask)
 
     def micro_loss(
-        scores: jax.Array,
+        values: tuple[jax.Array, jax.Array | None],
         model: decoder_lib.Decoder,
         rows: packing.PackedBatch,
         turn: Turn,
     ) -> jax.Array:
-        masks = granularity.decoder_masks(mask_of(scores, turn))
+        scores, gains = values
+        mask = mask_of(scores, turn)
+        masks = granularity.decoder_masks(mask if gains is None else mask * gains)
         losses = loss_lib.answer_losses(
             model,
             masks,
@@ -157,44 +210,61 @@ def make_train_step(
         )
         return jnp.sum(losses * rows.weights)
 
+    def moved(state: AnyState, grad: jax.Array, turn: Turn) -> tuple[jax.Array, Any]:
+        updates, optimizer = transform.update(grad, state.optimizer, state.scores)
+        new = state.scores - turn.learning_rate * updates, optimizer
+        if learning.mask_steps is None:
+            return new
+        old = state.scores, state.optimizer
+        return jax.tree.map(lambda x, y: jnp.where(stands(turn), x, y), old, new)
+
     def own_step(
-        state: TrainState,
+        state: AnyState,
         model: decoder_lib.Decoder,
         batch: packing.PackedBatch,
         turn: Turn,
-    ) -> tuple[TrainState, MaskStepMetrics]:
+    ) -> tuple[AnyState, MaskStepMetrics]:
+        values = state.scores, state.gains
+
         def accumulate(carry: Any, rows: Any) -> tuple[Any, None]:
-            found = jax.value_and_grad(micro_loss)(state.scores, model, rows, turn)
+            found = jax.value_and_grad(micro_loss)(values, model, rows, turn)
             return jax.tree.map(jnp.add, carry, found), None
 
-        zero = (jnp.zeros(()), jnp.zeros_like(state.scores))
-        (value, grad), _ = jax.lax.scan(accumulate, zero, batch)
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, values))
+        (value, grads), _ = jax.lax.scan(accumulate, zero, batch)
         total = jnp.sum(batch.weights)
-        value, grad = value / total, grad / total
-        updates, optimizer = transform.update(grad, state.optimizer, state.scores)
-        scores = state.scores - turn.learning_rate * updates
+        value, grads = value / total, jax.tree.map(lambda x: x / total, grads)
+        grad, of_gains = grads
+        scores, optimizer = moved(state, grad, turn)
+        new: AnyState = TrainState(scores, optimizer)
+        squares = jnp.sum(jnp.square(scores))
+        if isinstance(state, GainedState):
+            updates, moments = _of_gains.update(of_gains, state.gain_optimizer)
+            gains = state.gains - turn.gain_rate * updates
+            new = GainedState(scores, optimizer, gains, moments)
+            squares += jnp.sum(jnp.square(gains))
         keep = learning.keep
         flipped = topk.topk_mask(scores, keep) != topk.topk_mask(state.scores, keep)
         metrics = MaskStepMetrics(
             loss=value,
             grad_norm=jnp.sqrt(jnp.sum(jnp.square(grad))),
             flip_fraction=jnp.mean(flipped.astype(jnp.float32)),
-            score_norm=jnp.sqrt(jnp.sum(jnp.square(scores))),
+            score_norm=jnp.sqrt(squares),
         )
 
         def if_active(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(turn.active, new, old)
 
-        return jax.tree.map(if_active, TrainState(scores, optimizer), state), metrics
+        return jax.tree.map(if_active, new, state), metrics
 
     def step(
-        state: TrainState,
+        state: AnyState,
         model: decoder_lib.Decoder,
         batch: packing.PackedBatch,
         turn: Turn,
-    ) -> tuple[TrainState, MaskStepMetrics]:
+    ) -> tuple[AnyState, MaskStepMetrics]:
         chex.assert_rank(state.scores, 3)
-        chex.assert_equal_shape([*turn])
+        chex.assert_equal_shape(jax.tree.leaves(turn))
         model = weights.with_tables_gathered(model)
         mine = jax.tree.map(lambda x: x[turn.persona], state)
         new, metrics = jax.vmap(own_step, in_axes=(0, None, 0, 0))(

@@ -37,22 +37,29 @@ def make_turn(
     totals: Sequence[int],
     rates: Sequence[Callable[[int], float]],
     slots: int,
+    gain_rates: Sequence[Callable[[int], float]] | None = None,
 ) -> step_lib.Turn:
     """One joint step's turn; slots that stay empty hold personas that sit it out.
 
     Args:
         chosen: the personas that take the step.
         taken: steps of its own that each persona has taken before.
-        totals: steps of each persona's run.
+        totals: steps of each persona's run in which its mask is learned.
         rates: learning rate by step of each persona.
         slots: N.
+        gain_rates: the same of gains, where there are some.
     """
     idle = [persona for persona in range(len(totals)) if persona not in chosen]
     personas = [*chosen, *idle][:slots]
+
+    def each(of: Callable[[int], float]) -> np.ndarray:
+        return np.array([of(p) for p in personas], np.float32)
+
     return step_lib.Turn(
         persona=np.array(personas, np.int32),
         active=np.arange(slots) < len(chosen),
         step=np.array([taken[p] for p in personas], np.int32),
-        progress=np.array([taken[p] / totals[p] for p in personas], np.float32),
-        learning_rate=np.array([rates[p](taken[p]) for p in personas], np.float32),
+        progress=each(lambda p: min(taken[p] / max(totals[p], 1), 1.0)),
+        learning_rate=each(lambda p: rates[p](taken[p])),
+        gain_rate=gain_rates and each(lambda p: gain_rates[p](taken[p])),
     )

@@ -182,3 +182,17 @@ def test_what_the_second_part_refuses_leaves_no_folder(settings, tmp_path):
     with pytest.raises(errors.InputError, match='none is left for the shared mask'):
         train.main(cfg)
     assert not (tmp_path / 'late').exists()
+
+
+def test_the_shared_masks_gains_are_taken_over(settings):
+    cfg = settings('gains', gains=True, gain_learning_rate=0.3, mask_steps=2)
+    assert train.main(cfg) == 0
+    shared = pmask.load(f'{cfg.output_dir}/shared/mask/mask.pmask')
+    assert np.abs(shared.gains - 1).max() > 0.1
+    for name in _NAMES:
+        own = f'{cfg.output_dir}/personas/{name}'
+        began = pmask.load(f'{own}/results/start_mask.pmask')
+        np.testing.assert_array_equal(began.mask, shared.mask)
+        np.testing.assert_array_equal(began.gains, shared.gains)
+        learned = pmask.load(f'{own}/mask.pmask').gains
+        assert not np.array_equal(learned, shared.gains)
