@@ -58,8 +58,10 @@ class Layers:
         """Bytes on the host: of both streams, and of one layer's sums at their peak."""
         cfg, width = self._pruned.config, jnp.dtype(self._cfg.dtype).itemsize
         size = cfg.d_ff + self._cfg.bias
-        # G and its factor; C, a solution, and what it is made in.
-        sums = 8 * (2 * size**2 + 3 * size * cfg.d_model)
+        # G and its factor; C, a solution, and what it is made in; a change to try for
+        # each damping.
+        rows = size * cfg.d_model
+        sums = 16 * size**2 + 24 * rows + 4 * rows * len(self._cfg.dampings())
         return 2 * self._texts.tokens * cfg.d_model * width, sums
 
     def start(self) -> None:

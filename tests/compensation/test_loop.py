@@ -15,8 +15,10 @@ import transformers
 from ppjax import compensate, demo
 from ppjax.base import errors
 from ppjax.compensation import config, layers, loop
+from ppjax.exporting import verify
 from ppjax.masking import pmask
 from ppjax.models import base_model, open_checkpoint
+from ppjax.models import masks as masks_lib
 from ppjax.recovery import config as recover_config
 from ppjax.recovery import loop as recovery_loop
 from ppjax.synthesis import rewrite_local, rewriting
@@ -187,12 +189,21 @@ def test_finished_run_is_not_done_again(
 
 
 def test_a_bias_loads_in_transformers(settings: config.CompensateConfig) -> None:
-    cfg = dataclasses.replace(settings, bias=True, verify=True)
-    model = _compensate(cfg)
+    model = _compensate(dataclasses.replace(settings, bias=True))
     hf = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     assert hf.config.mlp_bias
     mlp = hf.model.layers[1].mlp
     assert mlp.down_proj.bias.abs().max() > 0 and not mlp.up_proj.bias.any()
+    tokens = np.random.default_rng(1).integers(3, 999, (2, 19))
+    with torch.inference_mode():
+        theirs = hf.eval()(torch.tensor(tokens)).logits.numpy()
+    ours = verify.masked_logits(
+        base_model.open_base_model(str(model)),
+        masks_lib.DENSE,
+        tokens.astype(np.int32),
+        dtype='float32',
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 def test_recovery_starts_from_the_refitted_model(

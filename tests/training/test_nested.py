@@ -90,7 +90,7 @@ def mask(finished):
 def test_each_step_is_one_of_its_own_k(finished):
     """A step's loss is that of the mask of the k that its seed and number draw."""
     own = _joint(finished)
-    [run] = own.runs
+    [run], [shape] = own.runs, own.shapes.values()
     assert run.learning.keeps == ranking.Keeps(16, 32, 4)
     lines = _text(finished, 'metrics.jsonl').splitlines()
     first = next(x for x in map(json.loads, lines) if x['stage'] == 'train')
@@ -100,7 +100,7 @@ def test_each_step_is_one_of_its_own_k(finished):
     losses = {}
     for keep in (16, 20, 24, 28, 32):
         learning = dataclasses.replace(run.learning, keep=keep, keeps=None)
-        step = step_lib.make_train_step(learning, own.shape)
+        step = step_lib.make_train_step(learning, shape)
         scores = -jnp.asarray(start.ranking.ranks, jnp.float32)[None]
         state = step_lib.init_state(scores, learning)
         sent = own.sent(own.turns[0], [run.gain_rate()])

@@ -71,6 +71,8 @@ def _facts(run: run_results.ReportedRun) -> dict[str, Any]:
         'asked': settings.sparsity if settings else None,
         'keep': None,
         'granularity': settings.granularity if settings else 'channels',
+        'gains': False,
+        'keeps': None,
     }
     if mask is not None:
         rows, units = mask.mask.shape
