@@ -26,11 +26,12 @@ def _settings(model, output, **changes):
         'heldout': 'demo:ferryman',
         'output_dir': str(output),
         'sparsity': 0.5,
-        'align': 4,
+        'align': 1,
         'batch_size': 4,
         'steps': 4,
         'checkpoint_every': 1,
         'learning_rate': 0.2,
+        'score_init': 'random',
         'budget': 'global',
         'width_floor': 6,
     }
@@ -65,7 +66,7 @@ def test_what_is_learned_is_what_transformers_loads(learned, chatty_model, capsy
     mask = pmask.load(file)
     widths = mask.kept.sum(axis=1)
     assert widths.sum() == 2 * _KEEP and widths[0] != widths[1]
-    assert not (widths % 4).any() and widths.min() >= 8
+    assert widths.min() >= 6
     assert mask.keep == widths.max() and mask.has_gains
 
     capsys.readouterr()
