@@ -134,3 +134,19 @@ def test_a_tensor_of_a_later_version_is_not_passed_over(tmp_path):
     safetensors_numpy.save_file(tensors, path, metadata=metadata)
     with pytest.raises(errors.InputError, match=r'more.*version'):
         pmask.load(path)
+
+
+@hypothesis.given(data=st.data())
+def test_damage_is_never_a_traceback(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / 'damaged-ranks.pmask'
+    pmask.save(path, _persona_mask(_ranking()))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        loaded = pmask.load(path)
+    except errors.InputError:
+        return
+    assert loaded.mask.sum() == 3 * loaded.keep

@@ -239,6 +239,9 @@ def likelihood_rows(run: ReportedRun) -> list[LikelihoodRow]:
     nll = {
         name: formats.number(mapping(models.get(name)).get('nll')) for name in labels
     }
+    # What is exported may be the mask at another sparsity.
+    keep = run.mask and run.mask.keep
+    exported = run.export if run.export.get('keep', keep) == keep else {}
     rows = []
     for name, value in nll.items():
         if value is None:
@@ -246,8 +249,7 @@ def likelihood_rows(run: ReportedRun) -> list[LikelihoodRow]:
         dense = nll['dense']
         side = 'dense' if name == 'dense' else 'pruned' if name in MODELS else ''
         figures = mapping(run.efficiency.get(side)) or {
-            key: mapping(run.export.get(key)).get(side)
-            for key in ('parameters', 'bytes')
+            key: mapping(exported.get(key)).get(side) for key in ('parameters', 'bytes')
         }
         rows.append(
             LikelihoodRow(
