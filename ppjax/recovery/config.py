@@ -82,6 +82,8 @@ class RecoverConfig(config.StepSettings):
         choices=tuple(hf_export.DTYPES),
     )
 
+    system_prompt: str | None = settings.system_prompt_setting()
+
     def __post_init__(self) -> None:
         # Not the shared check: there are other ways to name a model here.
         settings.require_given(self, 'output_dir')
@@ -96,6 +98,7 @@ class RecoverConfig(config.StepSettings):
         if not self.run:
             settings.require_given(self, 'calibration')
         lora.parse_targets(self.lora_targets)
+        self.check_prompts()
         ranges.check(self)
 
     @property
@@ -127,3 +130,5 @@ class RecoverConfig(config.StepSettings):
 
 
 RESUMABLE = config.RESUMABLE
+# Unset they are no part of a run's identity: runs were made before there were any.
+LATER = ('prompt_dropout', 'short_prompt', 'system_prompt')

@@ -31,7 +31,13 @@ def _results_file(run: run_lib.RecoveryRun) -> pathlib.Path:
 
 def _identity(run: run_lib.RecoveryRun) -> dict[str, str]:
     """Of the exported weights: the run that they are from."""
-    settings = flags.to_flagfile(run.cfg, omit=tuple(config_lib.RESUMABLE))
+    unset = [
+        field.name
+        for field in dataclasses.fields(run.cfg)
+        if field.name in config_lib.LATER
+        and getattr(run.cfg, field.name) == field.default
+    ]
+    settings = flags.to_flagfile(run.cfg, omit=(*config_lib.RESUMABLE, *unset))
     text = settings + json.dumps(run.data.hashes | run.source.hashes)
     return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
 
@@ -81,7 +87,9 @@ def write(
         dtype=dtype,
         tokenizer=tokenizer,
         model_card=model_card.with_recovery(before, _card_facts(run, figures)),
-        system_prompt=source.system_prompt or run.data.system_prompt,
+        system_prompt=(source.system_prompt or run.data.system_prompt)
+        if cfg.system_prompt is None
+        else cfg.system_prompt,
         identity=_identity(run),
     )
     if cfg.lora_rank:
@@ -132,4 +140,5 @@ def _card_facts(
         calibration_rows=len(run.data.train),
         likelihood=figures,
         settings=published.settings_text(cfg),
+        sent_prompt=cfg.system_prompt,
     )
