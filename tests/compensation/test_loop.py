@@ -258,7 +258,6 @@ def test_blocks_are_refused(
     ('changes', 'message'),
     [
         ({}, 'with --run, or with --base_model and --mask'),
-        ({'base_model': 'b'}, '--base_model and --mask go together'),
         ({'run': 'r', 'mask': 'm'}, 'one of --mask, --sparsity'),
         ({'base_model': 'b'}, 'one of --mask, --sparsity'),
         ({'run': 'r', 'base_model': 'b', 'mask': 'm'}, 'Name what to refit'),
