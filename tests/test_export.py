@@ -155,6 +155,24 @@ def test_a_run_is_exported_with_its_numbers(
         assert part in out
 
 
+def test_another_system_prompt_may_go_with_the_model(
+    run: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    _export(output_dir=run, system_prompt='')
+    persona = run / 'hf' / 'persona.json'
+    assert json.loads(persona.read_text()) == {'system_prompt': ''}
+    weights = (run / 'hf' / 'model.safetensors').read_bytes()
+    assert "'role': 'system'" not in (run / 'hf' / 'README.md').read_text()
+    _export(output_dir=run, system_prompt='')
+    with pytest.raises(errors.InputError, match='differing in system_prompt'):
+        _export(output_dir=run)
+    _export(output_dir=run, system_prompt='You are Bram.', overwrite=True)
+    assert json.loads(persona.read_text()) == {'system_prompt': 'You are Bram.'}
+    assert (run / 'hf' / 'model.safetensors').read_bytes() == weights
+    _export(output_dir=run, overwrite=True)
+    assert json.loads(persona.read_text()) == {'system_prompt': _PERSONA}
+
+
 def test_the_cards_snippet_runs(
     run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,13 @@ def test_without_rewrites_there_is_nothing_to_learn(settings):
         settings('x', rewriter='none')
 
 
+def test_what_cannot_be_refitted_is_said_before_the_work(settings):
+    with pytest.raises(errors.InputError, match='--granularity=blocks removes whole'):
+        settings('x', compensate='ridge', granularity='blocks')
+    with pytest.raises(errors.InputError, match='--own_answers needs --compensate'):
+        settings('x', own_answers=3)
+
+
 def _call(*arguments):
     return subprocess.run(
         [sys.executable, '-m', *arguments],

@@ -26,6 +26,17 @@ def dtype_setting() -> Any:
     )
 
 
+def system_prompt_setting() -> Any:
+    """A field for --system_prompt of what writes a model."""
+    return flags.setting(
+        None,
+        'The system message that persona.json and the card give for the model, instead '
+        'of the persona prompt that it learned under; empty for none. For a model that '
+        'learned with --prompt_dropout.',
+        may_be_empty=True,
+    )
+
+
 def require_given(settings: Any, *names: str) -> None:
     """Checks that flags without a default are there.
 

@@ -28,6 +28,12 @@ class ChatConfig:
         'Persona: a text, a text file, or a character card; by default the one that '
         'the mask or the exported model was made for.',
     )
+    system_prompt: str | None = flags.setting(
+        None,
+        'Instead of --persona: the system message as it is, or empty for none, as of a '
+        'model that learned with --prompt_dropout.',
+        may_be_empty=True,
+    )
     user_name: str = flags.setting(
         macros.DEFAULT_USER_NAME, 'What {{user}} in a character card stands for.'
     )
@@ -70,6 +76,10 @@ class ChatConfig:
                     f'--model and --{name} exclude each other: an exported model has '
                     'its mask applied already.'
                 )
+        if self.persona and self.system_prompt is not None:
+            raise errors.InputError(
+                '--persona and --system_prompt both say who is spoken to; give one.'
+            )
         ranges.check(self)
         _ = self.sampling  # Checks its flags.
 

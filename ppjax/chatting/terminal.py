@@ -54,7 +54,9 @@ def open_conversation(cfg: config_lib.ChatConfig) -> conversation_lib.Conversati
         model=cfg.model,
         dtype=cfg.dtype,
     )
-    system_prompt = persona.system_prompt if persona else loaded.system_prompt
+    system_prompt = cfg.system_prompt
+    if system_prompt is None:
+        system_prompt = persona.system_prompt if persona else loaded.system_prompt
     conversation = conversation_lib.Conversation(
         loaded,
         system_prompt=system_prompt,

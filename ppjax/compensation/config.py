@@ -17,10 +17,24 @@ class CompensateConfig(settings.CommonSettings):
     """How the rows of `down_proj` that a mask keeps are refitted."""
 
     base_model: str = flags.setting(
-        None, 'The dense model, as for python -m ppjax.train; needs --mask.', path=True
+        None,
+        'The dense model, as for python -m ppjax.train; needs --mask or --sparsity.',
+        path=True,
     )
     mask: str | None = flags.setting(
         None, 'A .pmask of FFN channels to prune --base_model by.', path=True
+    )
+    sparsity: float | None = flags.setting(
+        None,
+        'Instead of --mask: share of FFN channels to remove from every layer, those '
+        'with the smallest activations on --calibration.',
+        within='[0, 1)',
+    )
+    align: int = flags.setting(
+        64,
+        'The number of channels that --sparsity keeps is rounded to a multiple of '
+        'this; 1 keeps it exact.',
+        least=1,
     )
     run: str | None = flags.setting(
         None,
@@ -99,10 +113,15 @@ class CompensateConfig(settings.CommonSettings):
         settings.require_given(self, 'output_dir')
         if bool(self.run) == bool(self.base_model):
             raise errors.InputError(
-                'Name what to refit with --run, or with --base_model and --mask.'
+                'Name what to refit with --run, or with --base_model and --mask or '
+                '--sparsity.'
             )
-        if bool(self.mask) != bool(self.base_model):
-            raise errors.InputError('--base_model and --mask go together.')
+        ways = (self.run, self.mask, self.sparsity is not None)
+        if sum(map(bool, ways)) != 1:
+            raise errors.InputError(
+                'Say what is pruned with one of --mask, --sparsity (both of '
+                '--base_model) or --run.'
+            )
         if not self.run:
             settings.require_given(self, 'calibration')
         if self.own_answers:

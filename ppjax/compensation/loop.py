@@ -11,7 +11,7 @@ from ppjax.base import errors, flags, json_lines, processes, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.compensation import config as config_lib
 from ppjax.compensation import layers as layers_lib
-from ppjax.compensation import own_answers, refitted, results
+from ppjax.compensation import one_shot, own_answers, refitted, results
 from ppjax.compensation import texts as texts_lib
 from ppjax.data import calibration
 from ppjax.exporting import pruned_source
@@ -60,7 +60,7 @@ def compensate(
     source = pruned_source.open_source(base_model_name=cfg.base_model, mask=cfg.mask)
     if stage is None:
         pruned_source.refuse_inside(cfg.output_dir, source, cfg.mask)
-    pruned = _start(cfg, source)
+    _refuse_unfit(cfg, source)
     asked = own_answers.questions(cfg, [*train_rows, *heldout_rows])
 
     def prepared(more: list[calibration.Row]) -> data_lib.Data:
@@ -78,16 +78,19 @@ def compensate(
         hashes |= {'questions': json_lines.digest([one.query for one in asked])}
     processes.agree({'settings': flags.to_flagfile(cfg)} | hashes)
     directory = run_directory.RunDirectory(cfg.output_dir, stage=stage)
-    exported = results.Exported(cfg, source, hashes, directory.path)
     files = refitted.LayerFiles(directory.path / _ROWS)
     opened = directory.opened(
         cfg,
         hashes,
         resumable=config_lib.RESUMABLE,
         overwrite=cfg.overwrite,
-        makes=MAKES if stage else (*MAKES, metrics_lib.FILES[0]),
+        makes=MAKES if stage else (*MAKES, one_shot.FILE, metrics_lib.FILES[0]),
     )
     with opened, directory.stage(STAGE):
+        if source.persona_mask is None:
+            source = one_shot.masked(cfg, source.files, data, directory.path, mesh)
+        exported = results.Exported(cfg, source, hashes, directory.path)
+        pruned = refitted.with_biases(source.model) if cfg.bias else source.model
         total = pruned.config.num_layers
         if processes.first_decides(exported.is_finished):
             progress_lib.say(
@@ -138,21 +141,23 @@ def forget(run: pathlib.Path) -> None:
         run_directory.discard(run, [*MAKES, *records])
 
 
-def _start(
+def _refuse_unfit(
     cfg: config_lib.CompensateConfig, source: pruned_source.PrunedSource
-) -> base_model.BaseModel:
-    """The pruned model before it is refitted.
+) -> None:
+    """Refuses what there is nothing to refit in, before a folder is made.
 
     Raises:
-        InputError: if there is nothing in it to refit.
+        InputError: with the reason.
     """
-    assert source.persona_mask is not None
-    if source.persona_mask.granularity != pmask.CHANNELS:
+    if source.persona_mask is None:
+        one_shot.keep_size(cfg, source.files)
+    elif source.persona_mask.granularity != pmask.CHANNELS:
         raise errors.InputError(
             f'{cfg.mask} removes whole blocks, and no layer that is left lacks '
             'channels: there is nothing to refit.'
         )
-    return refitted.with_biases(source.model) if cfg.bias else source.model
+    if cfg.bias:
+        refitted.with_biases(source.model)
 
 
 def _fit(

@@ -49,6 +49,17 @@ class Row:
         messages = ({'role': 'system', 'content': prompt}, *rest)
         return dataclasses.replace(self, messages=messages)
 
+    def shortened(self, prompt: str) -> 'Row':
+        """The same conversation after a shorter system message, or, for '', none.
+
+        One that has no system message stays as it is.
+        """
+        if self.messages[0]['role'] != 'system':
+            return self
+        if prompt:
+            return self.with_system_prompt(prompt)
+        return dataclasses.replace(self, messages=self.messages[1:])
+
 
 def conversation(*texts: str) -> tuple[dict[str, str], ...]:
     """The messages of a persona prompt, a question and, if it is there, an answer."""

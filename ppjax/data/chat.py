@@ -1,5 +1,6 @@
 """Conversations to tokens, with the answer's place in them."""
 
+from collections.abc import Sequence
 import dataclasses
 import datetime
 import hashlib
@@ -276,6 +277,18 @@ def render_rows(
     *,
     positions: int | None = None,
 ) -> tuple[list[Example], Dropped]:
+    """The examples of `render_kept`, without their rows."""
+    kept, dropped = render_kept(renderer, rows, max_length, positions=positions)
+    return [example for _, example in kept], dropped
+
+
+def render_kept(
+    renderer: ChatRenderer,
+    rows: list[calibration.Row],
+    max_length: int,
+    *,
+    positions: int | None = None,
+) -> tuple[list[tuple[calibration.Row, Example]], Dropped]:
     """Renders rows; drops those over `max_length` tokens or with markup in them.
 
     Args:
@@ -285,24 +298,24 @@ def render_rows(
         positions: of the model, which it was trained on; no example may have more.
 
     Returns:
-        (examples, how many were dropped).
+        (the rows kept with their examples, how many were dropped).
 
     Raises:
         InputError: if none is left.
     """
-    examples: list[Example] = []
+    examples: list[tuple[calibration.Row, Example]] = []
     marked: list[str] = []
     for row in rows:
         try:
-            examples.append(renderer.example(row))
+            examples.append((row, renderer.example(row)))
         except markup.Marked as error:
             marked.append(str(error))
     if rows and not examples:
         raise errors.InputError(f'None of {len(rows)} rows is of use. {marked[0]}')
     limit = max_length if positions is None else min(max_length, positions)
-    kept = [example for example in examples if len(example.tokens) <= limit]
+    kept = [own for own in examples if len(own[1].tokens) <= limit]
     if not kept:
-        shortest = min(len(example.tokens) for example in examples)
+        shortest = min(len(example.tokens) for _, example in examples)
         fits = f'--max_length={max_length}'
         if limit < max_length:
             fits = f"the model's {limit} positions"
@@ -310,3 +323,30 @@ def render_rows(
             f'None of {len(rows)} rows fits {fits}; the shortest has {shortest} tokens.'
         )
     return kept, Dropped(len(examples) - len(kept), len(marked))
+
+
+def render_shortened(
+    renderer: ChatRenderer,
+    rows: Sequence[calibration.Row],
+    prompt: str,
+    limit: int,
+) -> list[Example]:
+    """Renders rows that were kept, under a shorter system message.
+
+    Args:
+        renderer: of the model.
+        rows: that `render_kept` kept.
+        prompt: the system message, or '' for none, where a template may put its own.
+        limit: tokens that an example may have.
+
+    Raises:
+        InputError: if a conversation is too long with it.
+    """
+    examples = [renderer.example(row.shortened(prompt)) for row in rows]
+    longest = max(len(example.tokens) for example in examples)
+    if longest > limit:
+        raise errors.InputError(
+            f'With the shorter system prompt a conversation has {longest} tokens, more '
+            f'than {limit}; give a shorter --short_prompt.'
+        )
+    return examples

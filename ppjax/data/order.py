@@ -91,6 +91,16 @@ def all_steps(
     return batches[:num_steps]
 
 
+def shortened_steps(seed: int, num_steps: int, share: float) -> np.ndarray:
+    """Which steps are without the persona prompt, bool [num_steps].
+
+    They are spread evenly, from a place that the seed draws: of any n steps in a row
+    share * n are, up to one, whatever the number of all.
+    """
+    start = np.random.default_rng(seed).random()
+    return np.diff(np.floor(start + share * np.arange(num_steps + 1))) > 0
+
+
 def grouped_steps(
     seed: int,
     num_steps: int,

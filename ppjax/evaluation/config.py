@@ -22,6 +22,8 @@ RESULTS = {task: task for task in TASKS} | {
     'plain': 'plain_likelihood',
     'efficiency': 'measured_efficiency',
 }
+# System messages that held-out answers are measured under.
+PROMPTS = ('full', 'short', 'none')
 JUDGES = ('local', 'openai')
 
 
@@ -63,6 +65,15 @@ class EvaluateConfig:
         None,
         "Held-out JSONL for likelihood, and for judge; by default the run's.",
         path=True,
+    )
+    prompts: str = flags.setting(
+        'full',
+        'For likelihood: measure the same answers under the persona prompt (full, '
+        'always), under --short_prompt (short) and without any (none), with commas '
+        'between them, and what a shorter prompt saves.',
+    )
+    short_prompt: str | None = flags.setting(
+        None, "For --prompts=short: that system message; by default the run's."
     )
     plain: str | None = flags.setting(
         None,
@@ -208,6 +219,10 @@ class EvaluateConfig:
                     f'--tasks={name} needs --{name}: a file of its rows, or hub to '
                     'download them.'
                 )
+        if unknown := [x for x in self.prompt_list if x not in PROMPTS]:
+            raise errors.InputError(
+                f'--prompts must be some of {", ".join(PROMPTS)}, got {unknown[0]!r}.'
+            )
         if 'plain' in self.task_list and not self.plain:
             raise errors.InputError(
                 '--tasks=plain needs --plain: instruction data, such as a file of '
@@ -252,6 +267,11 @@ class EvaluateConfig:
         asked = [task.strip() for task in self.tasks.split(',') if task.strip()]
         known = [task for task in TASKS if task in asked]
         return known + [task for task in dict.fromkeys(asked) if task not in TASKS]
+
+    @property
+    def prompt_list(self) -> list[str]:
+        """The parts of `prompts`."""
+        return [name.strip() for name in self.prompts.split(',')]
 
     @property
     def run(self) -> pathlib.Path:

@@ -1,17 +1,24 @@
 """Conversations whose answers every model is measured on: held-out and plain ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import types
 from typing import Any
 
-from ppjax.base import errors, progress
+import numpy as np
+
+from ppjax.base import errors, processes, progress
 from ppjax.data import calibration, chat
 from ppjax.evaluation import candidates as candidates_lib
 from ppjax.evaluation import config as config_lib
-from ppjax.evaluation import likelihood
+from ppjax.evaluation import likelihood, timing
 from ppjax.learning import data as data_lib
+from ppjax.masking import apply
 from ppjax.synthesis import sources
 from ppjax.training import trained_run
+
+# The persona prompt, as the rows have it.
+FULL = 'full'
 
 
 def measure(
@@ -21,6 +28,7 @@ def measure(
     *,
     source: str,
     label: str,
+    prompts: Mapping[str, str] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """What every model makes of the rows' answers, as results keep it.
 
@@ -30,6 +38,8 @@ def measure(
         rows: the conversations.
         source: where they are from.
         label: of the task, for people.
+        prompts: name -> a shorter system message, or '' for none, under which the
+            same answers are measured too.
 
     Raises:
         InputError: if no row can be measured.
@@ -41,20 +51,15 @@ def measure(
         vocab_size=min(model.base.config.vocab_size for model in models),
     )
     positions = min(model.base.config.max_position for model in models)
-    examples, dropped = chat.render_rows(
+    kept, dropped = chat.render_kept(
         renderer, list(rows), cfg.max_length, positions=positions
     )
+    examples = [example for _, example in kept]
     limit = min(cfg.max_length, positions)
     progress.say(f'{label}: {len(examples)} examples, {dropped.summary(limit)}.')
-    found = likelihood.measure(
-        models[0],
-        models,
-        examples,
-        batch_size=cfg.batch_size,
-        progress=progress.counter(label),
-    )
+    found = _of_models(cfg, models, examples, label)
     ids = [example.query_id for example in examples]
-    return {
+    result = {
         'heldout': {
             'source': source,
             'rows': len(examples),
@@ -62,6 +67,67 @@ def measure(
             'answer_tokens': sum(e.num_answer_tokens for e in examples),
         },
         **likelihood.as_json(candidates.names, found, ids),
+    }
+    if not prompts:
+        return result
+
+    def under(
+        examples: Sequence[chat.Example],
+        figures: Sequence[likelihood.ModelLikelihood],
+    ) -> dict[str, Any]:
+        own = likelihood.as_json(candidates.names, figures, ids)
+        for name, x in zip(candidates.names, figures, strict=True):
+            own['models'][name]['nll_difference_to_full'] = likelihood.figure(
+                x.nll - found[0].nll, x.tokens
+            )
+        return _cost(cfg, candidates, examples) | own
+
+    measured = {FULL: under(examples, found)}
+    del measured[FULL]['examples']  # They are there already.
+    for name, text in prompts.items():
+        shorter = chat.render_shortened(renderer, [row for row, _ in kept], text, limit)
+        figures = _of_models(cfg, models, shorter, f'{label}, {name} prompt')
+        measured[name] = {'system_prompt': text} | under(shorter, figures)
+    return result | {'prompts': measured}
+
+
+def _of_models(
+    cfg: config_lib.EvaluateConfig,
+    models: Sequence[apply.LoadedModel],
+    examples: Sequence[chat.Example],
+    label: str,
+) -> list[likelihood.ModelLikelihood]:
+    return likelihood.measure(
+        models[0],
+        models,
+        examples,
+        batch_size=cfg.batch_size,
+        progress=progress.counter(label),
+    )
+
+
+def _cost(
+    cfg: config_lib.EvaluateConfig,
+    candidates: candidates_lib.Candidates,
+    examples: Sequence[chat.Example],
+) -> dict[str, Any]:
+    """Tokens of a prompt on average, and the time to the first token after so many."""
+    tokens = float(np.mean([example.answer_start for example in examples]))
+    if not cfg.timing or processes.count() > 1:
+        return {'prompt_tokens': tokens}
+    times = timing.measure(
+        {model.name: model.load() for model in candidates.models},
+        prompt_length=round(tokens),
+        answer_length=2,
+        rounds=cfg.rounds,
+        seed=cfg.seed,
+        progress=progress.counter('Timing'),
+    )
+    return {
+        'prompt_tokens': tokens,
+        'first_token_seconds': {
+            name: timing.spread(own.prefill) for name, own in times.items()
+        },
     }
 
 
@@ -105,3 +171,29 @@ def _learned_questions(run: trained_run.TrainedRun) -> list[str]:
             f"Note: the run's calibration rows are not left out of --plain: {error}"
         )
         return []
+
+
+def shorter_prompts(
+    cfg: config_lib.EvaluateConfig, run: trained_run.TrainedRun | None
+) -> dict[str, str]:
+    """The system messages of `--prompts` beside the full one, '' for none.
+
+    Args:
+        cfg: the settings.
+        run: whose --short_prompt is taken where none is given.
+
+    Raises:
+        InputError: if a short one is wanted and there is none.
+    """
+    found = {}
+    if 'short' in cfg.prompt_list:
+        text = cfg.short_prompt or (run.settings.short_prompt if run else None)
+        if not text:
+            raise errors.InputError(
+                '--prompts=short needs --short_prompt, as in "You are Jack."; the run '
+                'has none.'
+            )
+        found['short'] = text
+    if 'none' in cfg.prompt_list:
+        found['none'] = ''
+    return found

@@ -151,6 +151,14 @@ def measure(
     return [ModelLikelihood(nll, kl, same, tokens) for nll, kl, same in sums]
 
 
+def figure(values: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
+    """Mean a token of sums over the tokens of n examples, and its 95 % interval."""
+    return {
+        'mean': float(values.sum() / tokens.sum()),
+        'interval': bootstrap.ratio_interval(values, tokens),
+    }
+
+
 def as_json(
     names: Sequence[str], found: Sequence[ModelLikelihood], query_ids: Sequence[str]
 ) -> dict[str, Any]:
@@ -163,21 +171,12 @@ def as_json(
     """
     models: dict[str, Any] = {}
     for name, own in zip(names, found, strict=True):
-
-        def figure(
-            values: np.ndarray, tokens: np.ndarray = own.tokens
-        ) -> dict[str, Any]:
-            return {
-                'mean': float(values.sum() / tokens.sum()),
-                'interval': bootstrap.ratio_interval(values, tokens),
-            }
-
-        models[name] = {'nll': figure(own.nll)}
+        models[name] = {'nll': figure(own.nll, own.tokens)}
         if name != names[0]:
             models[name] |= {
-                'kl_to_dense': figure(own.kl),
-                'agreement': figure(own.agreement),
-                'nll_difference': figure(own.nll - found[0].nll),
+                'kl_to_dense': figure(own.kl, own.tokens),
+                'agreement': figure(own.agreement, own.tokens),
+                'nll_difference': figure(own.nll - found[0].nll, own.tokens),
             }
     return {
         'models': models,

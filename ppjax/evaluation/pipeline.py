@@ -98,6 +98,10 @@ class Evaluation:
         cfg = self.cfg
         source = candidates.heldout_source(cfg, self.candidates)
         rows = demo.read_rows(source, split='test')
+        prompts = conversations.shorter_prompts(cfg, self.candidates.run)
+        more: dict[str, Any] = {}
+        if prompts:
+            more = {'prompts': prompts, 'timing': cfg.timing, 'rounds': cfg.rounds}
 
         return self._measured(
             'persona_likelihood',
@@ -105,9 +109,15 @@ class Evaluation:
                 'heldout_sha256': calibration.content_hash(rows),
                 'max_length': cfg.max_length,
                 'date': cfg.template_date,
+                **more,
             },
             lambda: conversations.measure(
-                cfg, self.candidates, rows, source=source, label='Likelihood'
+                cfg,
+                self.candidates,
+                rows,
+                source=source,
+                label='Likelihood',
+                prompts=prompts,
             ),
         )
 

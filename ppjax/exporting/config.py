@@ -39,6 +39,7 @@ class ExportConfig:
         'stored in, or float32 if that is quantised.',
         choices=tuple(hf_export.DTYPES),
     )
+    system_prompt: str | None = settings.system_prompt_setting()
     verify: bool = flags.setting(
         False,
         'Reload the export in fresh processes, with ppjax and (if PyTorch is '

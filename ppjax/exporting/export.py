@@ -67,15 +67,22 @@ def _export(
         )
     dtype = cfg.export_dtype or hf_export.default_dtype(source.base.reader)
     identity = source.identity(dtype)
+    prompt = mask.system_prompt
+    if cfg.system_prompt is not None:
+        prompt = cfg.system_prompt
+        identity['system_prompt'] = prompt
     _refuse_over_inputs(target, source)
     stands = not record_lib.may_write(target, identity, overwrite=cfg.overwrite)
 
     tokenizer = source.base.tokenizer()
-    facts = source_lib.facts(
-        source,
-        dtype,
-        published.command('export', cfg),
-        has_template=bool(tokenizer.chat_template),
+    facts = dataclasses.replace(
+        source_lib.facts(
+            source,
+            dtype,
+            published.command('export', cfg),
+            has_template=bool(tokenizer.chat_template),
+        ),
+        sent_prompt=cfg.system_prompt,
     )
     verified = _verified_before(record_file, identity) if stands else None
 
@@ -105,7 +112,7 @@ def _export(
             dtype=dtype,
             tokenizer=tokenizer,
             model_card=model_card.render(facts),
-            system_prompt=mask.system_prompt,
+            system_prompt=prompt,
             identity=identity,
             check=check,
         )

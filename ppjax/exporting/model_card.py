@@ -48,6 +48,8 @@ class Facts:
         kept_blocks: numbers of the blocks kept, from 0 on, where whole blocks were
             removed and no channels; then k is how many.
         gains: whether kept channels were multiplied by learned gains.
+        sent_prompt: the system message that the model is used under, where that is
+            another one; '' is none.
     """
 
     base_name: str
@@ -69,6 +71,12 @@ class Facts:
     settings: str = ''
     kept_blocks: tuple[int, ...] | None = None
     gains: bool = False
+    sent_prompt: str | None = None
+
+    @property
+    def own_prompt(self) -> str:
+        """What `persona.json` holds."""
+        return self.system_prompt if self.sent_prompt is None else self.sent_prompt
 
     @property
     def removed(self) -> float:
@@ -87,6 +95,7 @@ class Recovery:
         calibration_rows: how many.
         likelihood: `models` and `heldout` as in `results/recovery.json`, if measured.
         settings: flags that it was finetuned with, one a line.
+        sent_prompt: as of `Facts`.
     """
 
     trained: str
@@ -94,6 +103,7 @@ class Recovery:
     calibration_rows: int
     likelihood: Mapping[str, Any]
     settings: str
+    sent_prompt: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

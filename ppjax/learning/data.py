@@ -1,5 +1,6 @@
 """What mask learning and recovery learn from: rows, rendered and split off."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -15,12 +16,14 @@ class PromptGroup:
     """Calibration examples that batches are drawn from together.
 
     Attributes:
-        examples: int [n], their places in `Data.train`.
+        examples: int [n], their places in `Data.train` (and `Data.shortened` after it).
         prefix: first tokens that all of them share.
+        shortened: whether they are without the persona prompt.
     """
 
     examples: np.ndarray
     prefix: int
+    shortened: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Data:
         prefix: first tokens that all training examples share.
         system_prompt: the persona prompt of the calibration rows.
         hashes: name -> sha256 of what was read.
+        shortened: the training examples again, without the persona prompt or after a
+            shorter one; empty if no step is without it.
     """
 
     train: list[chat.Example]
@@ -40,6 +45,7 @@ class Data:
     prefix: int
     system_prompt: str
     hashes: dict[str, str]
+    shortened: Sequence[chat.Example] = ()
 
     def prompt_groups(self, batch_size: int) -> list[PromptGroup]:
         """Calibration examples by system prompt, as long as each fills a batch.
@@ -59,6 +65,14 @@ class Data:
             )
             for own in members.values()
         ]
+
+    def shortened_group(self, group: PromptGroup) -> PromptGroup:
+        """The same examples in `shortened`, whose places follow those of `train`."""
+        return PromptGroup(
+            group.examples + len(self.train),
+            packing.common_prefix([self.shortened[i] for i in group.examples]),
+            shortened=True,
+        )
 
 
 def subset(rows: list[calibration.Row], size: int, seed: int) -> list[calibration.Row]:
@@ -105,8 +119,18 @@ def prepare_data(
     *,
     max_length: int,
     date: str,
+    short_prompt: str | None = None,
 ) -> Data:
     """Renders rows and finds their common prefix.
+
+    Args:
+        base: the model.
+        train_rows: to learn from.
+        heldout_rows: to measure on.
+        max_length: in tokens; longer rows are dropped.
+        date: that templates are told.
+        short_prompt: in the place of the persona prompt, or '' for none, where steps
+            are without it; None if no step is.
 
     Raises:
         InputError: if a row cannot be rendered, none is left after the length
@@ -118,10 +142,15 @@ def prepare_data(
     )
     positions = base.config.max_position
     limit = min(max_length, positions)
-    train, dropped = chat.render_rows(
+    kept, dropped = chat.render_kept(
         renderer, train_rows, max_length, positions=positions
     )
+    train = [example for _, example in kept]
     progress_lib.say(f'Calibration: {len(train)} examples, {dropped.summary(limit)}.')
+    shortened: list[chat.Example] = []
+    if short_prompt is not None:
+        rows = [row for row, _ in kept]
+        shortened = chat.render_shortened(renderer, rows, short_prompt, limit)
     held: list[chat.Example] = []
     if heldout_rows:
         held, dropped = chat.render_rows(
@@ -145,4 +174,5 @@ def prepare_data(
             'calibration': calibration.content_hash(train_rows),
             'heldout': calibration.content_hash(heldout_rows),
         },
+        shortened=shortened,
     )

@@ -22,7 +22,9 @@ class Run:
         cfg: its settings: `config.StepSettings`, and how often it saves and measures.
         data: what it learns from and is measured on.
         directory: where it keeps everything.
-        groups: what batches are drawn from.
+        groups: what batches are drawn from; those without the persona prompt last.
+        learned: the examples that groups and batches count: `Data.train`, then
+            `Data.shortened`.
         name: of the persona, where it is one of many; '' alone.
         total: optimizer steps.
         batches: the group and the examples of each.
@@ -51,7 +53,8 @@ class Run:
             InputError: see `order.num_steps`.
         """
         self.cfg, self.data, self.directory = cfg, data, directory
-        self.groups, self.name = groups, name
+        self.groups, self.name = [*groups], name
+        self.learned = [*data.train, *data.shortened]
         self.total = order.num_steps(
             steps=cfg.steps,
             epochs=cfg.epochs,
@@ -65,6 +68,12 @@ class Run:
             np.array([len(example.tokens) for example in data.train]),
             [group.examples for group in groups],
         )
+        if data.shortened:
+            self.groups += [data.shortened_group(group) for group in groups]
+            dropped = order.shortened_steps(cfg.seed, self.total, cfg.prompt_dropout)
+            for step in np.flatnonzero(dropped):
+                own, batch = self.batches[step]
+                self.batches[step] = own + len(groups), batch + len(data.train)
         self.schedule = schedule_lib.make_schedule(
             learning_rate=learning_rate, warmup=cfg.warmup, num_steps=self.total
         )
@@ -75,6 +84,10 @@ class Run:
         """`schedule` on the host."""
         return schedule_lib.on_host(self.schedule, self.total)
 
+    def is_shortened(self, taken: int) -> bool:
+        """Whether the step after so many is without the persona prompt."""
+        return self.groups[self.batches[taken][0]].shortened
+
     @property
     def heldout_every(self) -> int:
         """Steps between held-out measurements."""
@@ -82,11 +95,11 @@ class Run:
 
     def examples(self, step: int) -> list[chat.Example]:
         """Those of a step, which count from 1."""
-        return [self.data.train[i] for i in self.batches[step - 1][1]]
+        return [self.learned[i] for i in self.batches[step - 1][1]]
 
     def packed(self, step: int, shape: packing.PackedShape) -> packing.PackedBatch:
         """`examples` of a step as a batch."""
-        return packing.pack(self.data.train, self.batches[step - 1][1], shape)
+        return packing.pack(self.learned, self.batches[step - 1][1], shape)
 
     def _stored_references(self) -> dict[str, list[float]] | None:
         size = len(self.data.heldout)

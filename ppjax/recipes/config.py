@@ -3,6 +3,7 @@
 import dataclasses
 
 from ppjax.base import errors, flags
+from ppjax.masking import granularity
 from ppjax.synthesis import config as synthesis_config
 from ppjax.training import config as train_config
 
@@ -28,6 +29,11 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compensate != 'none' and self.granularity == granularity.BLOCKS.name:
+            raise errors.InputError(
+                '--compensate refits what lacks channels, and --granularity=blocks '
+                'removes whole blocks; leave one of them out.'
+            )
         if self.own_answers and self.compensate == 'none':
             raise errors.InputError('--own_answers needs --compensate=ridge.')
         if self.rewriter == 'none':

@@ -102,6 +102,7 @@ def prune(cfg: config_lib.RunConfig) -> None:
                 compensation_config.CompensateConfig,
                 cfg,
                 mask=str(mask),
+                sparsity=None,
                 stop_after=None,
                 **files,
             )

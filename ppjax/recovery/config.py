@@ -98,6 +98,8 @@ class RecoverConfig(config.StepSettings):
         choices=tuple(hf_export.DTYPES),
     )
 
+    system_prompt: str | None = settings.system_prompt_setting()
+
     def __post_init__(self) -> None:
         # Not the shared check: there are other ways to name a model here.
         settings.require_given(self, 'output_dir')
@@ -113,6 +115,7 @@ class RecoverConfig(config.StepSettings):
             settings.require_given(self, 'calibration')
         lora.parse_targets(self.lora_targets)
         gains_lib.parse_targets(self.gain_targets)
+        self.check_prompts()
         ranges.check(self)
         if self.gains and self.lora_rank:
             raise errors.InputError(
@@ -144,15 +147,6 @@ class RecoverConfig(config.StepSettings):
         """The micro-batches given, or the method's own."""
         return self.micro_batches or _PIECES[self.method]
 
-    @property
-    def identity(self) -> str:
-        """What of the settings decides the recovered weights, as text."""
-        omitted = set(RESUMABLE)
-        if not self.gains:
-            # As of runs from before there were any.
-            omitted |= {'gains', 'gain_targets'}
-        return flags.to_flagfile(self, omit=tuple(omitted))
-
     def resolved(self) -> 'RecoverConfig':
         """These settings with what `run` stands for in its place.
 
@@ -175,3 +169,5 @@ class RecoverConfig(config.StepSettings):
 
 
 RESUMABLE = config.RESUMABLE
+# Unset they are no part of a run's identity: runs were made before there were any.
+LATER = ('prompt_dropout', 'short_prompt', 'system_prompt', 'gains', 'gain_targets')

@@ -64,6 +64,7 @@ def recover(
         heldout_rows,
         max_length=cfg.max_length,
         date=cfg.date,
+        short_prompt=cfg.dropped_prompt,
     )
     processes.agree({'settings': flags.to_flagfile(cfg)} | data.hashes | source.hashes)
     directory = run_directory.RunDirectory(cfg.output_dir)
@@ -124,19 +125,24 @@ def _finish(
     # The state's arrays are used up by the next step.
     del trained, saved
 
-    recovery_step = step_lib.make_recovery_step(
-        run.optimizer,
-        run.method,
-        run.abstract_state(),
-        run.mesh,
-        shape=run.shape,
-        remat=run.cfg.remat,
-    )
+    recovery_steps = {
+        shortened: step_lib.make_recovery_step(
+            run.optimizer,
+            run.method,
+            run.abstract_state(),
+            run.mesh,
+            shape=shape,
+            remat=run.cfg.remat,
+        )
+        for shortened, shape in run.shapes.items()
+    }
 
     def take(
         state: step_lib.RecoveryState, step: int
     ) -> tuple[step_lib.RecoveryState, step_lib.RecoveryMetrics]:
-        return recovery_step(state, frozen, run.packed(step, run.shape))
+        kind = run.is_shortened(step - 1)
+        batch = run.packed(step, run.shapes[kind])
+        return recovery_steps[kind](state, frozen, batch)
 
     def likelihood(_: int, state: step_lib.RecoveryState) -> heldout_lib.Likelihood:
         assert heldout is not None

@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 
-from ppjax.base import atomic, processes, versions
+from ppjax.base import atomic, flags, processes, versions
 from ppjax.base import progress as progress_lib
 from ppjax.exporting import hf_export, model_card, pruned_source, published, record
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references
 from ppjax.masking import gain_files
+from ppjax.recovery import config as config_lib
 from ppjax.recovery import gains, lora, methods, peft_files
 from ppjax.recovery import run as run_lib
 
@@ -33,7 +34,14 @@ def _results_file(run: run_lib.RecoveryRun) -> pathlib.Path:
 
 def _identity(run: run_lib.RecoveryRun) -> dict[str, str]:
     """Of the exported weights: the run that they are from."""
-    text = run.cfg.identity + json.dumps(run.data.hashes | run.source.hashes)
+    unset = [
+        field.name
+        for field in dataclasses.fields(run.cfg)
+        if field.name in config_lib.LATER
+        and getattr(run.cfg, field.name) == field.default
+    ]
+    settings = flags.to_flagfile(run.cfg, omit=(*config_lib.RESUMABLE, *unset))
+    text = settings + json.dumps(run.data.hashes | run.source.hashes)
     return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
 
 
@@ -70,7 +78,9 @@ def write(
         published.command('recover', dataclasses.replace(cfg, overwrite=False)),
         has_template=bool(tokenizer.chat_template),
     )
-    system_prompt = source.system_prompt or run.data.system_prompt
+    system_prompt = cfg.system_prompt
+    if system_prompt is None:
+        system_prompt = source.system_prompt or run.data.system_prompt
     # One of this very run may stand there, whose figures were not written yet.
     processes.first_decides(
         lambda: record.may_write(model_dir(run), _identity(run), overwrite=True)
@@ -151,4 +161,5 @@ def _card_facts(
         calibration_rows=len(run.data.train),
         likelihood=figures,
         settings=published.settings_text(cfg),
+        sent_prompt=cfg.system_prompt,
     )

@@ -27,7 +27,7 @@ class RecoveryRun(learning_run.Run):
         source: what it starts from.
         mesh: its devices.
         method: what is trained.
-        shape: of every batch.
+        shapes: of its batches, by whether they are without the persona prompt.
         optimizer: AdamW, or the gains' own.
     """
 
@@ -49,13 +49,17 @@ class RecoveryRun(learning_run.Run):
         )
         self.source, self.mesh = source, mesh
         self.method = make_method(cfg, source)
-        self.shape = packing.plan_shape(
-            data.train,
-            [batch for _, batch in self.batches],
-            prefix=data.prefix,
-            rows=sharding.row_shards(mesh),
-            micro_batches=cfg.pieces,
-        )
+        self.shapes = {
+            group.shortened: packing.plan_shape(
+                self.learned,
+                [batch for own, batch in self.batches if own == number],
+                prefix=group.prefix,
+                rows=sharding.row_shards(mesh),
+                micro_batches=cfg.pieces,
+            )
+            for number, group in enumerate(self.groups)
+            if any(own == number for own, _ in self.batches)
+        }
         if cfg.gains:
             self.optimizer = gains.optimizer(self.schedule)
         else:
@@ -63,7 +67,7 @@ class RecoveryRun(learning_run.Run):
 
     def say_plan(self) -> None:
         """Says what will be trained, on what, and how a step is cut up."""
-        cfg, shape = self.cfg, self.shape
+        cfg = self.cfg
         trained = sum(
             leaf.size for leaf in jax.tree.leaves(self.abstract_state().trained)
         )
@@ -75,12 +79,15 @@ class RecoveryRun(learning_run.Run):
         progress_lib.say(
             f'Training {how}: {trained:,} parameters, learning rate {cfg.peak_rate:g}.'
         )
-        rows = shape.rows * shape.micro_batches
-        progress_lib.say(
-            f'{self.total} steps of {cfg.batch_size} examples, each in {rows} rows of '
-            f'{shape.tokens_per_row} tokens ({shape.micro_batches} micro-batches), '
-            f'{shape.prefix} of them the shared prefix.'
-        )
+        rows = sharding.row_shards(self.mesh) * cfg.pieces
+        for shortened, shape in self.shapes.items():
+            steps = sum(self.groups[x].shortened == shortened for x, _ in self.batches)
+            progress_lib.say(
+                f'{steps} steps of {cfg.batch_size} examples'
+                f'{" without the persona prompt" if shortened else ""}, each in {rows} '
+                f'rows of {shape.tokens_per_row} tokens ({shape.micro_batches} '
+                f'micro-batches), {shape.prefix} of them the shared prefix.'
+            )
         if self.mesh.size > 1:
             progress_lib.say(f'Devices: {sharding.text_of(self.mesh)}.')
         if rows > cfg.batch_size:

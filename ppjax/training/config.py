@@ -114,6 +114,13 @@ class LearningSettings(config.StepSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         score_init.start_masks(self.score_init)
+        self.check_prompts(self.objective)
+        many = getattr(self, 'personas', None)
+        if not many and PERSONA in (self.short_prompt or ''):
+            raise errors.InputError(
+                f'--short_prompt: {PERSONA} stands for the name of each of --personas, '
+                'and none are given.'
+            )
         if self.gains and self.granularity != granularity_lib.CHANNELS.name:
             raise errors.InputError(
                 f'--gains are of channels; --granularity={self.granularity} has none.'
@@ -245,6 +252,9 @@ class TrainConfig(LearningSettings):
             ),
             heldout=None,
             steps=self.shared_steps,
+            # Without its prompt nobody could tell which persona is meant.
+            prompt_dropout=0.0,
+            short_prompt=None,
             mask_steps=None,
             score_scale=_SHARED_SCORE_SCALE if scale is None else scale,
             output_dir=os.path.join(self.output_dir, 'shared', 'mask'),
@@ -267,6 +277,7 @@ class TrainConfig(LearningSettings):
             personas=None,
             calibration=self.calibration.replace(PERSONA, name),
             heldout=self.heldout and self.heldout.replace(PERSONA, name),
+            short_prompt=self.short_prompt and self.short_prompt.replace(PERSONA, name),
             output_dir=os.path.join(self.output_dir, 'personas', name),
         )
 

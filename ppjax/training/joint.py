@@ -1,6 +1,6 @@
 """The runs of one or many personas over one frozen model, step by step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 import functools
 
 import jax
@@ -36,7 +36,8 @@ class Joint:
         turns: which personas take each joint step, and how many of its own each has
             taken before.
         total: joint steps.
-        shape: of all their batches.
+        shapes: of their batches: of those with the persona prompt, those without it,
+            and, where personas that take a step together differ in that, of both.
     """
 
     def __init__(
@@ -53,17 +54,29 @@ class Joint:
         self.totals = [run.total for run in runs]
         self.turns = turns_lib.plan_turns(self.totals, self.slots)
         self.total = len(self.turns)
-        self.shape = packing.plan_common_shape(
+        self.shapes = {
+            kinds: self._plan(kinds, sharding.row_shards(mesh))
+            for kinds in dict.fromkeys(map(self._kinds, self.turns))
+        }
+
+    def _kinds(self, own: Mapping[int, int]) -> frozenset[bool]:
+        """Of the batches of a step: whether they are without the persona prompt."""
+        return frozenset(self.runs[p].is_shortened(taken) for p, taken in own.items())
+
+    def _plan(self, kinds: Container[bool], rows: int) -> packing.PackedShape:
+        groups = [
+            (run, own)
+            for run in self.runs
+            for own, group in enumerate(run.groups)
+            if group.shortened in kinds
+        ]
+        return packing.plan_common_shape(
             [
-                (
-                    run.data.train,
-                    [batch for drawn, batch in run.batches if drawn == own],
-                )
-                for run in runs
-                for own in range(len(run.groups))
+                (run.learned, [batch for drawn, batch in run.batches if drawn == own])
+                for run, own in groups
             ],
-            prefix=min(group.prefix for run in runs for group in run.groups),
-            rows=sharding.row_shards(mesh),
+            prefix=min(run.groups[own].prefix for run, own in groups),
+            rows=rows,
             micro_batches=self.cfg.micro_batches,
         )
 
@@ -81,25 +94,16 @@ class Joint:
         )
 
     def _say_plan(self) -> None:
-        cfg, shape, run = self.cfg, self.shape, self.runs[0]
-        shared = shape.prefix
-        row = shape.tokens_per_row * shape.rows * cfg.micro_batches
-        lengths = [[len(x.tokens) for x in run.data.train] for run in self.runs]
-        batches = [
-            np.array([own[i] for i in batch])
-            for run, own in zip(self.runs, lengths, strict=True)
-            for _, batch in run.batches
-        ]
-        real = np.mean([batch.sum() - shared * len(batch) for batch in batches])
-        padded = np.mean([batch.max() * len(batch) for batch in batches])
+        run = self.runs[0]
         size = run.base.config.num_layers, run.base.config.d_ff
         progress_lib.say(
             f'Keeping {run.granularity.text(*size, run.keep)} '
             f'({1 - run.keep / run.shape[1]:.1%} removed).'
         )
-        if len(run.groups) > 1:
+        prompts = sum(not group.shortened for group in run.groups)
+        if prompts > 1:
             progress_lib.say(
-                f'{len(run.groups)} system prompts; each step draws from one of them.'
+                f'{prompts} system prompts; each step draws from one of them.'
             )
         if self.mesh is not None:
             progress_lib.say(f'Devices: {sharding.text_of(self.mesh)}.')
@@ -109,10 +113,31 @@ class Joint:
             progress_lib.say(
                 f'{len(self.runs)} personas, {sum(self.totals)} steps in all.'
             )
+        for kinds, shape in self.shapes.items():
+            self._say_shape(kinds, shape, many)
+
+    def _say_shape(
+        self, kinds: frozenset[bool], shape: packing.PackedShape, many: str
+    ) -> None:
+        cfg, shared = self.cfg, shape.prefix
+        row = shape.tokens_per_row * shape.rows * cfg.micro_batches
+        batches = [
+            np.array([len(run.learned[i].tokens) for i in batch])
+            for run in self.runs
+            for own, batch in run.batches
+            if run.groups[own].shortened in kinds
+        ]
+        real = np.mean([batch.sum() - shared * len(batch) for batch in batches])
+        padded = np.mean([batch.max() * len(batch) for batch in batches])
+        steps = sum(self._kinds(own) == kinds for own in self.turns)
+        prompt = ''
+        if True in kinds:
+            prompt = ' without the persona prompt'
+            prompt += ' for some of them' if len(kinds) > 1 else ''
         progress_lib.say(
-            f'{self.total} steps of {cfg.batch_size} examples{many}. A step runs {row} '
-            f"tokens, {shared} of them the shared prefix, {real:.0f} examples' own; "
-            f'padded batches would run {padded:.0f}'
+            f'{steps} steps of {cfg.batch_size} examples{many}{prompt}. A step runs '
+            f"{row} tokens, {shared} of them the shared prefix, {real:.0f} examples' "
+            f'own; padded batches would run {padded:.0f}'
             f'{", a persona" if many else ""}.'
         )
 
@@ -154,18 +179,21 @@ class Joint:
             state = step_lib.init_state(scores, learning, gains)
             if self.mesh is not None:
                 state = sharding.spread(state, sharding.replicated(self.mesh))
-        train_step = step_lib.make_train_step(
-            self.runs[0].learning, self.shape, mesh=self.mesh
-        )
+        train_steps = {
+            kinds: step_lib.make_train_step(
+                self.runs[0].learning, shape, mesh=self.mesh
+            )
+            for kinds, shape in self.shapes.items()
+        }
         # Now, and not between two steps.
         gain_rates = [run.gain_rate() for run in self.runs] if self.cfg.gains else None
 
         def take(
             state: step_lib.AnyState, step: int
         ) -> tuple[step_lib.AnyState, step_lib.MaskStepMetrics]:
-            return train_step(
-                state, model, *self.sent(self.turns[step - 1], gain_rates)
-            )
+            own = self.turns[step - 1]
+            train_step = train_steps[self._kinds(own)]
+            return train_step(state, model, *self.sent(own, gain_rates))
 
         def likelihood(p: int, state: step_lib.AnyState) -> heldout_lib.Likelihood:
             run, heldout = self.runs[p], heldouts[p]
@@ -264,7 +292,8 @@ class Joint:
             self.slots,
             gain_rates,
         )
-        packed = [self.runs[p].packed(t + 1, self.shape) for p, t in own.items()]
+        shape = self.shapes[self._kinds(own)]
+        packed = [runs[p].packed(t + 1, shape) for p, t in own.items()]
         # Zeros in slots that stay empty.
         packed += [jax.tree.map(np.zeros_like, packed[0])] * (self.slots - len(packed))
         batch = jax.tree.map(lambda *x: np.stack(x), *packed)

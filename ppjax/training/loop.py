@@ -170,7 +170,12 @@ def _runs(
         if cfg.calibration_rows is not None:
             train = data_lib.subset(train, cfg.calibration_rows, cfg.seed)
         data = data_lib.prepare_data(
-            base, train, heldout, max_length=cfg.max_length, date=cfg.date
+            base,
+            train,
+            heldout,
+            max_length=cfg.max_length,
+            date=cfg.date,
+            short_prompt=own.dropped_prompt,
         )
         if start_hash:
             data.hashes['start masks'] = start_hash

@@ -208,6 +208,17 @@ def test_persona_flag_overrides_as_text_and_as_file(
         assert out == want + '\n'
 
 
+@pytest.mark.parametrize('prompt', ['', 'Be loud.'])
+def test_system_prompt_is_taken_as_it_is(
+    model_dir, loaded, capsys, monkeypatch, prompt
+):
+    settings = {'model': str(model_dir), 'prompt': 'Ahoy?', 'max_new_tokens': 7}
+    _, out, _ = _main(capsys, monkeypatch, system_prompt=prompt, **settings)
+    assert out == _expected(loaded, prompt, ['Ahoy?'], 7) + '\n'
+    with pytest.raises(errors.InputError, match='both say who is spoken to'):
+        chat_config.ChatConfig(model='m', persona='A baker.', system_prompt=prompt)
+
+
 def test_persona_flag_reads_cards(model_dir, loaded, tmp_path, capsys, monkeypatch):
     system = '{{char}} speaks with {{user}}.'
     card = {'name': 'Ida', 'description': 'She bakes.', 'system_prompt': system}

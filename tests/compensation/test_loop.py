@@ -258,8 +258,8 @@ def test_blocks_are_refused(
     ('changes', 'message'),
     [
         ({}, 'with --run, or with --base_model and --mask'),
-        ({'base_model': 'b'}, '--base_model and --mask go together'),
-        ({'run': 'r', 'mask': 'm'}, '--base_model and --mask go together'),
+        ({'run': 'r', 'mask': 'm'}, 'one of --mask, --sparsity'),
+        ({'base_model': 'b'}, 'one of --mask, --sparsity'),
         ({'run': 'r', 'base_model': 'b', 'mask': 'm'}, 'Name what to refit'),
         ({'base_model': 'b', 'mask': 'm'}, '--calibration must be given'),
         ({'run': 'r', 'damping': '0.1,0'}, "must be positive numbers, got '0'"),

@@ -88,6 +88,15 @@ def test_card_without_what_is_not_known() -> None:
     assert "'role': 'system'" not in text
 
 
+@pytest.mark.parametrize('sent, said', [('', 'used without it'), ('Be Bram.', 'under')])
+def test_card_of_a_model_used_under_another_prompt(sent: str, said: str) -> None:
+    text = model_card.render(dataclasses.replace(_FACTS, sent_prompt=sent))
+    assert _PERSONA in text
+    assert said in text and 'also in `persona.json`' not in text
+    assert 'without the prompt, it is worse' not in ' '.join(text.split())
+    assert ("'role': 'system'" in text) == bool(sent)
+
+
 @hypothesis.given(
     text=st.text(max_size=60)
     | st.lists(

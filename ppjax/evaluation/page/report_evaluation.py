@@ -20,6 +20,13 @@ _BENCHMARKS = {
 }
 
 
+_PROMPTS = {
+    'full': 'Persona prompt',
+    'short': 'Short prompt',
+    'none': 'No persona prompt',
+}
+
+
 def _per_token(
     result: Mapping[str, Any],
     of_page: Sequence[str],
@@ -81,12 +88,53 @@ def _per_token(
         f'How well each model, as it is used, expects {what}'
         f'{size.format(*counts)}. Lower is better.',
         [charts.bar_groups_plot(f'NLL of {what}', groups)],
-        [table],
+        [table, _prompts(result, list(models))],
         'Ranges: 95 % bootstrap intervals over conversations. They may overlap where '
         'the difference is clear, which is taken conversation by conversation.'
         f'{note}',
         settings=report_views.settings(result),
     )
+
+
+def _prompts(result: Mapping[str, Any], names: Sequence[str]) -> views.Table:
+    """The same answers under shorter prompts, where they were measured."""
+    prompts = {x: mapping(own) for x, own in mapping(result.get('prompts')).items()}
+    whole = number(at(prompts, 'full.prompt_tokens'))
+    rows: list[report_views.Row] = []
+    for prompt, own in prompts.items():
+        tokens = number(own.get('prompt_tokens'))
+        text = _PROMPTS.get(prompt, report_views.label(prompt))
+        if tokens is not None:
+            text += f', {tokens:.0f} tokens'
+            if prompt != 'full' and whole is not None:
+                text += f', {whole - tokens:.0f} fewer'
+        four, signed = formats.decimals(4), formats.signed
+        first = next(iter(names), '')
+        change = f'{prompt}.nll_difference_to_full'
+        rows += [
+            (f'{text}: NLL', f'{prompt}.nll.mean', four, f'{prompt}.nll.interval'),
+            (
+                f'– less that of {first} under the persona prompt',
+                f'{change}.mean',
+                signed,
+                f'{change}.interval',
+            ),
+            (
+                '– seconds to the first token',
+                f'{prompt}.seconds.median',
+                lambda x: f'{x:.3g}',
+                f'{prompt}.seconds',
+            ),
+        ]
+    figures = {
+        name: {
+            prompt: mapping(mapping(own.get('models')).get(name))
+            | {'seconds': mapping(own.get('first_token_seconds')).get(name)}
+            for prompt, own in prompts.items()
+        }
+        for name in names
+    }
+    return report_views.table('prompts', figures, rows, 'With less of a prompt')
 
 
 def _hits(model: Mapping[str, Any], key: str) -> list[tuple[Any, bool]] | None:
