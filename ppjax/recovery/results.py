@@ -69,8 +69,7 @@ def write(
     """
     cfg, source = run.cfg, run.source
     figures = _figures(run, trained, likelihood)
-    # Of the files: what is folded in on the way is float32.
-    dtype = cfg.export_dtype or hf_export.default_dtype(source.files.reader)
+    dtype = cfg.export_dtype or source.stored_dtype
     tokenizer = source.files.tokenizer()
     before = pruned_source.card_before(
         source,
