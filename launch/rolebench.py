@@ -2,11 +2,8 @@
 
     python launch/rolebench.py --rolebench=FILE --output_dir=runs/rolebench
 
-FILE holds RoleBench rows `{"role", "question", "generated": [...]}`, one a line. The
-persona texts are ours (launch/rolebench_personas.jsonl). Each role's rows are
-shuffled with a fixed seed and split 440 / 60; the first generated answer is learned.
-`train_all_answers.jsonl` has every answer to the same 440 questions, so that longer
-runs need not repeat any.
+launch/rolebench_rows.py says what FILE holds and how it is split; the first answer to
+each question is learned.
 With --shared_steps, one mask is learned first for all roles that are learned, and each
 starts from it. It learns all answers to questions that no role is measured on.
 With --measure_on=dev, all masks learn from 380 of a role's 440 rows and are measured on
@@ -16,22 +13,20 @@ Every run can be interrupted; the same command goes on. The result is
 """
 
 from collections.abc import Iterable, Sequence
-import dataclasses
 import json
 import pathlib
-import random
 import subprocess
 import sys
 from typing import Any
 
 from absl import app, flags, logging
 
-from ppjax.base import atomic, json_lines
-from ppjax.personas import prompts
+# Beside this file.
+import rolebench_rows
+
+from ppjax.base import atomic
 
 _HERE = pathlib.Path(__file__).parent
-# Of each role's rows, and of its training rows those that settings are chosen on.
-_TRAIN_ROWS, _TEST_ROWS, _DEV_ROWS = 440, 60, 60
 
 _ROLEBENCH = flags.DEFINE_string(
     'rolebench', None, 'RoleBench rows as JSONL.', required=True
@@ -58,106 +53,6 @@ _MEASURE_ON = flags.DEFINE_enum(
     'Held-out rows, or rows to choose settings on.',
 )
 _ROLES = flags.DEFINE_list('roles', [], 'Roles to learn; all by default.')
-
-
-# The answers to one question, a chat each.
-Chats = list[dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Files of calibration rows.
-
-    Attributes:
-        train: to learn from, an answer to each question.
-        every: all answers to the same questions.
-        measured: to measure on, an answer to each of other questions.
-    """
-
-    train: pathlib.Path
-    every: pathlib.Path
-    measured: pathlib.Path
-
-
-def read_chats(rows: Sequence[dict[str, Any]], role: str, persona: str) -> list[Chats]:
-    """One role's rows as chats under its persona prompt, question by question."""
-    system = prompts.persona_prompt(persona)
-    groups: list[Chats] = []
-    questions = set()
-    for number, row in enumerate(rows):
-        question = str(row['question']).strip()
-        answers = [str(answer).strip() for answer in row['generated']]
-        # The same question twice could stand in both splits.
-        if row['role'] != role or not any(answers[:1]) or question.lower() in questions:
-            continue
-        questions.add(question.lower())
-        chats: Chats = []
-        for answer in dict.fromkeys(filter(None, answers)):
-            query_id = f'rolebench-{number}' + (f'-{len(chats)}' if chats else '')
-            messages = [
-                {'role': 'system', 'content': system},
-                {'role': 'user', 'content': question},
-                {'role': 'assistant', 'content': answer},
-            ]
-            chats.append({'messages': messages, 'query_id': query_id})
-        groups.append(chats)
-    return groups
-
-
-def write_split(
-    learned: Sequence[Chats], measured: Sequence[Chats], folder: pathlib.Path
-) -> Split:
-    """Writes one split of a role's questions."""
-
-    def write(name: str, chats: Iterable[dict[str, Any]]) -> pathlib.Path:
-        path = folder / f'{name}.jsonl'
-        json_lines.write(path, chats)
-        return path
-
-    return Split(
-        write('train', [chats[0] for chats in learned]),
-        write('train_all_answers', [chat for chats in learned for chat in chats]),
-        write('test', [chats[0] for chats in measured]),
-    )
-
-
-def write_splits(groups: list[Chats], folder: pathlib.Path) -> dict[str, Split]:
-    """Writes what a role learns from and is measured on, for `test` and `dev`."""
-    groups = list(groups)
-    random.Random(0).shuffle(groups)
-    train = groups[:_TRAIN_ROWS]
-    test = groups[_TRAIN_ROWS : _TRAIN_ROWS + _TEST_ROWS]
-    return {
-        'test': write_split(train, test, folder),
-        'dev': write_split(train[:-_DEV_ROWS], train[-_DEV_ROWS:], folder / 'dev'),
-    }
-
-
-def write_shared(
-    splits: dict[str, dict[str, Split]], measure_on: str, folder: pathlib.Path
-) -> list[pathlib.Path]:
-    """Writes each role's rows, all answers, without questions any role is measured on.
-
-    Held-out questions are never learned; those that settings are chosen on are, once
-    the held-out ones are measured, as in the roles' own training rows.
-    """
-
-    def question(line: str) -> str:
-        return json.loads(line)['messages'][1]['content'].lower()
-
-    measured = {
-        question(line)
-        for both in splits.values()
-        for kind in {'test', measure_on}
-        for line in both[kind].measured.read_text('utf-8').splitlines()
-    }
-    paths = []
-    for name, both in splits.items():
-        lines = both[measure_on].every.read_text('utf-8').splitlines(keepends=True)
-        paths.append(folder / f'{name}.jsonl')
-        kept = [line for line in lines if question(line) not in measured]
-        atomic.write_text(paths[-1], ''.join(kept))
-    return paths
 
 
 def learn(roles: Iterable[str], rows: pathlib.Path, *options: str) -> None:
@@ -249,16 +144,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     output = pathlib.Path(_OUTPUT.value)
-    source = pathlib.Path(_ROLEBENCH.value).read_text('utf-8')
-    rows = [json.loads(line) for line in source.splitlines()]
-    table = _HERE / 'rolebench_personas.jsonl'
-    personas = [json.loads(line) for line in table.read_text('utf-8').splitlines()]
-    roles, splits = {}, {}
-    for persona in personas:
-        name = ''.join(c if c.isalnum() else '_' for c in persona['name']).lower()
-        roles[name] = persona['name']
-        groups = read_chats(rows, persona['name'], persona['persona'])
-        splits[name] = write_splits(groups, output / name)
+    roles, splits = rolebench_rows.write_all(_ROLEBENCH.value, output)
     dev = _MEASURE_ON.value == 'dev'
     shared_steps = _SHARED_STEPS.value or ['0'] * len(_SPARSITIES.value)
     results = []
@@ -281,7 +167,7 @@ def main(argv: list[str]) -> None:
         ]
         if int(shared):
             common = output / 'shared' / ('dev' if dev else '')
-            write_shared(splits, _MEASURE_ON.value, common)
+            rolebench_rows.write_shared(splits, _MEASURE_ON.value, common)
             options += [
                 f'--shared_steps={shared}',
                 f'--shared_calibration={common / "{persona}.jsonl"}',

@@ -1,20 +1,26 @@
 """launch/rolebench.py: what is learned from is never what is measured on."""
 
-import importlib.util
+import importlib
 import json
 import pathlib
 
 import pytest
 
-_SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'rolebench.py'
+_LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 
 
 @pytest.fixture(scope='module')
-def rolebench():
-    spec = importlib.util.spec_from_file_location('rolebench', _SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def rolebench_rows():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(_LAUNCH))
+        return importlib.import_module('rolebench_rows')
+
+
+@pytest.fixture(scope='module')
+def rolebench(rolebench_rows):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(_LAUNCH))
+        return importlib.import_module('rolebench')
 
 
 def _questions(path):
@@ -37,13 +43,15 @@ def _rows(roles, answers):
     ]
 
 
-def _splits(rolebench, role, folder, answers=('{role} says {i}.', 'Something else.')):
-    groups = rolebench.read_chats(_rows(role, answers), role, f'You are {role}.')
-    return rolebench.write_splits(groups, folder / role)
+def _splits(
+    rolebench_rows, role, folder, answers=('{role} says {i}.', 'Something else.')
+):
+    groups = rolebench_rows.read_chats(_rows(role, answers), role, f'You are {role}.')
+    return rolebench_rows.write_splits(groups, folder / role)
 
 
-def test_what_is_measured_on_is_never_learned_from(rolebench, tmp_path):
-    splits = _splits(rolebench, 'A', tmp_path)
+def test_what_is_measured_on_is_never_learned_from(rolebench_rows, tmp_path):
+    splits = _splits(rolebench_rows, 'A', tmp_path)
     test, dev = splits['test'], splits['dev']
     assert len(_questions(test.train)) == 440
     assert len(_questions(dev.train)) == 380
@@ -59,9 +67,9 @@ def test_what_is_measured_on_is_never_learned_from(rolebench, tmp_path):
 
 @pytest.mark.parametrize('measure_on, rows', [('test', 820), ('dev', 700)])
 def test_shared_rows_hold_no_question_that_any_role_is_measured_on(
-    rolebench, tmp_path, measure_on, rows
+    rolebench_rows, tmp_path, measure_on, rows
 ):
-    splits = {role: _splits(rolebench, role, tmp_path) for role in 'AB'}
+    splits = {role: _splits(rolebench_rows, role, tmp_path) for role in 'AB'}
     # Both roles' splits are drawn alike: let them differ, as real roles' questions do.
     own = splits['B']['test']
     lines = own.train.read_text('utf-8').splitlines(keepends=True)
@@ -74,7 +82,7 @@ def test_shared_rows_hold_no_question_that_any_role_is_measured_on(
         }
         for kind in ('test', 'dev')
     )
-    shared = rolebench.write_shared(splits, measure_on, tmp_path / 'shared')
+    shared = rolebench_rows.write_shared(splits, measure_on, tmp_path / 'shared')
     assert [path.name for path in shared] == ['A.jsonl', 'B.jsonl']
     # 440 questions (380 with `dev`) but for B's 30, with two answers each.
     assert [len(_questions(path)) for path in shared] == [rows, rows]
@@ -86,9 +94,9 @@ def test_shared_rows_hold_no_question_that_any_role_is_measured_on(
         assert bool(learned & chosen_on) == (measure_on == 'test')
 
 
-def test_all_answers_are_those_of_the_training_questions(rolebench, tmp_path):
+def test_all_answers_are_those_of_the_training_questions(rolebench_rows, tmp_path):
     split = _splits(
-        rolebench, 'A', tmp_path, ['First {i}.', 'Second {i}.', ' ', 'First {i}.']
+        rolebench_rows, 'A', tmp_path, ['First {i}.', 'Second {i}.', ' ', 'First {i}.']
     )['test']
     chats, first = (
         [json.loads(line) for line in path.read_text('utf-8').splitlines()]
@@ -103,9 +111,9 @@ def test_all_answers_are_those_of_the_training_questions(rolebench, tmp_path):
 
 
 @pytest.mark.parametrize('answers', [[], ['', 'Late.']])
-def test_rows_without_a_first_answer_are_left_out(rolebench, answers):
+def test_rows_without_a_first_answer_are_left_out(rolebench_rows, answers):
     rows = [{'role': 'A', 'question': 'Why?', 'generated': answers}]
-    assert rolebench.read_chats(rows, 'A', 'You are A.') == []
+    assert rolebench_rows.read_chats(rows, 'A', 'You are A.') == []
 
 
 def test_table_says_how_far_each_mask_came(rolebench, tmp_path):

@@ -26,6 +26,16 @@ def dtype_setting() -> Any:
     )
 
 
+def mask_sparsity_setting() -> Any:
+    """A field for --mask_sparsity."""
+    return flags.setting(
+        None,
+        'Of a mask that was learned with --nested: the share of channels that it '
+        'removes here; by default the --sparsity it was learned with.',
+        within='[0, 1)',
+    )
+
+
 def system_prompt_setting() -> Any:
     """A field for --system_prompt of what writes a model."""
     return flags.setting(

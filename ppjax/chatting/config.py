@@ -23,6 +23,7 @@ class ChatConfig:
     mask: str | None = flags.setting(
         None, 'Persona mask file (.pmask) to apply to the base model.', path=True
     )
+    mask_sparsity: float | None = settings.mask_sparsity_setting()
     persona: str | None = flags.setting(
         None,
         'Persona: a text, a text file, or a character card; by default the one that '
@@ -76,6 +77,8 @@ class ChatConfig:
                     f'--model and --{name} exclude each other: an exported model has '
                     'its mask applied already.'
                 )
+        if self.mask_sparsity is not None and not self.mask:
+            raise errors.InputError('--mask_sparsity needs --mask.')
         if self.persona and self.system_prompt is not None:
             raise errors.InputError(
                 '--persona and --system_prompt both say who is spoken to; give one.'

@@ -51,6 +51,7 @@ def open_conversation(cfg: config_lib.ChatConfig) -> conversation_lib.Conversati
     loaded = apply.load_masked(
         base_model=cfg.base_model,
         mask_path=cfg.mask,
+        mask_sparsity=cfg.mask_sparsity,
         model=cfg.model,
         dtype=cfg.dtype,
     )

@@ -24,6 +24,7 @@ class CompensateConfig(settings.CommonSettings):
     mask: str | None = flags.setting(
         None, 'A .pmask of FFN channels to prune --base_model by.', path=True
     )
+    mask_sparsity: float | None = settings.mask_sparsity_setting()
     sparsity: float | None = flags.setting(
         None,
         'Instead of --mask: share of FFN channels to remove from every layer, those '
@@ -122,6 +123,8 @@ class CompensateConfig(settings.CommonSettings):
                 'Say what is pruned with one of --mask, --sparsity (both of '
                 '--base_model) or --run.'
             )
+        if self.mask_sparsity is not None and self.sparsity is not None:
+            raise errors.InputError('--mask_sparsity needs --mask or --run.')
         if not self.run:
             settings.require_given(self, 'calibration')
         if self.own_answers:

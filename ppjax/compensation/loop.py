@@ -57,7 +57,11 @@ def compensate(
             activations that are not finite.
     """
     mesh = sharding.default_mesh(cfg.mesh)
-    source = pruned_source.open_source(base_model_name=cfg.base_model, mask=cfg.mask)
+    source = pruned_source.open_source(
+        base_model_name=cfg.base_model,
+        mask=cfg.mask,
+        mask_sparsity=cfg.mask_sparsity,
+    )
     if stage is None:
         pruned_source.refuse_inside(cfg.output_dir, source, cfg.mask)
     _refuse_unfit(cfg, source)

@@ -103,8 +103,8 @@ def heldout_source(cfg: config_lib.EvaluateConfig, models: Candidates) -> str:
 def find(cfg: config_lib.EvaluateConfig) -> Candidates:
     """The models that flags and run directory name.
 
-    A run's dense model and its export are compared; without an export its mask on
-    the dense model.
+    A run's dense model and its export are compared; without an export, or at another
+    sparsity, its mask on the dense model.
 
     Raises:
         InputError: if one is absent or unreadable, or the mask has another base.
@@ -125,13 +125,13 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
         found.append(Candidate('dense', base, functools.partial(read, base_model=name)))
     mask_path, exported = cfg.mask, cfg.model
     if run and not (mask_path or exported):
-        if run.exported:
+        if run.exported and cfg.mask_sparsity is None:
             exported = str(run.exported)
         else:
             mask_path = str(run.mask_file)
     if mask_path:
         assert base is not None
-        found.append(_masked(mask_path, base, found[0], read))
+        found.append(_masked(mask_path, base, found[0], read, cfg.mask_sparsity))
     if exported:
         files, system_prompt = apply.open_exported(exported)
         if base is not None and files.config.vocab_size != base.config.vocab_size:
@@ -150,8 +150,9 @@ def _masked(
     base: base_model.BaseModel,
     dense: Candidate,
     read: Callable[..., apply.LoadedModel],
+    sparsity: float | None,
 ) -> Candidate:
-    file = pmask.load_for(pathlib.Path(path).expanduser(), base)
+    file = pmask.load_for(pathlib.Path(path).expanduser(), base, sparsity=sparsity)
     if file.granularity == pmask.BLOCKS:
         shorter = file.pruned(base)
         own = functools.partial(read, base_model=base.name, mask_path=path)

@@ -51,6 +51,7 @@ class EvaluateConfig:
         'A .pmask to apply to the dense model, which is measured as `masked`.',
         path=True,
     )
+    mask_sparsity: float | None = settings.mask_sparsity_setting()
     model: str | None = flags.setting(
         None,
         'Directory of an exported model, which is measured as `pruned`.',
@@ -260,6 +261,9 @@ class EvaluateConfig:
             )
         if self.mask and not (self.base_model or self.is_run):
             raise errors.InputError('--mask needs --base_model.')
+        masked = self.mask or (self.is_run and not self.model)
+        if self.mask_sparsity is not None and not masked:
+            raise errors.InputError('--mask_sparsity needs --mask, or a run with one.')
 
     @property
     def task_list(self) -> list[str]:

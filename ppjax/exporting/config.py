@@ -22,6 +22,7 @@ class ExportConfig:
     mask: str | None = flags.setting(
         None, 'A .pmask file, with --materialize.', path=True
     )
+    mask_sparsity: float | None = settings.mask_sparsity_setting()
     from_keep_indices: str | None = flags.setting(
         None,
         'JSON of {"topk_indices": [[...] x layers]} to export, instead of a mask.',
@@ -71,6 +72,11 @@ class ExportConfig:
         if not self.from_run and not self.base_model:
             given = 'materialize' if self.materialize else 'from_keep_indices'
             raise errors.InputError(f'--{given} needs --base_model.')
+        if self.mask_sparsity is not None and self.from_keep_indices:
+            raise errors.InputError(
+                '--mask_sparsity is of a mask; --from_keep_indices says which channels '
+                'stay.'
+            )
         ranges.check(self)
 
     @property

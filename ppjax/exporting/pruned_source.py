@@ -52,7 +52,11 @@ class PrunedSource:
 
 
 def open_source(
-    *, model: str | None = None, base_model_name: str = '', mask: str | None = None
+    *,
+    model: str | None = None,
+    base_model_name: str = '',
+    mask: str | None = None,
+    mask_sparsity: float | None = None,
 ) -> PrunedSource:
     """Opens what settings name; no weights are read.
 
@@ -60,6 +64,7 @@ def open_source(
         model: an exported directory.
         base_model_name: or instead a dense model.
         mask: a file, of the dense model; None for all of it.
+        mask_sparsity: at which it is wanted; None for the one it names.
 
     Raises:
         InputError: if something is absent or unreadable, or the mask is another
@@ -71,7 +76,7 @@ def open_source(
     files = base_model.open_base_model(base_model_name)
     if not mask:
         return PrunedSource(files, files, None, '')
-    persona_mask = pmask.load_for(mask, files)
+    persona_mask = pmask.load_for(mask, files, sparsity=mask_sparsity)
     loading.check_tensors(files.reader, files.config)
     pruned = persona_mask.pruned(files)
     return PrunedSource(files, pruned, persona_mask, persona_mask.system_prompt)

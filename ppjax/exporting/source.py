@@ -9,6 +9,7 @@ import numpy as np
 
 from ppjax.exporting import config as config_lib
 from ppjax.exporting import hf_export, model_card, published
+from ppjax.learning import references
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import base_model
 from ppjax.training import config as train_config
@@ -17,7 +18,10 @@ from ppjax.training import trained_run
 
 @dataclasses.dataclass(frozen=True)
 class ExportSource:
-    """What is exported: a base model, a mask, and what is known of how it was learned."""
+    """What is exported: a base model, a mask, and what is known of how it was learned.
+
+    `asked` is the share to remove that was asked for, if known.
+    """
 
     base: base_model.BaseModel
     persona_mask: pmask.PersonaMask
@@ -25,6 +29,7 @@ class ExportSource:
     trained: train_config.TrainConfig | None = None
     calibration_rows: int | None = None
     likelihood: dict[str, Any] | None = None
+    asked: float | None = None
 
     @property
     def pruned(self) -> base_model.BaseModel:
@@ -63,21 +68,30 @@ def require_run(cfg: config_lib.ExportConfig) -> None:
 def _from_run(cfg: config_lib.ExportConfig) -> ExportSource:
     if cfg.base_model and not trained_run.TrainedRun.is_at(cfg.output_dir):
         file = pathlib.Path(cfg.output_dir).expanduser() / 'mask.pmask'
-        return _with_mask(base_model.open_base_model(cfg.base_model), file)
+        base = base_model.open_base_model(cfg.base_model)
+        return _with_mask(base, file, cfg.mask_sparsity)
     run = trained_run.TrainedRun.open_finished(cfg.output_dir, flag='output_dir')
     base = base_model.open_base_model(cfg.base_model or run.settings.base_model)
-    return dataclasses.replace(
-        _with_mask(base, run.mask_file),
+    found = dataclasses.replace(
+        _with_mask(base, run.mask_file, cfg.mask_sparsity),
         trained=run.settings,
         calibration_rows=run.calibration_count(),
-        likelihood=run.result('likelihood'),
+    )
+    if cfg.mask_sparsity is not None:
+        # What was measured is the mask at the run's own sparsity.
+        return dataclasses.replace(found, asked=cfg.mask_sparsity)
+    return dataclasses.replace(
+        found,
+        asked=run.settings.sparsity,
+        likelihood=references.at_one_sparsity(run.result('likelihood')),
     )
 
 
 def _from_files(cfg: config_lib.ExportConfig) -> ExportSource:
     base = base_model.open_base_model(str(cfg.base_model))
     if cfg.mask:
-        return _with_mask(base, pathlib.Path(cfg.mask).expanduser())
+        file = pathlib.Path(cfg.mask).expanduser()
+        return _with_mask(base, file, cfg.mask_sparsity)
     file = pathlib.Path(str(cfg.from_keep_indices)).expanduser()
     mask = keep_indices.load(file, base.config.num_layers, base.config.d_ff)
     # Of nobody: neither persona nor prompt is known.
@@ -85,8 +99,11 @@ def _from_files(cfg: config_lib.ExportConfig) -> ExportSource:
     return ExportSource(base, kept, (base.reader.path, file))
 
 
-def _with_mask(base: base_model.BaseModel, file: pathlib.Path) -> ExportSource:
-    return ExportSource(base, pmask.load_for(file, base), (base.reader.path, file))
+def _with_mask(
+    base: base_model.BaseModel, file: pathlib.Path, sparsity: float | None
+) -> ExportSource:
+    mask = pmask.load_for(file, base, sparsity=sparsity)
+    return ExportSource(base, mask, (base.reader.path, file))
 
 
 def facts(
@@ -117,7 +134,7 @@ def facts(
         parameters=(dense, pruned),
         weight_bytes=(dense * width, pruned * width),
         command=command,
-        sparsity=trained.sparsity if trained else None,
+        sparsity=source.asked,
         likelihood=source.likelihood,
         calibration=trained.calibration if trained else None,
         calibration_rows=source.calibration_rows,

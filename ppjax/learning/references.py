@@ -9,6 +9,18 @@ from ppjax.base import progress as progress_lib
 from ppjax.data import chat
 from ppjax.learning import heldout as heldout_lib
 
+# Before the sparsity, in the name of a mask that is the learned one at another.
+AT = 'learned_at_'
+
+
+def at_one_sparsity(results: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Results without the figures of one mask at other sparsities."""
+    models = (results or {}).get('models')
+    if results is None or not isinstance(models, dict):
+        return results
+    own = {name: x for name, x in models.items() if not name.startswith(AT)}
+    return results | {'models': own}
+
 
 def stored(
     path: pathlib.Path, names: Sequence[str], size: int

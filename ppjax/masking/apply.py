@@ -54,6 +54,7 @@ def load_masked(
     *,
     base_model: str | None = None,
     mask_path: str | None = None,
+    mask_sparsity: float | None = None,
     model: str | None = None,
     dtype: jax.typing.DTypeLike,
     mesh: jax.sharding.Mesh | None = None,
@@ -65,6 +66,7 @@ def load_masked(
         base_model: see `base_model.open_base_model`. With a mask, by default the
             base that the mask was learned on.
         mask_path: a `.pmask` to apply to the base; None for the dense model.
+        mask_sparsity: at which it is wanted; None for the one it names.
         model: a Hugging Face directory, exported or not, instead of the two.
         dtype: of the weights.
         mesh: that they are loaded onto; None for one device.
@@ -72,7 +74,7 @@ def load_masked(
 
     Raises:
         InputError: if something is absent or unreadable, or the mask was learned on
-            another base.
+            another base, or for other sparsities.
         ValueError: if `model` comes with one of the other two, or all are None.
     """
     if (model is None) == (base_model is None and mask_path is None):
@@ -94,6 +96,8 @@ def load_masked(
         persona_mask.check_base(
             base.fingerprint(), base.config.num_layers, base.config.d_ff
         )
+        if mask_sparsity is not None:
+            persona_mask = persona_mask.at_sparsity(mask_sparsity)
         if persona_mask.granularity == pmask.BLOCKS:
             # Absent blocks cost nothing, and all that runs a decoder can run it.
             read = persona_mask.pruned(base)

@@ -15,17 +15,19 @@ from safetensors import numpy as safetensors_numpy
 
 import ppjax
 from ppjax.base import atomic, errors, reading
+from ppjax.masking import gains as gains_lib
 from ppjax.masking import granularity as granularity_lib
+from ppjax.masking import ranking as ranking_lib
 from ppjax.models import base_model as base_lib
 from ppjax.models import folded
 from ppjax.models import masks as masks_lib
 
 FORMAT, FORMAT_2 = 'ppjax.pmask.v1', 'ppjax.pmask.v2'
 CHANNELS, BLOCKS = granularity_lib.CHANNELS.name, granularity_lib.BLOCKS.name
-GAIN_DTYPE = np.dtype(np.float16)
 # A file of blocks has a format of its own: who knows channels only must refuse it.
 _FORMATS = {CHANNELS: FORMAT, BLOCKS: 'ppjax.pmask.blocks.v1'}
 _KINDS = {kind: name for name, kind in _FORMATS.items()} | {FORMAT_2: CHANNELS}
+_SECOND = {'mask', 'gains', 'ranks'}
 _REQUIRED = (
     'base_model',
     'base_fingerprint',
@@ -50,6 +52,7 @@ class PersonaMask:
         granularity: what it masks, a key of `granularity.KINDS`.
         gains: float16 [L, k], in the order of `indices`: what each kept channel is
             multiplied by; None is 1.
+        ranking: where the mask is one of many that it gives; see `at_keep`.
     """
 
     mask: np.ndarray
@@ -59,6 +62,7 @@ class PersonaMask:
     system_prompt: str = ''
     granularity: str = CHANNELS
     gains: np.ndarray | None = None
+    ranking: ranking_lib.Ranking | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != np.bool_:
@@ -72,18 +76,15 @@ class PersonaMask:
             )
         if self.granularity == BLOCKS and len(self.mask) != 1:
             raise ValueError(f'mask of blocks must be [1, L], got {self.mask.shape}.')
-        if self.gains is None:
-            return
-        if self.granularity != CHANNELS:
-            raise ValueError(f'a mask of {self.granularity} has no gains.')
-        wanted = (len(self.mask), self.keep)
-        if self.gains.dtype != GAIN_DTYPE or self.gains.shape != wanted:
-            raise ValueError(
-                f'gains must be float16 {wanted}, got {self.gains.dtype} '
-                f'{self.gains.shape}.'
-            )
-        if bad := int((~np.isfinite(self.gains)).sum()):
-            raise ValueError(f'{bad} of {self.gains.size} gains are not finite.')
+        if self.granularity != CHANNELS and self.is_second:
+            raise ValueError(f'a mask of {self.granularity} has no gains or ranks.')
+        if self.gains is not None:
+            gains_lib.check(self.gains, (len(self.mask), self.keep))
+        if self.ranking is not None and (
+            not np.array_equal(self.ranking.ranks < self.keep, self.mask)
+            or (self.ranking.gains is None) != (self.gains is None)
+        ):
+            raise ValueError('mask and gains must be those of the ranks.')
 
     @property
     def keep(self) -> int:
@@ -98,6 +99,48 @@ class PersonaMask:
     def indices(self) -> np.ndarray:
         """The kept channels, int [L, k], or blocks [1, k], ascending in each row."""
         return np.nonzero(self.mask)[1].reshape(len(self.mask), self.keep)
+
+    @property
+    def is_second(self) -> bool:
+        """Whether it has what the first format cannot hold."""
+        return self.gains is not None or self.ranking is not None
+
+    def at_sparsity(self, sparsity: float) -> 'PersonaMask':
+        """The mask of another sparsity, from the same ranks.
+
+        Raises:
+            InputError: if it has none, or they were not learned for it.
+        """
+        return self.at_keep(self._ranks().keep_size(sparsity))
+
+    def at_keep(self, keep: int) -> 'PersonaMask':
+        """The mask of another k, from the same ranks.
+
+        Raises:
+            InputError: if it has none, or they were not learned for it.
+        """
+        ranks = self._ranks()
+        mask = ranks.mask(keep)
+        return dataclasses.replace(self, mask=mask, gains=ranks.gains_of(mask))
+
+    def _ranks(self) -> ranking_lib.Ranking:
+        if self.ranking is None:
+            whole = self.mask.shape[1]
+            raise errors.InputError(
+                f'This mask keeps {self.keep} of {whole} {self.granularity} and no '
+                'other number: it has no ranks. Masks learned with --nested have some.'
+            )
+        return self.ranking
+
+    def known_gains(self) -> tuple[np.ndarray, np.ndarray]:
+        """(The channels that gains are known of, bool [L, F]; the gains, float32).
+
+        Of a mask without gains those are the kept ones, and they are 1.
+        """
+        if self.ranking is not None and self.ranking.gains is not None:
+            every = self.ranking.gains
+            return np.ones(every.shape, bool), every.astype(np.float32)
+        return self.mask, self.scaled()
 
     def scaled(self) -> np.ndarray:
         """The mask times its gains, float32 [L, F]."""
@@ -148,15 +191,25 @@ class PersonaMask:
             )
 
 
-def load_for(path: str | pathlib.Path, base: base_lib.BaseModel) -> PersonaMask:
+def load_for(
+    path: str | pathlib.Path,
+    base: base_lib.BaseModel,
+    *,
+    sparsity: float | None = None,
+) -> PersonaMask:
     """Reads a mask file that must be of a base model.
 
+    Args:
+        path: of the file.
+        base: the model.
+        sparsity: at which it is wanted; None for the one it names.
+
     Raises:
-        InputError: see `load` and `PersonaMask.check_base`.
+        InputError: see `load`, `PersonaMask.check_base` and `at_sparsity`.
     """
     found = load(path)
     found.check_base(base.fingerprint(), base.config.num_layers, base.config.d_ff)
-    return found
+    return found if sparsity is None else found.at_sparsity(sparsity)
 
 
 def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
@@ -166,9 +219,15 @@ def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
     sizes = {'num_layers': str(rows), 'd_ff': str(units)}
     if persona_mask.granularity == BLOCKS:
         sizes = {'num_layers': str(units)}
-    tensors, kind = {'mask': packed}, _FORMATS[persona_mask.granularity]
+    tensors = {'mask': packed}
     if persona_mask.gains is not None:
-        tensors, kind = tensors | {'gains': persona_mask.gains}, FORMAT_2
+        tensors['gains'] = persona_mask.gains
+    kind = _FORMATS[persona_mask.granularity]
+    if persona_mask.is_second:
+        kind = FORMAT_2
+    if (ranking := persona_mask.ranking) is not None:
+        tensors = ranking.tensors()
+        sizes['keeps'] = ':'.join(map(str, ranking.keeps))
     metadata = sizes | {
         'format': kind,
         'base_model': persona_mask.base_model,
@@ -204,9 +263,9 @@ def load(path: str | pathlib.Path) -> PersonaMask:
     try:
         with safetensors.safe_open(path, framework='np') as handle:
             metadata = handle.metadata() or {}
-            packed = handle.get_tensor('mask')
             second = metadata.get('format') == FORMAT_2
-            gains = handle.get_tensor('gains') if second else None
+            names = set(handle.keys()) if second else {'mask'}
+            tensors = {name: handle.get_tensor(name) for name in names & _SECOND}
     # safetensors raises AttributeError for a dtype that NumPy lacks.
     except (safetensors.SafetensorError, OSError, AttributeError) as error:
         raise errors.InputError(f'{path} is no readable mask file ({error}).') from None
@@ -215,6 +274,11 @@ def load(path: str | pathlib.Path) -> PersonaMask:
         raise errors.InputError(
             f'{path} has format {metadata.get("format")!r}, wanted '
             f'{" or ".join(map(repr, _KINDS))}.'
+        )
+    if unknown := sorted(names - _SECOND):
+        raise errors.InputError(
+            f'{path} holds {unknown[0]!r}, of which nothing is known here: it is of a '
+            'later version.'
         )
     sized = ('d_ff',) if granularity == CHANNELS else ()
     if missing := [key for key in (*_REQUIRED, *sized) if key not in metadata]:
@@ -225,20 +289,17 @@ def load(path: str | pathlib.Path) -> PersonaMask:
         )
     except ValueError as error:
         raise errors.InputError(f'{path} has damaged metadata ({error}).') from None
-    rows, units = (num_layers, *d_ff) if d_ff else (1, num_layers)
-    if packed.dtype != np.uint8 or packed.shape != (rows, -(-units // 8)):
-        raise errors.InputError(
-            f'{path}: mask is {packed.dtype} {packed.shape}, metadata says '
-            f'{num_layers} {f"layers of {units} channels" if d_ff else "blocks"}.'
-        )
-    mask = np.unpackbits(packed, axis=-1, bitorder='little')[:, :units].astype(bool)
-    if not len(mask) or keep < 1 or (mask.sum(axis=1) != keep).any():
-        raise errors.InputError(
-            f'{path}: layers do not all keep {keep} channels; the file is damaged.'
-            if d_ff
-            else f'{path} does not keep {keep} blocks; the file is damaged.'
-        )
+    shape = (num_layers, d_ff[0]) if d_ff else (1, num_layers)
+    ranking = None
     try:
+        if 'ranks' in tensors:
+            keeps = metadata.get('keeps', '')
+            ranking = ranking_lib.of_tensors(tensors, shape, keeps)
+            mask = ranking.mask(keep)
+            gains = ranking.gains_of(mask)
+        else:
+            mask = _unpacked(tensors.get('mask'), shape, keep, granularity)
+            gains = tensors.get('gains')
         return PersonaMask(
             mask=mask,
             base_model=metadata['base_model'],
@@ -247,6 +308,34 @@ def load(path: str | pathlib.Path) -> PersonaMask:
             system_prompt=metadata.get('system_prompt', ''),
             granularity=granularity,
             gains=gains,
+            ranking=ranking,
         )
-    except ValueError as error:  # Of the gains: the mask is checked above.
+    except (ValueError, errors.InputError) as error:
         raise errors.InputError(f'{path} is damaged: {error}') from None
+
+
+def _unpacked(
+    packed: np.ndarray | None, shape: tuple[int, int], keep: int, granularity: str
+) -> np.ndarray:
+    """The mask of its bits.
+
+    Raises:
+        ValueError: if they are damaged.
+    """
+    rows, units = shape
+    of_blocks = granularity == BLOCKS
+    if packed is None:
+        raise ValueError('it has neither mask nor ranks.')
+    if packed.dtype != np.uint8 or packed.shape != (rows, -(-units // 8)):
+        size = f'{units} blocks' if of_blocks else f'{rows} layers of {units} channels'
+        raise ValueError(
+            f'mask is {packed.dtype} {packed.shape}, metadata says {size}.'
+        )
+    mask = np.unpackbits(packed, axis=-1, bitorder='little')[:, :units].astype(bool)
+    if not len(mask) or keep < 1 or (mask.sum(axis=1) != keep).any():
+        raise ValueError(
+            f'it does not keep {keep} blocks.'
+            if of_blocks
+            else f'layers do not all keep {keep} channels.'
+        )
+    return mask

@@ -143,7 +143,7 @@ def _standardised(importance: jax.Array) -> jax.Array:
     return (log_importance - mean) / jnp.maximum(std, 1e-6)
 
 
-def mask_scores(masks: np.ndarray, activation: np.ndarray) -> np.ndarray:
+def mask_scores(votes: np.ndarray, activation: np.ndarray) -> np.ndarray:
     """Scores from masks that were learned before, of other personas for instance.
 
     Channels are ranked by how many of the masks keep them, equals by their activation
@@ -151,30 +151,14 @@ def mask_scores(masks: np.ndarray, activation: np.ndarray) -> np.ndarray:
     start from one mask is that mask, with its likeliest changes at the border.
 
     Args:
-        masks: bool [M, L, F], one or more.
+        votes: [M, L, F], one or more masks, or minus their ranks.
         activation: [L, F], from `activation_scores`.
 
     Returns:
         z [L, F] with mean 0 and standard deviation about 1 a layer, float32.
     """
     num_channels = activation.shape[-1]
-    order = np.lexsort((activation, masks.sum(axis=0)), axis=-1)
+    order = np.lexsort((activation, votes.sum(axis=0)), axis=-1)
     rank = np.argsort(order, axis=-1, kind='stable')
     quantile = (rank + 0.5) / num_channels
     return np.asarray(jax.scipy.stats.norm.ppf(quantile), np.float32)
-
-
-def mask_gains(masks: np.ndarray, scaled: np.ndarray) -> np.ndarray:
-    """Gains from masks that were learned before.
-
-    Args:
-        masks: bool [M, L, F], one or more.
-        scaled: float32 [M, L, F], the same times their gains.
-
-    Returns:
-        [L, F] float32: of every channel the mean over the masks that keep it, and 1
-        where none does.
-    """
-    counts = masks.sum(axis=0)
-    sums = scaled.sum(axis=0)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1))

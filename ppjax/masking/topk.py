@@ -102,22 +102,6 @@ def finite_mask(scores: jax.Array, keep: int) -> np.ndarray:
     return np.asarray(topk_mask(scores, keep)).astype(bool)
 
 
-def finite_gains(gains: jax.Array, mask: np.ndarray) -> np.ndarray:
-    """Gains [L, F] of the k channels that a mask keeps in each layer, float16 [L, k].
-
-    Raises:
-        InputError: if one is not finite.
-    """
-    with np.errstate(over='ignore'):
-        kept = np.asarray(gains)[mask].astype(np.float16).reshape(len(mask), -1)
-    if bad := int((~np.isfinite(kept)).sum()):
-        raise errors.InputError(
-            f'{bad} of {kept.size} gains are not finite as float16; lower '
-            '--gain_learning_rate.'
-        )
-    return kept
-
-
 def kth_largest(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
     """The `keep`-th largest of z [..., F], as [..., 1]; `keep` may be traced."""
     index = scores.shape[-1] - keep

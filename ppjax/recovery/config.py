@@ -30,6 +30,7 @@ class RecoverConfig(config.StepSettings):
     mask: str | None = flags.setting(
         None, 'A .pmask to prune --base_model by.', path=True
     )
+    mask_sparsity: float | None = settings.mask_sparsity_setting()
     model: str | None = flags.setting(
         None,
         'Instead: directory of a model that is pruned already, as exported.',
@@ -111,6 +112,8 @@ class RecoverConfig(config.StepSettings):
             )
         if self.mask and not self.base_model:
             raise errors.InputError('--mask needs --base_model.')
+        if self.mask_sparsity is not None and not (self.mask or self.run):
+            raise errors.InputError('--mask_sparsity needs --mask or --run.')
         if not self.run:
             settings.require_given(self, 'calibration')
         lora.parse_targets(self.lora_targets)
@@ -150,12 +153,15 @@ class RecoverConfig(config.StepSettings):
     def resolved(self) -> 'RecoverConfig':
         """These settings with what `run` stands for in its place.
 
-        Where its export is refitted (`compensation`), that is what is recovered.
+        Where its export is refitted (`compensation`), that is what is recovered,
+        unless another sparsity of the mask is asked for.
 
         Raises:
             InputError: if it is no run directory with a learned mask.
         """
         found = pruned_source.with_run_in_place(self)
+        if self.mask_sparsity is not None:
+            return found
         if self.run and compensation.of_run(pathlib.Path(self.run).expanduser()):
             model = str(pathlib.Path(self.run).expanduser() / 'hf')
             found = dataclasses.replace(

@@ -55,7 +55,10 @@ def recover(
     """
     mesh = sharding.make_mesh(cfg.mesh, jax.devices())
     source = pruned_source.open_source(
-        model=cfg.model, base_model_name=cfg.base_model, mask=cfg.mask
+        model=cfg.model,
+        base_model_name=cfg.base_model,
+        mask=cfg.mask,
+        mask_sparsity=cfg.mask_sparsity,
     )
     pruned_source.refuse_inside(cfg.output_dir, source, cfg.mask)
     data = data_lib.prepare_data(

@@ -1,6 +1,7 @@
 """The settings of mask learning."""
 
 import dataclasses
+import math
 import os
 import re
 from typing import Any
@@ -91,6 +92,13 @@ class LearningSettings(config.StepSettings):
         'gives. By default the mask is learned in all steps.',
         least=0,
     )
+    nested: str | None = flags.setting(
+        None,
+        'Learn one order of the channels that serves all sparsities between two, as in '
+        '0.1:0.6: each step draws one. The mask file then has ranks, of which --sparsity '
+        'is the default and --mask_sparsity of chat, export, evaluate and recover '
+        'another.',
+    )
     micro_batches: int = flags.setting(
         1,
         'Pieces a step is cut into to save memory; gradients are accumulated.',
@@ -125,10 +133,47 @@ class LearningSettings(config.StepSettings):
             raise errors.InputError(
                 f'--gains are of channels; --granularity={self.granularity} has none.'
             )
+        self._check_nested()
         if self.mask_steps is not None and not self.gains:
             raise errors.InputError(
                 '--mask_steps leaves the steps that follow to --gains; give both, or '
                 'fewer --steps.'
+            )
+
+    @property
+    def nested_range(self) -> tuple[float, float]:
+        """The least and the greatest sparsity of --nested."""
+        low, _, high = (self.nested or '').partition(':')
+        try:
+            found = float(low), float(high)
+        except ValueError:
+            found = math.nan, math.nan
+        if not 0 <= found[0] < found[1] < 1:
+            raise errors.InputError(
+                '--nested must be two sparsities from 0 to 1, the smaller first, as in '
+                f'0.1:0.6, got {self.nested!r}.'
+            )
+        return found
+
+    def _check_nested(self) -> None:
+        """Raises:
+        InputError: if --nested contradicts itself or what is beside it.
+        """
+        if not self.nested:
+            return
+        low, high = self.nested_range
+        if not low <= self.sparsity <= high:
+            raise errors.InputError(
+                f'--sparsity={self.sparsity} lies outside --nested={self.nested}.'
+            )
+        if self.granularity != granularity_lib.CHANNELS.name:
+            raise errors.InputError(
+                f'--nested is of channels; --granularity={self.granularity} has none.'
+            )
+        if self.anneal:
+            raise errors.InputError(
+                '--nested and --anneal both say how many channels a step keeps; give '
+                'one of them.'
             )
 
 

@@ -198,7 +198,15 @@ class Joint:
         def likelihood(p: int, state: step_lib.AnyState) -> heldout_lib.Likelihood:
             run, heldout = self.runs[p], heldouts[p]
             assert heldout is not None
-            return run.measure(heldout, model, run.learned_mask(*_own(state, p)))
+            return measured(p, state, run.keep)
+
+        def measured(
+            p: int, state: step_lib.AnyState, keep: int
+        ) -> heldout_lib.Likelihood:
+            run, heldout = self.runs[p], heldouts[p]
+            assert heldout is not None
+            mask = run.learned_mask(*_own(state, p), keep)
+            return run.measure(heldout, model, mask)
 
         learner = steps_lib.Learner(
             'train',
@@ -219,6 +227,8 @@ class Joint:
             models = references[p]
             if heldouts[p] is not None:
                 models = models | {'learned': learner.learned(p, learned)}
+                for name, keep in run.ends.items():
+                    models[name] = measured(p, learned, keep)
             run.finish(*_own(learned, p), models)
             run.directory.done(step=run.total, total_steps=run.total)
         self.directory.done(step=self.total, total_steps=self.total)

@@ -17,8 +17,10 @@ from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references as references_lib
 from ppjax.learning import run as learning_run
 from ppjax.learning import schedule as schedule_lib
+from ppjax.masking import gains as gains_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import pmask, score_init, topk
+from ppjax.masking import ranking as ranking_lib
 from ppjax.models import base_model
 from ppjax.models import decoder as decoder_lib
 from ppjax.training import config as config_lib
@@ -34,6 +36,7 @@ class LearningRun(learning_run.Run):
         granularity: what is masked.
         shape: (R, U) of its masks.
         keep: k.
+        keeps: those that a nested mask is learned for, or None.
         mask_path: the persona mask, once it is learned.
         mask_steps: its steps in which the mask is learned, which `schedule` spans;
             what follow are of gains alone.
@@ -67,6 +70,11 @@ class LearningRun(learning_run.Run):
         self.keep = self.granularity.keep_size(
             *size, sparsity=cfg.sparsity, align=cfg.align
         )
+        self.keeps = None
+        if cfg.nested:
+            self.keeps = ranking_lib.Keeps.of_sparsities(
+                *cfg.nested_range, base.config.d_ff, cfg.align
+            )
         self.mask_path = directory.path / 'mask.pmask'
         self.mask_steps = self.total
         if cfg.mask_steps is not None:
@@ -98,6 +106,7 @@ class LearningRun(learning_run.Run):
             granularity=cfg.granularity,
             gains=cfg.gains,
             mask_steps=cfg.mask_steps,
+            keeps=self.keeps,
         )
 
     def is_learned(self) -> bool:
@@ -114,6 +123,8 @@ class LearningRun(learning_run.Run):
         differ = [n for n in names if getattr(found, n) != getattr(wanted, n)]
         if (found.gains is not None) != self.cfg.gains:
             differ.append('gains')
+        if (found.ranking and found.ranking.keeps) != self.keeps:
+            differ.append('ranks')
         if differ:
             raise errors.InputError(
                 f'{self.mask_path} is no mask of this run (it has another '
@@ -166,12 +177,11 @@ class LearningRun(learning_run.Run):
             scores = activation
             if kind != 'activation':
                 masks = read_start_masks(self.cfg, self.base)
-                bits = np.stack([own.mask for own in masks])
-                found = score_init.mask_scores(bits, np.asarray(activation))
+                found = score_init.mask_scores(_votes(masks), np.asarray(activation))
                 scores = jax.numpy.asarray(found)
                 if gains is not None:
-                    scaled = np.stack([own.scaled() for own in masks])
-                    gains = jax.numpy.asarray(score_init.mask_gains(bits, scaled))
+                    known = zip(*(own.known_gains() for own in masks), strict=True)
+                    gains = jax.numpy.asarray(gains_lib.of_masks(*map(np.stack, known)))
         return scores * self.cfg.score_scale, gains
 
     def mask_file(
@@ -183,6 +193,11 @@ class LearningRun(learning_run.Run):
             InputError: if they are not finite.
         """
         mask = topk.finite_mask(scores, self.keep)
+        stored = None if gains is None else gains_lib.stored(gains)
+        ranking = None
+        if self.keeps is not None:
+            ranks = ranking_lib.of_scores(np.asarray(scores))
+            ranking = ranking_lib.Ranking(ranks, self.keeps, stored)
         prompt = self.data.system_prompt
         return pmask.PersonaMask(
             mask=mask,
@@ -191,17 +206,27 @@ class LearningRun(learning_run.Run):
             persona_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
             system_prompt=prompt,
             granularity=self.granularity.name,
-            gains=None if gains is None else topk.finite_gains(gains, mask),
+            gains=None if stored is None else stored[mask].reshape(len(mask), -1),
+            ranking=ranking,
         )
 
     def learned_mask(
-        self, scores: jax.Array, gains: jax.Array | None = None
+        self, scores: jax.Array, gains: jax.Array | None, keep: int
     ) -> jax.Array:
-        """What `mask_file` says of the same, as floats [R, U] on the device."""
-        mask = topk.topk_mask(scores, self.keep)
-        if gains is None:
-            return mask
-        return mask * gains.astype(pmask.GAIN_DTYPE).astype(gains.dtype)
+        """What `mask_file` says of the same at some k, as floats [R, U]."""
+        mask = topk.topk_mask(scores, keep)
+        return mask if gains is None else mask * gains_lib.rounded(gains)
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """Name -> k of what else is measured in the end, of a nested mask."""
+        if self.keeps is None:
+            return {}
+        return {
+            f'{references_lib.AT}{1 - keep / self.shape[1]:.4g}': keep
+            for keep in (self.keeps.most, self.keeps.least)
+            if keep != self.keep
+        }
 
     def measure(
         self,
@@ -284,9 +309,20 @@ def read_start_masks(
     return masks
 
 
+def _votes(masks: Sequence[pmask.PersonaMask]) -> np.ndarray:
+    """Of each mask its ranks, the first the highest, if all have some, or its bits."""
+    ranked = [own.ranking for own in masks if own.ranking is not None]
+    if len(ranked) == len(masks):
+        return np.stack([-own.ranks.astype(np.int64) for own in ranked])
+    return np.stack([own.mask for own in masks])
+
+
 def masks_hash(masks: Sequence[pmask.PersonaMask], *, gains: bool) -> str:
-    """sha256 of masks, and of their gains where these are learned on."""
+    """sha256 of masks with ranks, and of gains where these are learned on."""
     content = np.packbits(np.stack([own.mask for own in masks])).tobytes()
-    if gains:
-        content += b''.join(own.gain_bytes() for own in masks)
+    for own in masks:
+        if own.ranking is not None:
+            content += own.ranking.ranks.tobytes()
+        if gains and own.gains is not None:
+            content += own.known_gains()[1].tobytes()
     return hashlib.sha256(content).hexdigest()

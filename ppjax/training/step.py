@@ -12,6 +12,7 @@ from ppjax.data import packing
 from ppjax.learning import loss as loss_lib
 from ppjax.masking import estimators, topk
 from ppjax.masking import granularity as granularity_lib
+from ppjax.masking import ranking as ranking_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import weights
 from ppjax.parallel import execution, sharding
@@ -105,6 +106,8 @@ class Learning:
         gains: whether kept channels are multiplied by gains, learned as well.
         mask_steps: a persona's own steps after which its mask stands still; None if
             it never does.
+        keeps: the k of which each step draws one, so that one order of the channels
+            serves all; None if all steps keep `keep`.
     """
 
     keep: int
@@ -117,6 +120,14 @@ class Learning:
     granularity: str = granularity_lib.CHANNELS.name
     gains: bool = False
     mask_steps: int | None = None
+    keeps: ranking_lib.Keeps | None = None
+
+    def drawn_keep(self, key: jax.Array) -> int | jax.Array:
+        """k of a step, uniform among `keeps` where there are some."""
+        if self.keeps is None:
+            return self.keep
+        least, _, align = self.keeps
+        return least + align * jax.random.randint(key, (), 0, self.keeps.number)
 
 
 def _adamw(weight_decay: float) -> optax.GradientTransformation:
@@ -180,16 +191,16 @@ def make_train_step(
         return turn.step >= learning.mask_steps
 
     def mask_of(scores: jax.Array, turn: Turn) -> jax.Array:
-        keep: Any = learning.keep
+        key = jax.random.fold_in(jax.random.key(learning.seed), turn.step)
+        keep: Any = learning.drawn_keep(jax.random.fold_in(key, 0))
         if learning.anneal:
             keep = estimators.anneal_keep(
                 turn.progress, scores.shape[-1], keep, learning.anneal
             )
-        key = jax.random.fold_in(jax.random.key(learning.seed), turn.step)
         mask = estimate(scores, keep, progress=turn.progress, key=key)
         if learning.mask_steps is None:
             return mask
-        return jnp.where(stands(turn), topk.topk_mask(scores, learning.keep), mask)
+        return jnp.where(stands(turn), topk.hard_mask(scores, keep), mask)
 
     def micro_loss(
         values: tuple[jax.Array, jax.Array | None],

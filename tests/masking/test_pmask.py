@@ -205,7 +205,6 @@ def test_missing_metadata_are_named(saved, key):
     ('changes', 'part'),
     [
         ({'format': 'ppjax.pmask.v3'}, 'ppjax.pmask.v3'),
-        ({'format': 'ppjax.pmask.v2'}, 'gains'),
         ({'keep': 'five'}, 'five'),
         ({'keep': '6'}, '6 channels'),
         ({'keep': '0'}, 'channels'),

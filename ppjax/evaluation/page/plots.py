@@ -52,14 +52,13 @@ def loss_plot(run: run_results.ReportedRun) -> drawing.Drawing | None:
     held_steps, held = run.series('heldout', 'heldout_nll')
     if not len(loss) and not len(held):
         return None
-    lines = {row.name: row.nll for row in run_results.likelihood_rows(run)}
-    for final in ('learned', 'refitted'):
-        lines.pop(final, None)
+    dashes = {'dense': 'dashed', 'one_shot': 'dashdot', 'random': 'dotted'}
+    rows = run_results.likelihood_rows(run)
+    lines = {row.name: row.nll for row in rows if row.name in dashes}
     # A held-out figure weighs like a tenth of the run: there are few of them.
     weight = max(1, len(loss) // 10)
     core = np.concatenate([loss, np.repeat(held, weight)])
     low, high = drawing.readable_limits(core, lines.values())
-    dashes = {'dense': 'dashed', 'one_shot': 'dashdot', 'random': 'dotted'}
 
     def paint(axes: Any) -> None:
         if len(loss):

@@ -72,12 +72,15 @@ def _facts(run: run_results.ReportedRun) -> dict[str, Any]:
         'keep': None,
         'granularity': settings.granularity if settings else 'channels',
         'gains': False,
+        'keeps': None,
     }
     if mask is not None:
         rows, units = mask.mask.shape
         facts |= {'keep': mask.keep, 'units': units, 'layers': rows}
         facts['granularity'] = mask.granularity
         facts['gains'] = mask.gains is not None
+        if mask.ranking is not None:
+            facts['keeps'] = mask.ranking.keeps.text(units)
         facts['base_model'] = facts['base_model'] or mask.base_model
     elif run.efficiency:
         pruned = run_results.mapping(run.efficiency.get('pruned'))
@@ -157,7 +160,7 @@ def likelihood_table(run: run_results.ReportedRun) -> views.Table:
     )
     rows = [
         (
-            run_results.MODELS[row.name],
+            row.label,
             [
                 views.TableCell(f'{row.nll:.4f}'),
                 views.TableCell(_perplexity(row.nll)),

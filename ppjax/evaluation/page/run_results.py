@@ -10,6 +10,7 @@ import numpy as np
 from ppjax.base import errors, json_lines, reading, run_directory
 from ppjax.compensation import results as compensation
 from ppjax.evaluation import bootstrap, config
+from ppjax.learning import references
 from ppjax.masking import pmask
 from ppjax.pages import formats
 from ppjax.training import config as train_config
@@ -205,7 +206,8 @@ class LikelihoodRow:
     """One model's line of the held-out table.
 
     Attributes:
-        name: a key of `MODELS`.
+        name: a key of `MODELS`, or of the learned mask at another sparsity.
+        label: the same for people.
         nll: nats per answer token.
         difference: of `nll` to the dense model's; None for that itself.
         interval: 95 % bootstrap interval of the difference; None where there is none,
@@ -215,6 +217,7 @@ class LikelihoodRow:
     """
 
     name: str
+    label: str
     nll: float
     difference: float | None
     interval: tuple[float, float] | None
@@ -223,24 +226,35 @@ class LikelihoodRow:
 
 
 def likelihood_rows(run: ReportedRun) -> list[LikelihoodRow]:
-    """The held-out table in the order of `MODELS`; empty before it is measured."""
+    """The held-out table in the order of `MODELS`; empty before it is measured.
+
+    What a nested mask makes at the ends of its range comes last.
+    """
     models = mapping(run.likelihood.get('models'))
-    nll = {
-        name: formats.number(mapping(models.get(name)).get('nll')) for name in MODELS
+    labels = MODELS | {
+        name: f'Learned mask at sparsity {name.removeprefix(references.AT)}'
+        for name in models
+        if name.startswith(references.AT)
     }
+    nll = {
+        name: formats.number(mapping(models.get(name)).get('nll')) for name in labels
+    }
+    # What is exported may be the mask at another sparsity.
+    keep = run.mask and run.mask.keep
+    exported = run.export if run.export.get('keep', keep) == keep else {}
     rows = []
     for name, value in nll.items():
         if value is None:
             continue
         dense = nll['dense']
-        side = 'dense' if name == 'dense' else 'pruned'
+        side = 'dense' if name == 'dense' else 'pruned' if name in MODELS else ''
         figures = mapping(run.efficiency.get(side)) or {
-            key: mapping(run.export.get(key)).get(side)
-            for key in ('parameters', 'bytes')
+            key: mapping(exported.get(key)).get(side) for key in ('parameters', 'bytes')
         }
         rows.append(
             LikelihoodRow(
                 name=name,
+                label=labels[name],
                 nll=value,
                 difference=None if dense is None or side == 'dense' else value - dense,
                 interval=_interval(run.likelihood, name),

@@ -1,0 +1,453 @@
+"""Compares ways to a small model of a RoleBench role, from the same rows and steps.
+
+    python launch/rolebench_methods.py --rolebench=FILE --output_dir=runs/methods \\
+        --methods=new_persona
+
+A method is a chain of verbs, each in a run directory of its own; chains that begin alike
+share what they begin with. `new_persona` leaves the role out of what is shared: a small
+model is made from the other roles' answers alone, and the role's own --steps come last.
+Every model is measured on the role's held-out rows (or, with --measure_on=dev, on rows
+for choosing settings), beside the dense model and the one-shot mask, and on the tasks
+that say what it lost elsewhere. Every run can be interrupted; the same command goes on.
+The result is `methods.json` (`methods-dev.json`), to which commands with other roles or
+methods add theirs, and a Markdown table on stdout.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+# Beside this file.
+import rolebench_rows
+
+from ppjax.base import atomic, errors, flags, ranges, settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compared, on which roles."""
+
+    rolebench: str = flags.setting(None, 'RoleBench rows as JSONL.', path=True)
+    output_dir: str = flags.setting('runs/methods', 'Where runs go.', path=True)
+    base_model: str = flags.setting(
+        'smollm2-135m', 'The dense model, as for python -m ppjax.train.', path=True
+    )
+    methods: str = flags.setting(
+        'new_persona', 'Which methods, separated by commas; see METHODS.'
+    )
+    roles: str = flags.setting(
+        '', 'Names of roles, separated by commas; all by default.', may_be_empty=True
+    )
+    sparsities: str = flags.setting('0.25,0.5', 'Sparsities, separated by commas.')
+    steps: int = flags.setting(
+        60, "Optimizer steps of 8 from the role's own rows, in all.", least=2
+    )
+    shared_steps: int = flags.setting(
+        80, "For new_persona: steps of 8 from the other roles' rows.", least=1
+    )
+    shared_rows: int = flags.setting(
+        250, "For new_persona: rows of each other role's that are fitted.", least=2
+    )
+    rates: str = flags.setting(
+        'gains=5e-2,again=2e-2,lora=2e-3,full=1e-4',
+        'Learning rates: of gains, of gains that were learned before, of LoRA, of all '
+        'weights.',
+    )
+    measure_on: str = flags.setting(
+        'test', 'Held-out rows, or rows to choose settings on.', choices=('test', 'dev')
+    )
+    tasks: str = flags.setting(
+        'likelihood', 'What python -m ppjax.evaluate measures of every model.'
+    )
+    evaluate: str = flags.setting(
+        '',
+        'More flags for python -m ppjax.evaluate, separated by spaces: the data of '
+        'the tasks.',
+        may_be_empty=True,
+    )
+    seed: int = flags.setting(0, 'Of draws and of the order of rows.')
+
+    def __post_init__(self) -> None:
+        settings.require_given(self, 'rolebench')
+        ranges.check(self)
+        for method in self.method_list:
+            if method not in METHODS:
+                raise errors.InputError(
+                    f'--methods must be some of {", ".join(METHODS)}, got {method!r}.'
+                )
+        if self.steps % 2:
+            raise errors.InputError('--steps must be even: LoRA takes half of them.')
+        missing = {'gains', 'again', 'lora', 'full'} - self.rate_of.keys()
+        if missing:
+            raise errors.InputError(f'--rates lacks {", ".join(sorted(missing))}.')
+
+    @property
+    def method_list(self) -> list[str]:
+        """The methods, in the order given."""
+        return [name.strip() for name in self.methods.split(',')]
+
+    @property
+    def rate_of(self) -> dict[str, str]:
+        """The learning rates by name."""
+        pairs = (part.partition('=') for part in self.rates.split(','))
+        return {name.strip(): rate.strip() for name, _, rate in pairs}
+
+
+def run(verb: str, output: pathlib.Path, *options: str) -> pathlib.Path:
+    """Runs a verb in a run directory, or goes on there; returns the directory.
+
+    One that has ended by the same command is not started again. How long it took, in
+    all its parts, stands in its `made.json`.
+
+    Raises:
+        InputError: if it fails; it has said why.
+    """
+    file = output / 'made.json'
+    made: dict[str, Any] = {
+        'command': [verb, *options],
+        'seconds': 0.0,
+        'finished': False,
+    }
+    if file.exists():
+        before = json.loads(file.read_text('utf-8'))
+        if before['command'] == made['command']:
+            made = before
+    if made['finished']:
+        return output
+    print(f'== {verb} {output}', file=sys.stderr, flush=True)
+    command = [sys.executable, '-m', f'ppjax.{verb}', f'--output_dir={output}']
+    began = time.monotonic()
+    # Stdout is the table's.
+    code = subprocess.run(
+        [*command, *options], stdout=sys.stderr, check=False
+    ).returncode
+    made |= {
+        'seconds': made['seconds'] + time.monotonic() - began,
+        'finished': not code,
+    }
+    atomic.write_json(file, made)
+    if code:
+        raise errors.InputError(f'{verb} in {output} ended with exit code {code}.')
+    return output
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One role at one sparsity.
+
+    Attributes:
+        cfg: the settings.
+        sparsity: as it is written in flags.
+        split: the role's rows.
+        others: the other roles' rows, none that asks what any role is measured on.
+        folder: of the role's runs.
+        shared: of what is made from the others' rows.
+        parts: run directories that a model came of.
+    """
+
+    cfg: Settings
+    sparsity: str
+    split: rolebench_rows.Split
+    others: Sequence[pathlib.Path]
+    folder: pathlib.Path
+    shared: pathlib.Path
+    parts: list[pathlib.Path] = dataclasses.field(default_factory=list)
+
+    def run(self, verb: str, output: pathlib.Path, *options: str) -> pathlib.Path:
+        """`run`, remembered in `parts`."""
+        self.parts.append(run(verb, output, *options))
+        return output
+
+    def minutes(self) -> float:
+        """What all parts took together."""
+        made = [json.loads((p / 'made.json').read_text('utf-8')) for p in self.parts]
+        return sum(part['seconds'] for part in made) / 60
+
+    def _common(self) -> tuple[str, ...]:
+        return ('--dtype=bfloat16', '--max_length=256', f'--seed={self.cfg.seed}')
+
+    def _learned(
+        self,
+        verb: str,
+        name: str,
+        steps: int,
+        *options: str,
+        rows: Sequence[pathlib.Path] = (),
+        folder: pathlib.Path | None = None,
+    ) -> pathlib.Path:
+        source = ','.join(map(str, rows or [self.split.every]))
+        return self.run(
+            verb,
+            (folder or self.folder) / name,
+            f'--calibration={source}',
+            f'--steps={steps}',
+            '--batch_size=8',
+            '--heldout_every=100000',
+            *self._common(),
+            *options,
+        )
+
+    def mask(self, name: str, steps: int, *options: str) -> pathlib.Path:
+        """A mask learned from activations; its run directory."""
+        return self._learned(
+            'train',
+            name,
+            steps,
+            f'--base_model={self.cfg.base_model}',
+            f'--sparsity={self.sparsity}',
+            *options,
+        )
+
+    def recovered(
+        self, name: str, start: str, steps: int, *options: str, **where: Any
+    ) -> pathlib.Path:
+        """A model finetuned from `start`, a flag; its hf/."""
+        found = self._learned(
+            'recover', name, steps, start, '--micro_batches=1', *options, **where
+        )
+        return found / 'hf'
+
+    def refitted(self, name: str = 'refitted', *options: str) -> pathlib.Path:
+        """A model refitted to the dense one on the role's rows; its hf/."""
+        options = options or (
+            f'--base_model={self.cfg.base_model}',
+            f'--sparsity={self.sparsity}',
+        )
+        rows = f'--calibration={self.split.every}'
+        return (
+            self.run('compensate', self.folder / name, rows, *self._common(), *options)
+            / 'hf'
+        )
+
+    def gains(self, name: str, start: pathlib.Path, **more: Any) -> pathlib.Path:
+        """Gains learned on a model; its hf/."""
+        rate = f'--learning_rate={self.cfg.rate_of["gains"]}'
+        return self.recovered(
+            name, f'--model={start}', self.cfg.steps, '--gains', rate, **more
+        )
+
+    def lora(self, name: str, start: str, steps: int) -> pathlib.Path:
+        """Adapters of rank 16 learned on a model; its hf/."""
+        rate = f'--learning_rate={self.cfg.rate_of["lora"]}'
+        return self.recovered(name, start, steps, '--lora_rank=16', rate)
+
+    def full(self, name: str, start: str, steps: int) -> pathlib.Path:
+        """All weights learned on a model; its hf/."""
+        rate = f'--learning_rate={self.cfg.rate_of["full"]}'
+        return self.recovered(name, start, steps, rate)
+
+    def half(self) -> str:
+        """A mask of half of the steps, as recovery takes it."""
+        return f'--run={self.mask("mask_half", self.cfg.steps // 2)}'
+
+    def shared_model(self) -> pathlib.Path:
+        """A small model that has not seen the role, made from the others' rows."""
+        few = []
+        for rows in self.others:
+            lines = rows.read_text('utf-8').splitlines(keepends=True)
+            step = -(-len(lines) // self.cfg.shared_rows)
+            few.append(self.shared / 'rows' / rows.name)
+            atomic.write_text(few[-1], ''.join(lines[::step]))
+        refitted = self.run(
+            'compensate',
+            self.shared / 'refitted',
+            f'--base_model={self.cfg.base_model}',
+            f'--sparsity={self.sparsity}',
+            f'--calibration={",".join(map(str, few))}',
+            *self._common(),
+        )
+        return self.recovered(
+            'gains',
+            f'--model={refitted / "hf"}',
+            self.cfg.shared_steps,
+            '--gains',
+            f'--learning_rate={self.cfg.rate_of["gains"]}',
+            rows=self.others,
+            folder=self.shared,
+        )
+
+    def new_persona(self) -> pathlib.Path:
+        """The shared model, and the role's own gains on it."""
+        return self.recovered(
+            'new_persona',
+            f'--model={self.shared_model()}',
+            self.cfg.steps,
+            '--gains',
+            f'--learning_rate={self.cfg.rate_of["again"]}',
+        )
+
+    def masked(self, run_directory: pathlib.Path) -> str:
+        """A mask as `evaluate` takes it."""
+        return f'--mask={run_directory / "mask.pmask"}'
+
+
+# Name -> what is measured, as a flag of `evaluate`.
+METHODS: dict[str, Callable[[Cell], str]] = {
+    'one_shot': lambda cell: f'--mask={cell.refitted().parent / "mask.pmask"}',
+    'mask': lambda cell: cell.masked(cell.mask('mask', cell.cfg.steps)),
+    'mask+gains': lambda cell: cell.masked(
+        cell.mask('mask+gains', cell.cfg.steps, '--gains')
+    ),
+    'ridge': lambda cell: f'--model={cell.refitted()}',
+    'mask+ridge': lambda cell: (
+        '--model='
+        + str(cell.refitted('mask+ridge', f'--run={cell.mask("mask", cell.cfg.steps)}'))
+    ),
+    'ridge+gains': lambda cell: f'--model={cell.gains("ridge+gains", cell.refitted())}',
+    'lora': lambda cell: (
+        f'--model={cell.lora("lora", cell.half(), cell.cfg.steps // 2)}'
+    ),
+    'ridge+lora': lambda cell: (
+        '--model='
+        + str(cell.lora('ridge+lora', f'--model={cell.refitted()}', cell.cfg.steps))
+    ),
+    'full': lambda cell: (
+        f'--model={cell.full("full", cell.half(), cell.cfg.steps // 2)}'
+    ),
+    'ridge+full': lambda cell: (
+        '--model='
+        + str(cell.full('ridge+full', f'--model={cell.refitted()}', cell.cfg.steps))
+    ),
+    'shared': lambda cell: f'--model={cell.shared_model()}',
+    'new_persona': lambda cell: f'--model={cell.new_persona()}',
+}
+
+
+def measure(cell: Cell, method: str, model: str) -> dict[str, Any]:
+    """What `evaluate` says of a model: task -> its results, but for examples."""
+    directory = run(
+        'evaluate',
+        cell.folder / 'measured' / method,
+        f'--base_model={cell.cfg.base_model}',
+        '--dtype=bfloat16',
+        f'--heldout={cell.split.measured}',
+        f'--tasks={cell.cfg.tasks}',
+        model,
+        *cell.cfg.evaluate.split(),
+    )
+    found = {}
+    for file in sorted((directory / 'results').glob('*.json')):
+        result = json.loads(file.read_text('utf-8'))
+        result.pop('examples', None)
+        found[file.stem] = result
+    return found
+
+
+def _last(result: dict[str, Any]) -> dict[str, Any]:
+    """What a task says of the model in question, beside the dense one."""
+    return next(own for name, own in result['models'].items() if name != 'dense')
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """The results as a table; likelihoods are in nats per answer token."""
+    lines = [
+        '| role | sparsity | method | dense | one-shot | NLL | - dense, 95 % interval | '
+        + 'of the way from one-shot to dense | plain NLL - dense | PIQA | OpenBookQA | '
+        + 'minutes |',
+        '|' + '---|' * 12,
+    ]
+    one_shot = {
+        (row['role'], row['sparsity']): _last(row['results']['persona_likelihood'])[
+            'nll'
+        ]['mean']
+        for row in results
+        if row['method'] == 'one_shot'
+    }
+    for row in results:
+        likelihood = row['results']['persona_likelihood']
+        dense = likelihood['models']['dense']['nll']['mean']
+        own = _last(likelihood)
+        nll, (low, high) = own['nll']['mean'], own['nll_difference']['interval']
+        start = one_shot.get((row['role'], row['sparsity']))
+        way = '' if start is None else f'{(start - nll) / (start - dense):.0%}'
+        cells = [
+            row['role'],
+            f'{float(row["sparsity"]):.0%}',
+            row['method'],
+            f'{dense:.3f}',
+            '' if start is None else f'{start:.3f}',
+            f'{nll:.3f}',
+            f'{nll - dense:+.3f}, {low:+.3f} to {high:+.3f}',
+            way,
+        ]
+        plain = row['results'].get('plain_likelihood')
+        cells.append(f'{_last(plain)["nll_difference"]["mean"]:+.3f}' if plain else '')
+        for task in ('piqa', 'openbookqa'):
+            found = row['results'].get(task)
+            pair = (found['models']['dense'], _last(found)) if found else ()
+            cells.append(' -> '.join(f'{own["acc"]["value"]:.1%}' for own in pair))
+        cells.append(f'{row["minutes"]:.1f}')
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def merged(
+    before: Sequence[dict[str, Any]], row: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """All results with one more, which takes the place of its earlier self."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row['role'], row['sparsity'], row['method']
+
+    return [*(other for other in before if key(other) != key(row)), row]
+
+
+def main(cfg: Settings) -> int:
+    """Makes and measures every model, role by role."""
+    output = pathlib.Path(cfg.output_dir)
+    roles, splits = rolebench_rows.write_all(cfg.rolebench, output / 'rows')
+    dev = 'dev' if cfg.measure_on == 'dev' else ''
+    everyone = rolebench_rows.write_shared(
+        splits, cfg.measure_on, output / 'rows' / 'shared' / dev
+    )
+    wanted = [name.strip() for name in cfg.roles.split(',') if name.strip()]
+    if unknown := [name for name in wanted if name not in roles.values()]:
+        raise errors.InputError(
+            f'--roles names {unknown[0]!r}, which is none of '
+            f'{", ".join(roles.values())}.'
+        )
+    results_file = output / f'methods{"-dev" if dev else ""}.json'
+    shown = []
+    for name, role in roles.items():
+        if wanted and role not in wanted:
+            continue
+        others = [file for file in everyone if file.stem != name]
+        for sparsity in (part.strip() for part in cfg.sparsities.split(',')):
+            runs = f'sparsity_{sparsity}'
+            cell = Cell(
+                cfg,
+                sparsity,
+                splits[name][cfg.measure_on],
+                others,
+                output / name / dev / runs,
+                output / name / dev / f'without-{runs}',
+            )
+            for method in cfg.method_list:
+                cell.parts.clear()
+                model = METHODS[method](cell)
+                row = {
+                    'role': role,
+                    'sparsity': sparsity,
+                    'method': method,
+                    'minutes': cell.minutes(),
+                    'settings': dataclasses.asdict(cfg),
+                    'results': measure(cell, method, model),
+                }
+                stored = (
+                    json.loads(results_file.read_text('utf-8'))
+                    if results_file.exists()
+                    else []
+                )
+                atomic.write_json(results_file, merged(stored, row))
+                shown.append(row)
+    print(markdown(shown))
+    return 0
+
+
+if __name__ == '__main__':
+    flags.run(Settings, main)

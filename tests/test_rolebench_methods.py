@@ -1,0 +1,137 @@
+"""launch/rolebench_methods.py: chains of verbs, and the table of what came of them."""
+
+import importlib
+import json
+import pathlib
+import subprocess
+import types
+
+import pytest
+
+from ppjax.base import errors
+
+_LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
+
+
+@pytest.fixture(scope='module')
+def methods():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(_LAUNCH))
+        return importlib.import_module('rolebench_methods')
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The commands that were started; one in a folder named `bad` fails."""
+    commands = []
+
+    def start(command, **options):
+        del options
+        commands.append(command)
+        [output] = [part for part in command if part.startswith('--output_dir=')]
+        return types.SimpleNamespace(returncode=int(output.endswith('/bad')))
+
+    monkeypatch.setattr(subprocess, 'run', start)
+    return commands
+
+
+def _cell(methods, tmp_path, **changed):
+    cfg = methods.Settings(rolebench='x', steps=60, **changed)
+    rows = [tmp_path / f'{name}.jsonl' for name in ('own', 'a', 'b')]
+    for file in rows:
+        file.write_text('{}\n' * 10)
+    split = methods.rolebench_rows.Split(rows[0], rows[0], rows[0])
+    return methods.Cell(cfg, '0.5', split, rows[1:], tmp_path / 'r', tmp_path / 's')
+
+
+def _option(command, name):
+    [found] = [part for part in command if part.startswith(f'--{name}=')]
+    return found.partition('=')[2]
+
+
+def test_a_new_persona_is_in_nothing_that_is_shared(methods, started, tmp_path):
+    cell = _cell(methods, tmp_path, shared_rows=5)
+    made = methods.METHODS['new_persona'](cell)
+    assert made == f'--model={tmp_path}/r/new_persona/hf'
+    verbs = [command[2] for command in started]
+    assert verbs == ['ppjax.compensate', 'ppjax.recover', 'ppjax.recover']
+    own = str(tmp_path / 'own.jsonl')
+    assert [own in _option(c, 'calibration') for c in started] == [False, False, True]
+    assert _option(started[2], 'steps') == '60'
+    for file in _option(started[0], 'calibration').split(','):
+        assert len(pathlib.Path(file).read_text().splitlines()) == 5
+
+
+def test_every_method_takes_the_same_steps_of_the_role(methods, started, tmp_path):
+    for name in methods.METHODS:
+        if name in ('one_shot', 'ridge', 'shared'):
+            continue
+        started.clear()
+        (tmp_path / name).mkdir()
+        cell = _cell(methods, tmp_path / name)
+        methods.METHODS[name](cell)
+        own = [c for c in started if 'own.jsonl' in _option(c, 'calibration')]
+        steps = [int(_option(c, 'steps')) for c in own if c[2] != 'ppjax.compensate']
+        assert sum(steps) == 60, name
+
+
+def test_what_has_ended_is_not_started_again(methods, started, tmp_path):
+    for options in (('--a=1',), ('--a=1',), ('--a=2',)):
+        methods.run('train', tmp_path / 'good', *options)
+    assert [command[-1] for command in started] == ['--a=1', '--a=2']
+    for _ in range(2):
+        with pytest.raises(errors.InputError, match='ended with exit code 1'):
+            methods.run('train', tmp_path / 'bad')
+    assert len(started) == 4
+    made = json.loads((tmp_path / 'bad' / 'made.json').read_text())
+    assert not made['finished'] and made['seconds'] > 0
+
+
+@pytest.mark.parametrize(
+    'changed, said',
+    [
+        ({'methods': 'ridge,x'}, "got 'x'"),
+        ({'steps': 61}, 'must be even'),
+        ({'rates': 'gains=1'}, '--rates lacks again, full, lora'),
+        ({'rolebench': None}, '--rolebench must be given'),
+    ],
+)
+def test_refused_settings(methods, changed, said):
+    with pytest.raises(errors.InputError, match=said):
+        methods.Settings(**{'rolebench': 'x'} | changed)
+
+
+def _row(method, nll, **more):
+    difference = {'mean': nll - 2.0, 'interval': [nll - 2.1, nll - 1.9]}
+    models = {
+        'dense': {'nll': {'mean': 2.0}},
+        'pruned': {'nll': {'mean': nll}, 'nll_difference': difference},
+    }
+    results = {'persona_likelihood': {'models': models}} | more
+    return {
+        'role': 'A',
+        'sparsity': '0.5',
+        'method': method,
+        'minutes': 1.5,
+        'results': results,
+    }
+
+
+def test_table_says_how_far_each_model_came(methods):
+    piqa = {
+        'models': {n: {'acc': {'value': v}} for n, v in (('dense', 0.7), ('m', 0.6))}
+    }
+    rows = [_row('one_shot', 4.0), _row('ridge', 2.5, piqa=piqa)]
+    head, rule, _, row = methods.markdown(rows).splitlines()
+    assert head.count('|') == rule.count('|') == row.count('|')
+    assert row == (
+        '| A | 50% | ridge | 2.000 | 4.000 | 2.500 | +0.500, +0.400 to +0.600 | 75% |  | '
+        '70.0% -> 60.0% |  | 1.5 |'
+    )
+    assert '| 2.500 | +0.500' in methods.markdown(rows[1:])
+
+
+def test_other_results_stay(methods):
+    rows = [_row('one_shot', 4.0), _row('ridge', 2.5)]
+    again = _row('ridge', 2.25)
+    assert methods.merged(rows, again) == [rows[0], again]
