@@ -257,11 +257,14 @@ class TinyModel:
         tokens: np.ndarray,
         positions: np.ndarray | None = None,
         channels: np.ndarray | None = None,
+        masks: masks_lib.Masks = masks_lib.DENSE,
     ) -> np.ndarray:
         """Our logits [B, T, V] under plain causal attention."""
         if positions is None:
             positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        masks = masks_lib.Masks(channels=channels).as_float32()
+        if channels is not None:
+            masks = masks._replace(channels=channels)
+        masks = masks.as_float32()
         return np.asarray(_logits(self.decoder, tokens, positions, masks))
 
     def pruned_hf(self, mask: np.ndarray) -> transformers.PreTrainedModel:

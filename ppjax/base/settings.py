@@ -1,5 +1,6 @@
 """The settings that several verbs share, and how settings are checked."""
 
+from collections.abc import Collection
 import dataclasses
 from typing import Any
 
@@ -55,6 +56,20 @@ def require_given(settings: Any, *names: str) -> None:
     for name in names:
         if not getattr(settings, name):
             raise errors.InputError(f'--{name} must be given.')
+
+
+def names(text: str, flag: str, among: Collection[str]) -> tuple[str, ...]:
+    """Reads a flag of names with commas between them, each once.
+
+    Raises:
+        InputError: for a name that there is not, or none at all.
+    """
+    found = tuple(dict.fromkeys(name.strip() for name in text.split(',')))
+    if unknown := [name for name in found if name not in among]:
+        raise errors.InputError(
+            f'--{flag}: there is no {unknown[0]!r}; there are {", ".join(among)}.'
+        )
+    return found
 
 
 def numbers(settings: Any, name: str, *, least: int = 0) -> list[int]:

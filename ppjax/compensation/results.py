@@ -97,7 +97,7 @@ class Exported:
                 finite in the precision to export, or the export is not the model.
         """
         cfg, source = self.cfg, self.source
-        dtype = cfg.export_dtype or hf_export.default_dtype(source.model.reader)
+        dtype = cfg.export_dtype or source.stored_dtype
         parameters = map(hf_export.parameter_count, (source.files, refitted))
         figures: dict[str, Any] = {
             'method': 'ridge',

@@ -197,7 +197,8 @@ def xla_prefill_flops(model: apply.LoadedModel, tokens: int) -> float | None:
             cfg.head_dim, cfg.rope_theta, cfg.rope_scaling
         )
         rope = rope_lib.rotation(jnp.arange(tokens)[None], frequencies)
-        return block(x, None, rope, attention.causal(1, tokens), None)[0]
+        attend = attention.causal(1, tokens)
+        return block(x, masks_lib.DENSE, rope, attend, None)[0]
 
     analysis = jax.jit(run).lower(block, x).compile().cost_analysis()
     flops = formats.number((analysis or {}).get('flops'))

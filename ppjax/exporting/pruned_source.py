@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ppjax.base import errors, reading
-from ppjax.exporting import model_card
+from ppjax.exporting import hf_export, model_card
 from ppjax.exporting import source as export_source
 from ppjax.masking import apply, pmask
 from ppjax.models import base_model, loading
@@ -32,6 +32,14 @@ class PrunedSource:
     model: base_model.BaseModel
     persona_mask: pmask.PersonaMask | None
     system_prompt: str
+
+    @property
+    def stored_dtype(self) -> str:
+        """The precision of exports unless told otherwise: that of the files.
+
+        What gains were folded into is read as float32, whatever it is stored in.
+        """
+        return hf_export.default_dtype(self.files.reader)
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -24,7 +24,7 @@ import numpy as np
 from ppjax.base import errors
 from ppjax.data import chat
 from ppjax.exporting import hf_export
-from ppjax.models import attention, base_model, loading, open_checkpoint, weights
+from ppjax.models import attention, base_model, folded, loading, open_checkpoint
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
@@ -220,17 +220,14 @@ def masked_logits(
     """Logits [B, T, V] of the masked dense model.
 
     Weights are rounded to `dtype` first, as an export does, and then widened; gains
-    among the masks of channels are multiplied into their weights before.
+    are multiplied into their weights before.
     """
-    kind, channels = hf_export.DTYPES[dtype][0], masks.channels
-    if channels is None or channels.dtype == np.bool_:
-        rounded = loading.load_decoder(base.reader, base.config, dtype=kind)
-        return _logits(rounded, tokens, masks.as_float32())
-    decoder = loading.load_decoder(base.reader, base.config, dtype=np.float32)
-    found = weights.weights_of(decoder)
-    found['blocks']['w_down'] *= channels[..., None]
-    rounded = jax.tree.map(lambda weight: weight.astype(kind), found)
-    return _logits(weights.decoder_of(base.config, rounded), tokens, masks_lib.DENSE)
+    kind = hf_export.DTYPES[dtype][0]
+    if any(x.dtype != np.bool_ for x in masks.given().values()):
+        base = folded.folded_model(base, masks._replace(blocks=None))
+        masks = masks_lib.Masks(blocks=masks.blocks)
+    rounded = loading.load_decoder(base.reader, base.config, dtype=kind)
+    return _logits(rounded, tokens, masks.as_float32())
 
 
 def reloaded_logits(

@@ -22,8 +22,8 @@ from ppjax.masking import gains as gains_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import ranking as ranking_lib
 from ppjax.models import base_model as base_lib
+from ppjax.models import folded
 from ppjax.models import masks as masks_lib
-from ppjax.models import sliced
 
 FORMAT, FORMAT_2 = 'ppjax.pmask.v1', 'ppjax.pmask.v2'
 CHANNELS, BLOCKS = granularity_lib.CHANNELS.name, granularity_lib.BLOCKS.name
@@ -200,9 +200,10 @@ class PersonaMask:
 
     def pruned(self, base: base_lib.BaseModel) -> base_lib.BaseModel:
         """The model of what it keeps, gains folded in; nothing is read yet."""
+        kept = self.kind.pruned(base, self.mask)
         if self.gains is None:
-            return self.kind.pruned(base, self.mask)
-        return sliced.sliced_model(base, self.mask, self.gains)
+            return kept
+        return folded.folded_model(kept, masks_lib.Masks(channels=self.gains))
 
     def gain_bytes(self) -> bytes:
         """What an identity holds beside the mask's bits; none without gains."""
@@ -285,13 +286,13 @@ def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
         'tool_version': ppjax.__version__,
         'system_prompt': persona_mask.system_prompt,
     }
-    content = _in_order(safetensors_numpy.save(tensors, metadata=metadata))
+    content = in_order(safetensors_numpy.save(tensors, metadata=metadata))
     with atomic.file(path) as temporary:
         # Not save_file, which makes files that only their owner may read.
         temporary.write_bytes(content)
 
 
-def _in_order(content: bytes) -> bytes:
+def in_order(content: bytes) -> bytes:
     """A safetensors file with sorted metadata: the same mask has the same bytes."""
     size = int.from_bytes(content[:8], 'little')
     header = json.loads(content[8 : 8 + size])

@@ -35,13 +35,24 @@ REMAT = ('none', 'dots', 'full')
 _PRODUCT = 'product with a weight'
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * weight over the last axis, in float32; keeps x's dtype."""
+def rms_norm(
+    x: jax.Array, weight: jax.Array, eps: float, gain: masks_lib.Array | None = None
+) -> jax.Array:
+    """x / rms(x) * weight over the last axis, in float32; keeps x's dtype.
+
+    A gain [D], or [B, D] for x [B, T, D], multiplies the weight.
+    """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    return products.scaled(
-        y.astype(x.dtype), jnp.expand_dims(weight, range(x.ndim - 1))
-    )
+    scale = jnp.expand_dims(weight, range(x.ndim - 1))
+    if gain is not None:
+        scale = scale.astype(jnp.float32) * _per_row(gain)
+    return products.scaled(y.astype(x.dtype), scale)
+
+
+def _per_row(mask: masks_lib.Array) -> jax.Array:
+    """A mask [F], or [B, F] for one a row, as [1 or B, 1, F]."""
+    return jnp.atleast_2d(mask)[:, None, :]
 
 
 class DecoderBlock(nnx.Module):
@@ -95,20 +106,25 @@ class DecoderBlock(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        channels: jax.Array | None,
+        masks: masks_lib.Masks,
         rope: tuple[jax.Array, jax.Array],
         attend: attention.Attend,
         cache: Any,
         adapters: Adapters | None = None,
     ) -> tuple[jax.Array, jax.Array, Any]:
-        """x [B, T, D] -> (x [B, T, D], FFN activations [B, T, F], cache)."""
+        """x [B, T, D] -> (x [B, T, D], FFN activations [B, T, F], cache).
+
+        The masks are those of this layer, without an axis for it.
+        """
         eps = self.cfg.norm_eps
         adapters = adapters or {}
+        normed = rms_norm(x, self.attn_norm[...], eps, masks.attn_norm)
         attended, cache = self.attention(
-            rms_norm(x, self.attn_norm[...], eps), rope, attend, cache, adapters
+            normed, rope, attend, cache, adapters, masks.attention
         )
         x = x + attended
-        y, hidden = self.ffn(rms_norm(x, self.ffn_norm[...], eps), channels, adapters)
+        normed = rms_norm(x, self.ffn_norm[...], eps, masks.ffn_norm)
+        y, hidden = self.ffn(normed, masks.channels, adapters)
         return x + y, hidden, cache
 
     def attention(
@@ -118,8 +134,12 @@ class DecoderBlock(nnx.Module):
         attend: attention.Attend,
         cache: Any,
         adapters: Adapters,
+        mask: masks_lib.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Grouped-query attention, x [B, T, D] -> ([B, T, D], cache)."""
+        """Grouped-query attention, x [B, T, D] -> ([B, T, D], cache).
+
+        What the heads found is masked by [N*H], or [B, N*H] for one mask a row.
+        """
         cfg = self.cfg
 
         def heads(name: str, b: nnx.Param | None, count: int) -> jax.Array:
@@ -137,10 +157,12 @@ class DecoderBlock(nnx.Module):
             rope_lib.rotate(q, rope), rope_lib.rotate(k, rope), v, cache
         )
         flat = out.reshape((*x.shape[:2], -1))
+        if mask is not None:
+            flat = products.scaled(flat, _per_row(mask))
         return self._linear('w_o', flat, self.b_o, adapters), cache
 
     def ffn(
-        self, x: jax.Array, channels: jax.Array | None, adapters: Adapters
+        self, x: jax.Array, channels: masks_lib.Array | None, adapters: Adapters
     ) -> tuple[jax.Array, jax.Array]:
         """SwiGLU with masked channels (paper, Eq. 4).
 
@@ -157,11 +179,9 @@ class DecoderBlock(nnx.Module):
         gate = self._linear('w_gate', x, self.b_gate, adapters)
         up = self._linear('w_up', x, self.b_up, adapters)
         hidden = jax.nn.silu(gate) * up
-        if channels is None:
-            kept = hidden
-        else:
-            per_row = jnp.atleast_2d(channels)[:, None, :]  # [1 or B, 1, F]
-            kept = products.scaled(hidden, per_row)
+        kept = hidden
+        if channels is not None:
+            kept = products.scaled(hidden, _per_row(channels))
         return self._linear('w_down', kept, self.b_down, adapters), hidden
 
     def _linear(
@@ -278,7 +298,7 @@ class Decoder(nnx.Module):
             x, cache = carry
             number, block, own_masks, low_rank = scanned
             own = None if cache is None else attention.LayerCache(cache, number)
-            y, hidden, own = block(x, own_masks.channels, rope, attend, own, low_rank)
+            y, hidden, own = block(x, own_masks, rope, attend, own, low_rank)
             if own_masks.blocks is not None:
                 y = _blend(x, y, own_masks.blocks)
             y = execution.spread_rows(y)
@@ -287,9 +307,10 @@ class Decoder(nnx.Module):
 
         body = _rematerialised(layer, remat)
         numbers = jnp.arange(cfg.num_layers)
-        scanned = (numbers, self.blocks, masks, adapters)
+        scanned = (numbers, self.blocks, masks.of_layers(), adapters)
         (x, cache), taps = jax.lax.scan(body, (x, cache), scanned)
-        return rms_norm(x, self.final_norm[...], cfg.norm_eps), cache, taps
+        x = rms_norm(x, self.final_norm[...], cfg.norm_eps, masks.final_norm)
+        return x, cache, taps
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""

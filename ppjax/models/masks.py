@@ -16,18 +16,28 @@ Array = jax.Array | np.ndarray
 class Masks(NamedTuple):
     """Zeros for what counts as deleted; None where all of its kind is kept.
 
-    Other numbers scale: a channel's is its gain.
+    Other numbers are gains: they multiply what goes through.
 
     A pytree, so that it is scanned, placed and differentiated as one. Whatever else
     of a decoder becomes maskable is a further field here.
 
+    Each but `blocks` may be one a row, with B before its last axis.
+
     Attributes:
-        channels: of the FFN, [L, F], or [L, B, F] for one mask a row.
+        channels: of the FFN, before `w_down`, [L, F].
         blocks: attention and FFN together, [L].
+        attention: what the heads found, before `w_o`, [L, N*H].
+        attn_norm: of what attention reads, beside its norm's weight, [L, D].
+        ffn_norm: of what the FFN reads, the same.
+        final_norm: of what the unembedding reads, the same, [D].
     """
 
     channels: Array | None = None
     blocks: Array | None = None
+    attention: Array | None = None
+    attn_norm: Array | None = None
+    ffn_norm: Array | None = None
+    final_norm: Array | None = None
 
     def check(self, cfg: config_lib.ModelConfig, *, rows: int | None = None) -> None:
         """Refuses shapes that are none of a model's.
@@ -39,11 +49,20 @@ class Masks(NamedTuple):
         Raises:
             AssertionError: naming the shape got and the one wanted.
         """
-        if self.channels is not None:
-            own = () if rows is None or self.channels.ndim == 2 else (rows,)
-            chex.assert_shape(self.channels, (cfg.num_layers, *own, cfg.d_ff))
-        if self.blocks is not None:
-            chex.assert_shape(self.blocks, (cfg.num_layers,))
+        wanted = shapes(cfg)
+        for name, value in self.given().items():
+            shape = wanted[name]
+            if rows is not None and name != 'blocks' and value.ndim > len(shape):
+                shape = (*shape[:-1], rows, shape[-1])
+            chex.assert_shape(value, shape)
+
+    def given(self) -> dict[str, Array]:
+        """Those that are there, by name."""
+        return {name: x for name, x in self._asdict().items() if x is not None}
+
+    def of_layers(self) -> 'Masks':
+        """Those with an axis of layers."""
+        return self._replace(final_norm=None)
 
     def as_float32(self) -> 'Masks':
         """The same on the device, in the one precision that is compiled for."""
@@ -54,9 +73,26 @@ class Masks(NamedTuple):
 
         '' of the dense model.
         """
-        given = [np.asarray(x, np.float32) for x in self if x is not None]
-        content = b''.join(f'{x.shape}'.encode() + x.tobytes() for x in given)
-        return hashlib.sha256(content).hexdigest() if given else ''
+        content = b''
+        for name, value in self.given().items():
+            own = np.asarray(value, np.float32)
+            # The first two are told by their shapes, as ever.
+            kind = '' if name in ('channels', 'blocks') else name
+            content += f'{kind}{own.shape}'.encode() + own.tobytes()
+        return hashlib.sha256(content).hexdigest() if content else ''
+
+
+def shapes(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of each of the masks of a model, for all rows together."""
+    layers, width = cfg.num_layers, cfg.d_model
+    return {
+        'channels': (layers, cfg.d_ff),
+        'blocks': (layers,),
+        'attention': (layers, cfg.num_heads * cfg.head_dim),
+        'attn_norm': (layers, width),
+        'ffn_norm': (layers, width),
+        'final_norm': (width,),
+    }
 
 
 DENSE = Masks()

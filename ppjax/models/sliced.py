@@ -40,13 +40,11 @@ class _Part(NamedTuple):
         source: its name there.
         kept: which channels of it; None is all of it.
         axis: along which they lie.
-        gains: float32 [k], what each kept column is multiplied by; None is 1.
     """
 
     source: str
     kept: np.ndarray | None = None
     axis: int = 0
-    gains: np.ndarray | None = None
 
 
 class _PartsReader(checkpoint.CheckpointReader):
@@ -78,41 +76,33 @@ class _PartsReader(checkpoint.CheckpointReader):
         return sorted(self._parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        source, kept, axis, _ = self._part(name)
+        source, kept, axis = self._part(name)
         shape = self._reader.shape(source)
         if kept is None:
             return shape
         return (*shape[:axis], len(kept), *shape[axis + 1 :])
 
     def dtype(self, name: str) -> np.dtype:
-        part = self._part(name)
-        if part.gains is not None:
-            return part.gains.dtype
-        return self._reader.dtype(part.source)
+        return self._reader.dtype(self._part(name).source)
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        source, kept, axis, gains = self._part(name)
+        source, kept, axis = self._part(name)
         if kept is None:
             return self._reader.read(source, rows)
         if axis == 1:
-            columns = self._reader.read(source, rows)[:, kept]
-            return columns if gains is None else columns.astype(np.float32) * gains
+            return self._reader.read(source, rows)[:, kept]
         wanted = kept[rows]
         first = int(wanted[0])
         span = slice(first, int(wanted[-1]) + 1)
         return self._reader.read(source, span)[wanted - first]
 
 
-def sliced_model(
-    base: base_model.BaseModel, mask: np.ndarray, gains: np.ndarray | None = None
-) -> base_model.BaseModel:
+def sliced_model(base: base_model.BaseModel, mask: np.ndarray) -> base_model.BaseModel:
     """The model of the channels that a mask keeps; its tokenizer is the base's.
 
     Args:
         base: the dense model.
         mask: bool [L, F].
-        gains: [L, k] of the kept channels in ascending order, folded into the columns
-            of `down_proj` as they are read, in float32; None is 1.
 
     Raises:
         ValueError: if the mask is none; see `keep_of`.
@@ -123,10 +113,7 @@ def sliced_model(
         for attribute, axis in _CHANNEL_AXES.items():
             name = loading.BLOCK_WEIGHTS[attribute].hf_name.format(layer)
             if name in parts:
-                own = None
-                if gains is not None and attribute == 'w_down':
-                    own = gains[layer].astype(np.float32)
-                parts[name] = _Part(name, np.flatnonzero(row), axis, own)
+                parts[name] = _Part(name, np.flatnonzero(row), axis)
     return base_model.BaseModel(
         base.name,
         _PartsReader(base.reader, parts, {'intermediate_size': keep}),

@@ -61,6 +61,10 @@ _PARAM_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r'adapters/w_[kv]/b', ('layers', 'rank', 'kv_heads')),
     (r'adapters/w_(gate|up)/b', ('layers', 'rank', 'mlp')),
     (r'adapters/w_(o|down)/b', ('layers', 'rank', 'embed')),
+    (r'gains/channels', ('layers', 'mlp')),
+    (r'gains/attention', ('layers', 'heads')),
+    (r'gains/(attn|ffn)_norm', ('layers', 'norm')),
+    (r'gains/final_norm', ('norm',)),
     (r'\d+/count', ()),
 )
 # The optimizer's moments lie as the weights that they belong to.

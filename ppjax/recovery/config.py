@@ -7,10 +7,15 @@ from ppjax.base import errors, flags, ranges, settings
 from ppjax.compensation import results as compensation
 from ppjax.exporting import hf_export, pruned_source
 from ppjax.learning import config
+from ppjax.recovery import gains as gains_lib
 from ppjax.recovery import lora
 
-# Of adapters larger: they start from nothing.
-_FULL_RATE, _LORA_RATE = 5e-5, 1e-4
+# Of adapters larger than of weights: they start from nothing. A gain moves all of its
+# channel by its share, and there are few.
+_RATES = {'full': 5e-5, 'lora': 1e-4, 'gains': 5e-2}
+# Full finetuning takes a step in pieces to have room for its moments; gains have few,
+# and every piece runs the shared prefix again.
+_PIECES = {'full': 4, 'lora': 4, 'gains': 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +61,26 @@ class RecoverConfig(config.StepSettings):
     lora_targets: str = flags.setting(
         ','.join(lora.TARGETS), 'The modules that have adapters, separated by commas.'
     )
+    gains: bool = flags.setting(
+        False,
+        'Train only what multiplies channels, attention outputs and norms, beside '
+        'frozen weights; it is folded into them at the end.',
+    )
+    gain_targets: str = flags.setting(
+        ','.join(gains_lib.TARGETS),
+        'With --gains: what is multiplied, separated by commas.',
+    )
     learning_rate: float | None = flags.setting(
         None,
-        f'Peak learning rate of AdamW; by default {_FULL_RATE:g}, and {_LORA_RATE:g} '
-        'with LoRA.',
+        f'Peak learning rate of AdamW; by default {_RATES["full"]:g}, '
+        f'{_RATES["lora"]:g} with LoRA and {_RATES["gains"]:g} with --gains, where it '
+        f'is that of channels; {gains_lib.rates_text()}.',
         within='(0, 1000]',
     )
-    micro_batches: int = flags.setting(
-        4,
-        'Pieces a step is cut into to save memory; gradients are accumulated.',
+    micro_batches: int | None = flags.setting(
+        None,
+        'Pieces a step is cut into to save memory; gradients are accumulated. By '
+        f'default {_PIECES["full"]}, and {_PIECES["gains"]} with --gains.',
         least=1,
     )
     heldout_every: int = flags.setting(
@@ -101,15 +117,38 @@ class RecoverConfig(config.StepSettings):
         if not self.run:
             settings.require_given(self, 'calibration')
         lora.parse_targets(self.lora_targets)
+        gains_lib.parse_targets(self.gain_targets)
         self.check_prompts()
         ranges.check(self)
+        if self.gains and self.lora_rank:
+            raise errors.InputError(
+                '--gains and --lora_rank are two ways to recover; give one of them.'
+            )
+        default = config.StepSettings.weight_decay
+        if self.gains and self.weight_decay not in (0, default):
+            raise errors.InputError(
+                '--weight_decay draws towards 0, and gains that change nothing are 1; '
+                'with --gains there is none, so leave it out.'
+            )
+
+    @property
+    def method(self) -> str:
+        """What is trained: all weights (full), adapters (lora) or gains."""
+        if self.gains:
+            return 'gains'
+        return 'lora' if self.lora_rank else 'full'
 
     @property
     def peak_rate(self) -> float:
         """The learning rate given, or the method's own."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return _LORA_RATE if self.lora_rank else _FULL_RATE
+        return _RATES[self.method]
+
+    @property
+    def pieces(self) -> int:
+        """The micro-batches given, or the method's own."""
+        return self.micro_batches or _PIECES[self.method]
 
     def resolved(self) -> 'RecoverConfig':
         """These settings with what `run` stands for in its place.
@@ -125,16 +164,16 @@ class RecoverConfig(config.StepSettings):
             return found
         if self.run and compensation.of_run(pathlib.Path(self.run).expanduser()):
             model = str(pathlib.Path(self.run).expanduser() / 'hf')
-            return dataclasses.replace(
+            found = dataclasses.replace(
                 self,
                 run=None,
                 model=model,
                 calibration=found.calibration,
                 heldout=found.heldout,
             )
-        return found
+        return dataclasses.replace(found, micro_batches=self.pieces)
 
 
 RESUMABLE = config.RESUMABLE
 # Unset they are no part of a run's identity: runs were made before there were any.
-LATER = ('prompt_dropout', 'short_prompt', 'system_prompt')
+LATER = ('prompt_dropout', 'short_prompt', 'system_prompt', 'gains', 'gain_targets')

@@ -29,6 +29,7 @@ _MAKES = (
     'results/recovery.json',
     'adapter/adapter_config.json',
     'adapter/adapter_model.safetensors',
+    results.GAINS_FILE,
 )
 
 
@@ -111,7 +112,7 @@ def _finish(
     run.say_plan()
     trained: methods.Trained = {}
     frozen: Weights = {}
-    if run.cfg.lora_rank or not first or not run.has_references:
+    if run.cfg.method != 'full' or not first or not run.has_references:
         trained, frozen = run.load()
     heldout = None
     references: dict[str, heldout_lib.Likelihood] = {}

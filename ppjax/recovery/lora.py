@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax.base import errors, processes
+from ppjax.base import errors, processes, settings
 from ppjax.models import checkpoint, loading, weights
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
@@ -33,13 +33,7 @@ def parse_targets(text: str) -> tuple[str, ...]:
     Raises:
         InputError: for a name that no module has, or none at all.
     """
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(',')))
-    if unknown := [name for name in names if name not in TARGETS]:
-        raise errors.InputError(
-            f'--lora_targets: there is no {unknown[0]!r}; there are '
-            f'{", ".join(TARGETS)}.'
-        )
-    return names
+    return settings.names(text, 'lora_targets', TARGETS)
 
 
 def widths(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What recovery trains: all weights, or adapters beside frozen ones."""
+"""What recovery trains: all weights, or adapters or gains beside frozen ones."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -6,9 +6,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from ppjax.models import array_reader, checkpoint, weights
+from ppjax.models import array_reader, checkpoint, folded, weights
 from ppjax.models import config as config_lib
-from ppjax.recovery import lora
+from ppjax.models import masks as masks_lib
+from ppjax.recovery import gains, lora
 
 # Nested dicts of float32 arrays, the optimizer's parameters.
 Trained = dict[str, Any]
@@ -22,6 +23,9 @@ class Method(Protocol):
 
     def model(self, trained: Trained, frozen: weights.Weights) -> Any:
         """What is called like a `Decoder`, from cast arrays and the frozen ones."""
+
+    def masks(self, trained: Trained) -> masks_lib.Masks:
+        """What it is called with."""
 
     def merged(
         self, trained: Trained, start: checkpoint.CheckpointReader
@@ -48,6 +52,10 @@ class FullFinetuning:
         del frozen  # There is nothing in it.
         return weights.decoder_of(self.cfg, trained)
 
+    def masks(self, trained: Trained) -> masks_lib.Masks:
+        del trained
+        return masks_lib.DENSE
+
     def merged(
         self, trained: Trained, start: checkpoint.CheckpointReader
     ) -> checkpoint.CheckpointReader:
@@ -73,7 +81,37 @@ class LoraFinetuning:
         decoder = weights.decoder_of(self.cfg, frozen)
         return lora.adapt(decoder, trained['adapters'], self.scale)
 
+    def masks(self, trained: Trained) -> masks_lib.Masks:
+        del trained
+        return masks_lib.DENSE
+
     def merged(
         self, trained: Trained, start: checkpoint.CheckpointReader
     ) -> checkpoint.CheckpointReader:
         return lora.MergedReader(start, trained['adapters'], self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class GainFinetuning:
+    """Gains are trained, float32, of frozen weights.
+
+    Attributes:
+        cfg: of the model.
+    """
+
+    cfg: config_lib.ModelConfig
+
+    def cast(self, trained: Trained) -> Trained:
+        return trained
+
+    def model(self, trained: Trained, frozen: weights.Weights) -> Any:
+        del trained
+        return weights.decoder_of(self.cfg, frozen)
+
+    def masks(self, trained: Trained) -> masks_lib.Masks:
+        return masks_lib.Masks(**trained['gains'])
+
+    def merged(
+        self, trained: Trained, start: checkpoint.CheckpointReader
+    ) -> checkpoint.CheckpointReader:
+        return folded.folded_reader(start, gains.fetched(trained['gains']))

@@ -1,4 +1,4 @@
-"""What recovery leaves: a Hugging Face directory, adapters, and its figures."""
+"""What recovery leaves: a Hugging Face directory, what was added, and its figures."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -15,9 +15,12 @@ from ppjax.base import progress as progress_lib
 from ppjax.exporting import hf_export, model_card, pruned_source, published, record
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references
+from ppjax.masking import gain_files
 from ppjax.recovery import config as config_lib
-from ppjax.recovery import lora, methods, peft_files
+from ppjax.recovery import gains, lora, methods, peft_files
 from ppjax.recovery import run as run_lib
+
+GAINS_FILE = 'gains.safetensors'
 
 
 def model_dir(run: run_lib.RecoveryRun) -> pathlib.Path:
@@ -58,7 +61,7 @@ def write(
     trained: methods.Trained,
     likelihood: Mapping[str, heldout_lib.Likelihood],
 ) -> None:
-    """Writes hf/, with LoRA adapter/, and last results/recovery.json.
+    """Writes hf/, with LoRA adapter/, with gains their file, and last the figures.
 
     Raises:
         InputError: if the disk is full or cannot be written, or a weight is not
@@ -66,7 +69,7 @@ def write(
     """
     cfg, source = run.cfg, run.source
     figures = _figures(run, trained, likelihood)
-    dtype = cfg.export_dtype or hf_export.default_dtype(source.model.reader)
+    dtype = cfg.export_dtype or source.stored_dtype
     tokenizer = source.files.tokenizer()
     before = pruned_source.card_before(
         source,
@@ -74,6 +77,9 @@ def write(
         published.command('recover', dataclasses.replace(cfg, overwrite=False)),
         has_template=bool(tokenizer.chat_template),
     )
+    system_prompt = cfg.system_prompt
+    if system_prompt is None:
+        system_prompt = source.system_prompt or run.data.system_prompt
     # One of this very run may stand there, whose figures were not written yet.
     processes.first_decides(
         lambda: record.may_write(model_dir(run), _identity(run), overwrite=True)
@@ -87,11 +93,19 @@ def write(
         dtype=dtype,
         tokenizer=tokenizer,
         model_card=model_card.with_recovery(before, _card_facts(run, figures)),
-        system_prompt=(source.system_prompt or run.data.system_prompt)
-        if cfg.system_prompt is None
-        else cfg.system_prompt,
+        system_prompt=system_prompt,
         identity=_identity(run),
     )
+    if cfg.gains:
+        gain_files.save(
+            run.directory.path / GAINS_FILE,
+            gain_files.PersonaGains(
+                gains.fetched(trained['gains']),
+                source.model.name,
+                source.model.fingerprint(),
+                system_prompt,
+            ),
+        )
     if cfg.lora_rank:
         peft_files.save(
             run.directory.path / 'adapter',
@@ -110,7 +124,7 @@ def _figures(
 ) -> dict[str, Any]:
     """The content of results/recovery.json: means, and every example's figures."""
     figures: dict[str, Any] = {
-        'method': 'lora' if run.cfg.lora_rank else 'full',
+        'method': run.cfg.method,
         'trained_parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(trained)),
         'steps': run.total,
         'learning_rate': run.cfg.peak_rate,
@@ -128,12 +142,18 @@ def _card_facts(
     run: run_lib.RecoveryRun, figures: Mapping[str, Any]
 ) -> model_card.Recovery:
     cfg = run.cfg
-    trained = 'All weights were'
-    if cfg.lora_rank:
-        trained = (
-            f'Adapters of rank {cfg.lora_rank} on {cfg.lora_targets.replace(",", ", ")}'
-            ', since merged into the weights, were'
-        )
+    targets = cfg.gain_targets if cfg.gains else cfg.lora_targets
+    listed = ', '.join(name.strip() for name in targets.split(','))
+    trained = {
+        'full': 'All weights were',
+        'lora': (
+            f'Adapters of rank {cfg.lora_rank} on {listed}, since merged into the '
+            'weights, were'
+        ),
+        'gains': (
+            f'Gains of {listed}, since folded into the weights, and nothing else, were'
+        ),
+    }[cfg.method]
     return model_card.Recovery(
         trained=trained,
         calibration=str(cfg.calibration),

@@ -16,7 +16,7 @@ from ppjax.models import base_model, loading, weights
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
-from ppjax.recovery import lora, methods
+from ppjax.recovery import gains, lora, methods
 from ppjax.recovery import step as step_lib
 
 
@@ -28,7 +28,7 @@ class RecoveryRun(learning_run.Run):
         mesh: its devices.
         method: what is trained.
         shapes: of its batches, by whether they are without the persona prompt.
-        optimizer: AdamW.
+        optimizer: AdamW, or the gains' own.
     """
 
     cfg: config_lib.RecoverConfig
@@ -55,12 +55,15 @@ class RecoveryRun(learning_run.Run):
                 [batch for own, batch in self.batches if own == number],
                 prefix=group.prefix,
                 rows=sharding.row_shards(mesh),
-                micro_batches=cfg.micro_batches,
+                micro_batches=cfg.pieces,
             )
             for number, group in enumerate(self.groups)
             if any(own == number for own, _ in self.batches)
         }
-        self.optimizer = optax.adamw(self.schedule, weight_decay=cfg.weight_decay)
+        if cfg.gains:
+            self.optimizer = gains.optimizer(self.schedule)
+        else:
+            self.optimizer = optax.adamw(self.schedule, weight_decay=cfg.weight_decay)
 
     def say_plan(self) -> None:
         """Says what will be trained, on what, and how a step is cut up."""
@@ -68,15 +71,15 @@ class RecoveryRun(learning_run.Run):
         trained = sum(
             leaf.size for leaf in jax.tree.leaves(self.abstract_state().trained)
         )
-        how = (
-            f'adapters of rank {cfg.lora_rank} on {cfg.lora_targets}'
-            if cfg.lora_rank
-            else 'all weights'
-        )
+        how = {
+            'full': 'all weights',
+            'lora': f'adapters of rank {cfg.lora_rank} on {cfg.lora_targets}',
+            'gains': f'gains of {cfg.gain_targets}',
+        }[cfg.method]
         progress_lib.say(
             f'Training {how}: {trained:,} parameters, learning rate {cfg.peak_rate:g}.'
         )
-        rows = sharding.row_shards(self.mesh) * cfg.micro_batches
+        rows = sharding.row_shards(self.mesh) * cfg.pieces
         for shortened, shape in self.shapes.items():
             steps = sum(self.groups[x].shortened == shortened for x, _ in self.batches)
             progress_lib.say(
@@ -100,10 +103,10 @@ class RecoveryRun(learning_run.Run):
             (what is trained, before the first step; what is frozen).
         """
         cfg, model = self.cfg, self.source.model
-        if not cfg.lora_rank:
+        if cfg.method == 'full':
             return self._read(model, 'float32'), {}
-        adapters = start_adapters(cfg, model)
-        return sharding.place(adapters, self.mesh), self._read(model, cfg.dtype)
+        added = start_added(cfg, model)
+        return sharding.place(added, self.mesh), self._read(model, cfg.dtype)
 
     def _read(self, model: base_model.BaseModel, dtype: str) -> weights.Weights:
         decoder = loading.load_decoder(
@@ -118,10 +121,10 @@ class RecoveryRun(learning_run.Run):
     def abstract_state(self) -> step_lib.RecoveryState:
         """Shapes and places of the state, without arrays."""
         cfg, model = self.cfg, self.source.model
-        if cfg.lora_rank:
-            trained = jax.eval_shape(lambda: start_adapters(cfg, model))
-        else:
+        if cfg.method == 'full':
             trained = weights.abstract(model.config)
+        else:
+            trained = jax.eval_shape(lambda: start_added(cfg, model))
         state = step_lib.RecoveryState(
             trained, jax.eval_shape(self.optimizer.init, trained)
         )
@@ -146,9 +149,8 @@ class RecoveryRun(learning_run.Run):
         frozen: weights.Weights,
     ) -> heldout_lib.Likelihood:
         """Held-out likelihood of the model as trained so far."""
-        return heldout.measure(
-            self.method.model(self.method.cast(trained), frozen), masks_lib.DENSE
-        )
+        cast = self.method.cast(trained)
+        return heldout.measure(self.method.model(cast, frozen), self.method.masks(cast))
 
     def measure_reference(
         self,
@@ -169,6 +171,8 @@ def make_method(
     cfg: config_lib.RecoverConfig, source: pruned_source.PrunedSource
 ) -> methods.Method:
     """What the settings ask to train."""
+    if cfg.gains:
+        return methods.GainFinetuning(source.model.config)
     if cfg.lora_rank:
         return methods.LoraFinetuning(
             source.model.config, cfg.lora_alpha / cfg.lora_rank
@@ -176,14 +180,17 @@ def make_method(
     return methods.FullFinetuning(source.model.config, cfg.dtype)
 
 
-def start_adapters(
+def start_added(
     cfg: config_lib.RecoverConfig, model: base_model.BaseModel
 ) -> methods.Trained:
-    """The adapters of a run's seed, before the first step.
+    """What is trained beside frozen weights, before the first step.
 
     Raises:
-        InputError: if the rank is more than a target has.
+        InputError: if the rank of adapters is more than a target has.
     """
+    if cfg.gains:
+        targets = gains.parse_targets(cfg.gain_targets)
+        return {'gains': gains.init_gains(model.config, targets)}
     return {
         'adapters': lora.init_adapters(
             model.config,

@@ -9,7 +9,6 @@ import optax
 
 from ppjax.data import packing
 from ppjax.learning import loss as loss_lib
-from ppjax.models import masks as masks_lib
 from ppjax.models.weights import Weights
 from ppjax.parallel import execution, sharding
 from ppjax.recovery import methods
@@ -77,8 +76,9 @@ def make_recovery_step(
         trained: methods.Trained, frozen: Weights, rows: packing.PackedBatch
     ) -> jax.Array:
         model = method.model(trained, frozen)
+        masks = method.masks(trained)
         losses = loss_lib.answer_losses(
-            model, masks_lib.DENSE, rows, shape, remat=remat, objective='ce'
+            model, masks, rows, shape, remat=remat, objective='ce'
         )
         return jnp.sum(losses * rows.weights)
 

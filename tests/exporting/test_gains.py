@@ -1,6 +1,7 @@
 """Gains of a mask: kept in its file, applied, and folded into `down_proj`."""
 
 from collections.abc import Callable
+import copy
 import dataclasses
 import pathlib
 from typing import Any
@@ -173,3 +174,18 @@ def test_an_export_is_verified_and_differs_in_name(
         export_source.facts(source, dtype, '', has_template=False) for source in sources
     )
     assert (card.gains, plain.gains) == (True, False)
+
+
+def test_what_gains_are_folded_into_is_exported_as_it_was_stored(
+    tiny_models: Callable[[str], Any], tmp_path: pathlib.Path
+) -> None:
+    half = copy.deepcopy(tiny_models('llama').hf).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / 'base')
+    base = base_model.open_base_model(str(tmp_path / 'base'))
+    pmask.save(tmp_path / 'a.pmask', _of(base))
+    found = pruned_source.open_source(
+        base_model_name=str(tmp_path / 'base'), mask=str(tmp_path / 'a.pmask')
+    )
+    name = 'model.layers.0.mlp.down_proj.weight'
+    assert found.model.reader.dtype(name) == np.float32
+    assert found.stored_dtype == 'bfloat16'

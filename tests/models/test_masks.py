@@ -1,5 +1,7 @@
 """What is masked of a decoder: its shapes, and what tells one mask from another."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,9 @@ _MASK = np.arange(3 * 52).reshape(3, 52) % 3 > 0
         masks_lib.Masks(channels=jnp.ones(52)),
         masks_lib.Masks(blocks=jnp.ones(2)),
         masks_lib.Masks(blocks=jnp.ones((3, 52))),
+        masks_lib.Masks(attention=jnp.ones((3, 24))),
+        masks_lib.Masks(ffn_norm=jnp.ones((3, 4, 24))),
+        masks_lib.Masks(final_norm=jnp.ones((3, 24))),
     ],
 )
 def test_the_decoder_refuses_masks_of_another_shape(tiny_models, masks):
@@ -46,5 +51,12 @@ def test_digests_are_of_the_content():
         masks_lib.Masks(~_MASK),
         masks_lib.Masks(_MASK.reshape(52, 3)),
         masks_lib.Masks(blocks=_MASK.reshape(-1)),
+        masks_lib.Masks(attn_norm=_MASK),
+        masks_lib.Masks(ffn_norm=_MASK),
     ]
-    assert len({masks.digest() for masks in (channels, *others)}) == 4
+    assert len({masks.digest() for masks in (channels, *others)}) == 6
+    # Answers are kept under them.
+    bits = np.ones((1, 2), np.float32)
+    assert masks_lib.Masks(bits).digest() == (
+        hashlib.sha256(b'(1, 2)' + bits.tobytes()).hexdigest()
+    )

@@ -127,20 +127,28 @@ def test_processes_learn_what_one_does_whatever_befalls_them(
     assert (masks[0] != masks[1]).sum() <= 2
 
 
+@pytest.mark.parametrize(
+    ('how', 'beside'),
+    [
+        ({'lora_rank': 4}, 'adapter/adapter_model.safetensors'),
+        ({'gains': True}, 'gains.safetensors'),
+    ],
+)
 def test_two_processes_recover_what_one_does(
     chatty_model: pathlib.Path,
     calibration_files: Any,
     launch: Any,
     tmp_path: pathlib.Path,
+    how: dict[str, Any],
+    beside: str,
 ) -> None:
-    values = {
+    values = how | {
         'model': str(chatty_model),
         'calibration': str(calibration_files[0]),
         'heldout': str(calibration_files[1]),
         'batch_size': 8,
         'steps': 4,
         'learning_rate': 1e-3,
-        'lora_rank': 4,
         'mesh': _MESH,
     }
     one, two = tmp_path / 'one', tmp_path / 'two'
@@ -160,7 +168,7 @@ def test_two_processes_recover_what_one_does(
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=1e-6)
-    assert (two / 'adapter' / 'adapter_model.safetensors').exists()
+    assert (two / beside).exists()
     found = [
         json.loads((run / 'results' / 'recovery.json').read_text())['models']
         for run in (one, two)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -12,11 +13,14 @@ import optax
 import pytest
 
 from ppjax.data import chat, packing
+from ppjax.exporting import hf_export
 from ppjax.learning import schedule
+from ppjax.masking import pmask
+from ppjax.models import base_model, weights
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.models import weights
 from ppjax.parallel import sharding
+from ppjax.recovery import gains as gains_lib
 from ppjax.recovery import lora, methods
 from ppjax.recovery import step as step_lib
 
@@ -54,6 +58,7 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
         tiny: Any,
         *,
         rank: int = 0,
+        gains: bool = False,
         mesh: str = 'fsdp:1',
         dtype: str = 'float32',
         micro_batches: int = 2,
@@ -63,7 +68,11 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
         devices = jax.devices() if mesh != 'fsdp:1' else jax.devices()[:1]
         where = sharding.make_mesh(mesh, devices)
         method: methods.Method
-        if rank:
+        if gains:
+            method = methods.GainFinetuning(cfg)
+            trained = {'gains': gains_lib.init_gains(cfg, list(gains_lib.TARGETS))}
+            frozen = sharding.place(weights.weights_of(tiny.decoder), where)
+        elif rank:
             method = methods.LoraFinetuning(cfg, scale=2.5)
             trained = {
                 'adapters': lora.init_adapters(
@@ -78,7 +87,11 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
             frozen = {}
         trained = sharding.place(trained, where)
         rates = schedule.make_schedule(learning_rate=rate, warmup=0.0, num_steps=STEPS)
-        optimizer = optax.adamw(rates, weight_decay=0.01)
+        optimizer = (
+            gains_lib.optimizer(rates)
+            if gains
+            else optax.adamw(rates, weight_decay=0.01)
+        )
         state = step_lib.RecoveryState(
             trained, sharding.place(optimizer.init(trained), where)
         )
@@ -102,6 +115,37 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
         return Trial(method, frozen, jax.device_get(state), metrics)
 
     return run
+
+
+@pytest.fixture(scope='session')
+def pruned(
+    chatty_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """(a mask file, what it leaves of the model as a directory)."""
+    folder = tmp_path_factory.mktemp('pruned')
+    base = base_model.open_base_model(str(chatty_model))
+    mask = np.zeros((2, 40), bool)
+    rng = np.random.default_rng(0)
+    for row in mask:
+        row[rng.permutation(40)[:24]] = True
+    persona_mask = pmask.PersonaMask(
+        mask=mask,
+        base_model=str(chatty_model),
+        base_fingerprint=base.fingerprint(),
+        persona_sha256='0' * 64,
+        system_prompt='You are Bram.',
+    )
+    pmask.save(folder / 'mask.pmask', persona_mask)
+    hf_export.export_pruned(
+        base,
+        mask,
+        folder / 'hf',
+        dtype='float32',
+        tokenizer=base.tokenizer(),
+        model_card='# The card before\n',
+        system_prompt='You are Bram.',
+    )
+    return folder / 'mask.pmask', folder / 'hf'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,43 +19,12 @@ import transformers
 
 from ppjax import demo
 from ppjax.base import errors
-from ppjax.exporting import hf_export, model_card
-from ppjax.masking import pmask
+from ppjax.exporting import model_card
 from ppjax.models import base_model, open_checkpoint
 from ppjax.recovery import config, loop
 
+# Of `pruned`.
 _KEEP = 24
-
-
-@pytest.fixture(scope='module')
-def pruned(
-    chatty_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[pathlib.Path, pathlib.Path]:
-    """(a mask file, what it leaves of the model as a directory)."""
-    folder = tmp_path_factory.mktemp('pruned')
-    base = base_model.open_base_model(str(chatty_model))
-    mask = np.zeros((2, 40), bool)
-    rng = np.random.default_rng(0)
-    for row in mask:
-        row[rng.permutation(40)[:_KEEP]] = True
-    persona_mask = pmask.PersonaMask(
-        mask=mask,
-        base_model=str(chatty_model),
-        base_fingerprint=base.fingerprint(),
-        persona_sha256='0' * 64,
-        system_prompt='You are Bram.',
-    )
-    pmask.save(folder / 'mask.pmask', persona_mask)
-    hf_export.export_pruned(
-        base,
-        mask,
-        folder / 'hf',
-        dtype='float32',
-        tokenizer=base.tokenizer(),
-        model_card='# The card before\n',
-        system_prompt='You are Bram.',
-    )
-    return folder / 'mask.pmask', folder / 'hf'
 
 
 def _settings(files: Any, output: pathlib.Path, **changes: Any) -> Any:

@@ -58,19 +58,20 @@ def _assert_close(got: Any, want: Any, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ('mesh', 'rank'),
+    ('mesh', 'how'),
     [
-        ('fsdp:8', 0),
-        ('data:2,fsdp:4', 0),
-        ('data:2,fsdp:2,tensor:2', 0),
-        ('data:2,fsdp:2,tensor:2', 3),
+        ('fsdp:8', {}),
+        ('data:2,fsdp:4', {}),
+        ('data:2,fsdp:2,tensor:2', {}),
+        ('data:2,fsdp:2,tensor:2', {'rank': 3}),
+        ('data:2,fsdp:2,tensor:2', {'gains': True}),
     ],
 )
 def test_eight_devices_do_what_one_does(
-    tiny_even: Any, run_steps: Callable[..., Any], mesh: str, rank: int
+    tiny_even: Any, run_steps: Callable[..., Any], mesh: str, how: dict[str, Any]
 ) -> None:
-    one = run_steps(tiny_even, rank=rank)
-    eight = run_steps(tiny_even, rank=rank, mesh=mesh)
+    one = run_steps(tiny_even, **how)
+    eight = run_steps(tiny_even, mesh=mesh, **how)
     for ours, theirs in zip(eight.metrics, one.metrics, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
