@@ -94,7 +94,8 @@ class Verification:
             if difference is not None and not difference <= tolerance:
                 raise errors.InputError(
                     f'The exported model, reloaded by {loader}, differs from {than} '
-                    f'by up to {difference:.3g} in its logits, more than  --verify_tolerance={tolerance:g}.'
+                    f'by up to {difference:.3g} in its logits, more than '
+                    f'--verify_tolerance={tolerance:g}.'
                 )
 
 

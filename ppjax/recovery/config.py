@@ -12,7 +12,7 @@ from ppjax.recovery import lora
 
 # Of adapters larger than of weights: they start from nothing. A gain moves all of its
 # channel by its share, and there are few.
-_RATES = {'full': 5e-5, 'lora': 1e-4, 'gains': 5e-2}
+_RATES = {'full': 5e-5, 'lora': 1e-4, 'gains': 2e-2}
 # Full finetuning takes a step in pieces to have room for its moments; gains have few,
 # and every piece runs the shared prefix again.
 _PIECES = {'full': 4, 'lora': 4, 'gains': 1}
