@@ -11,7 +11,7 @@ from ppjax.compensation import results as compensation
 from ppjax.data import calibration
 from ppjax.evaluation import efficiency, results_store
 from ppjax.evaluation.page import report, run_results, terminal
-from ppjax.masking import apply
+from ppjax.masking import apply, pmask
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import base_model, generation
 from ppjax.models import masks as masks_lib
@@ -68,6 +68,10 @@ def _write_efficiency(
     lengths = {'prompt_length': cfg.prompt_length, 'answer_length': cfg.answer_length}
     names = ('base_model', 'granularity', 'sparsity', 'align', 'dtype')
     settings = {name: getattr(trained, name) for name in names} | lengths
+    mask_file = run_dir / 'mask.pmask'
+    if trained.budget == 'global' and mask_file.is_file():
+        # As wide as the widest layer, which learning decides.
+        settings['keep'] = pmask.load(mask_file).keep
 
     def measure() -> dict[str, Any]:
         model = base_model.open_base_model(trained.base_model).config
@@ -76,6 +80,7 @@ def _write_efficiency(
         keep = granularity.keep_size(
             *size, sparsity=trained.sparsity, align=trained.align
         )
+        keep = settings.get('keep', keep)
         layers, channels = granularity.pruned_size(*size, keep)
         found = efficiency.measure(
             model, channels, dtype=trained.dtype, layers=layers, **lengths

@@ -65,6 +65,11 @@ def _export(
             '--keep_indices lists FFN channels, and this mask removes whole blocks; '
             'its .pmask file is the list of them.'
         )
+    if cfg.keep_indices and mask.kept is not None:
+        raise errors.InputError(
+            '--keep_indices lists equally many channels of every layer, and the layers '
+            'of this mask keep different numbers; its .pmask file is the list of them.'
+        )
     dtype = cfg.export_dtype or hf_export.default_dtype(source.base.reader)
     identity = source.identity(dtype)
     prompt = mask.system_prompt
@@ -198,6 +203,11 @@ def _table(
         else line('blocks', str(facts.num_layers), str(facts.keep)),
         line('sparsity', '', f'{facts.removed:.2%}'),
     ]
+    if facts.widths:
+        lines.append(
+            f'Layers keep {min(facts.widths):,} to {max(facts.widths):,} channels; the '
+            'others of the width that all have are zeros.'
+        )
     if verified is None:
         lines.append('Not verified; --verify compares it with the masked dense model.')
     else:

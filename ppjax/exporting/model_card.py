@@ -50,6 +50,7 @@ class Facts:
         gains: whether kept channels were multiplied by learned gains.
         sent_prompt: the system message that the model is used under, where that is
             another one; '' is none.
+        widths: how many channels each layer keeps, where the numbers differ.
     """
 
     base_name: str
@@ -72,6 +73,12 @@ class Facts:
     kept_blocks: tuple[int, ...] | None = None
     gains: bool = False
     sent_prompt: str | None = None
+    widths: tuple[int, ...] | None = None
+
+    @property
+    def kept(self) -> int:
+        """Channels of all layers that are kept."""
+        return sum(self.widths or [self.keep] * self.num_layers)
 
     @property
     def own_prompt(self) -> str:
@@ -81,8 +88,9 @@ class Facts:
     @property
     def removed(self) -> float:
         """The share of channels, or of blocks, that is gone."""
-        whole = self.d_ff if self.kept_blocks is None else self.num_layers
-        return 1 - self.keep / whole
+        if self.kept_blocks is not None:
+            return 1 - self.keep / self.num_layers
+        return 1 - self.kept / (self.d_ff * self.num_layers)
 
 
 @dataclasses.dataclass(frozen=True)

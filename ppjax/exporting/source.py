@@ -142,5 +142,6 @@ def facts(
         kept_blocks=tuple(mask.indices()[0].tolist())
         if mask.granularity == pmask.BLOCKS
         else None,
-        gains=mask.gains is not None,
+        gains=mask.has_gains,
+        widths=None if mask.kept is None else tuple(mask.kept.sum(axis=1).tolist()),
     )

@@ -4,9 +4,11 @@ The first format holds bits alone; the second whatever else a mask may have, and
 written only where there is such.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from safetensors import numpy as safetensors_numpy
 
 import ppjax
 from ppjax.base import atomic, errors, reading
+from ppjax.masking import budget as budget_lib
 from ppjax.masking import gains as gains_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import ranking as ranking_lib
@@ -53,6 +56,9 @@ class PersonaMask:
         gains: float16 [L, k], in the order of `indices`: what each kept channel is
             multiplied by; None is 1.
         ranking: where the mask is one of many that it gives; see `at_keep`.
+        kept: bool [L, F], the channels that are kept, where layers keep different
+            numbers of them. The mask then has more, whose gains are 0, so that all
+            layers have k of them; see `of_widths`.
     """
 
     mask: np.ndarray
@@ -63,6 +69,21 @@ class PersonaMask:
     granularity: str = CHANNELS
     gains: np.ndarray | None = None
     ranking: ranking_lib.Ranking | None = None
+    kept: np.ndarray | None = None
+
+    @classmethod
+    def of_widths(
+        cls, kept: np.ndarray, gains: np.ndarray | None = None, **identity: Any
+    ) -> 'PersonaMask':
+        """A mask of layers that keep different numbers of channels.
+
+        Args:
+            kept: bool [L, F], what they keep.
+            gains: float16 [L, F], or None for 1.
+            **identity: the other attributes.
+        """
+        mask, padded = budget_lib.padded(kept, gains)
+        return cls(mask, gains=padded, kept=kept, **identity)
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != np.bool_:
@@ -85,11 +106,33 @@ class PersonaMask:
             or (self.ranking.gains is None) != (self.gains is None)
         ):
             raise ValueError('mask and gains must be those of the ranks.')
+        if self.kept is not None and self.scaled()[~self.kept].any():
+            raise ValueError('a channel that is not kept has a gain that is not 0.')
 
     @property
     def keep(self) -> int:
-        """k, the channels kept in every layer, or the blocks kept."""
+        """k, the channels kept in every layer, or the blocks kept.
+
+        The largest number, where layers keep different ones.
+        """
         return int(self.mask[0].sum())
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """What is kept, bool [R, U]."""
+        return self.mask if self.kept is None else self.kept
+
+    @property
+    def total(self) -> int:
+        """How many channels of all layers, or blocks, are kept."""
+        return int(self.chosen.sum())
+
+    @property
+    def has_gains(self) -> bool:
+        """Whether gains other than 1 are of what is kept."""
+        if self.kept is None:
+            return self.gains is not None
+        return bool((self.scaled()[self.kept] != 1).any())
 
     @property
     def kind(self) -> granularity_lib.Granularity:
@@ -140,7 +183,7 @@ class PersonaMask:
         if self.ranking is not None and self.ranking.gains is not None:
             every = self.ranking.gains
             return np.ones(every.shape, bool), every.astype(np.float32)
-        return self.mask, self.scaled()
+        return self.chosen, self.scaled()
 
     def scaled(self) -> np.ndarray:
         """The mask times its gains, float32 [L, F]."""
@@ -214,13 +257,19 @@ def load_for(
 
 def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
     """Writes a mask file atomically: bits packed little-endian within a byte."""
-    packed = np.packbits(persona_mask.mask, axis=-1, bitorder='little')
+    packed = np.packbits(persona_mask.chosen, axis=-1, bitorder='little')
     rows, units = persona_mask.mask.shape
     sizes = {'num_layers': str(rows), 'd_ff': str(units)}
     if persona_mask.granularity == BLOCKS:
         sizes = {'num_layers': str(units)}
     tensors = {'mask': packed}
-    if persona_mask.gains is not None:
+    if persona_mask.kept is not None:
+        widths = persona_mask.kept.sum(axis=1).tolist()
+        sizes['widths'] = ','.join(map(str, widths))
+        if persona_mask.has_gains:
+            own = persona_mask.scaled()[persona_mask.kept]
+            tensors['gains'] = own.astype(gains_lib.DTYPE)
+    elif persona_mask.gains is not None:
         tensors['gains'] = persona_mask.gains
     kind = _FORMATS[persona_mask.granularity]
     if persona_mask.is_second:
@@ -292,13 +341,21 @@ def load(path: str | pathlib.Path) -> PersonaMask:
     shape = (num_layers, d_ff[0]) if d_ff else (1, num_layers)
     ranking = None
     try:
+        if 'widths' in metadata and d_ff:
+            return _of_widths(metadata, tensors, shape)
         if 'ranks' in tensors:
             keeps = metadata.get('keeps', '')
             ranking = ranking_lib.of_tensors(tensors, shape, keeps)
             mask = ranking.mask(keep)
             gains = ranking.gains_of(mask)
         else:
-            mask = _unpacked(tensors.get('mask'), shape, keep, granularity)
+            mask = _unpacked(tensors.get('mask'), shape, granularity)
+            if not len(mask) or keep < 1 or (mask.sum(axis=1) != keep).any():
+                raise ValueError(
+                    f'layers do not all keep {keep} channels.'
+                    if d_ff
+                    else f'it does not keep {keep} blocks.'
+                )
             gains = tensors.get('gains')
         return PersonaMask(
             mask=mask,
@@ -314,8 +371,37 @@ def load(path: str | pathlib.Path) -> PersonaMask:
         raise errors.InputError(f'{path} is damaged: {error}') from None
 
 
+def _of_widths(
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, np.ndarray],
+    shape: tuple[int, int],
+) -> PersonaMask:
+    """A mask whose layers keep different numbers, from what a file holds.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    kept = _unpacked(tensors.get('mask'), shape, CHANNELS)
+    widths = list(map(int, metadata['widths'].split(',')))
+    if kept.sum(axis=1).tolist() != widths or min(widths) < 1:
+        raise ValueError('layers do not keep the numbers of channels that it names.')
+    gains = None
+    if (own := tensors.get('gains')) is not None:
+        if own.shape != (kept.sum(),):
+            raise ValueError(f'{own.shape} gains are not of its {kept.sum()} channels.')
+        gains = np.zeros(shape, own.dtype)
+        gains[kept] = own
+    names = ('base_model', 'base_fingerprint', 'persona_sha256')
+    return PersonaMask.of_widths(
+        kept,
+        gains,
+        system_prompt=metadata.get('system_prompt', ''),
+        **{name: metadata[name] for name in names},
+    )
+
+
 def _unpacked(
-    packed: np.ndarray | None, shape: tuple[int, int], keep: int, granularity: str
+    packed: np.ndarray | None, shape: tuple[int, int], granularity: str
 ) -> np.ndarray:
     """The mask of its bits.
 
@@ -331,11 +417,4 @@ def _unpacked(
         raise ValueError(
             f'mask is {packed.dtype} {packed.shape}, metadata says {size}.'
         )
-    mask = np.unpackbits(packed, axis=-1, bitorder='little')[:, :units].astype(bool)
-    if not len(mask) or keep < 1 or (mask.sum(axis=1) != keep).any():
-        raise ValueError(
-            f'it does not keep {keep} blocks.'
-            if of_blocks
-            else f'layers do not all keep {keep} channels.'
-        )
-    return mask
+    return np.unpackbits(packed, axis=-1, bitorder='little')[:, :units].astype(bool)

@@ -86,8 +86,8 @@ def topk_mask(scores: jax.Array, keep: int) -> jax.Array:
     return _straight_through(scores, mask)
 
 
-def finite_mask(scores: jax.Array, keep: int) -> np.ndarray:
-    """The mask of scores z [..., F] that something is kept by, bool [..., F].
+def finite_mask(scores: jax.Array, keep: int | jax.Array) -> np.ndarray:
+    """The `hard_mask` of scores z [..., F] that something is kept by, bool [..., F].
 
     Raises:
         InputError: if a score is not finite: top-k would make a mask of anything.
@@ -99,12 +99,17 @@ def finite_mask(scores: jax.Array, keep: int) -> np.ndarray:
             "look for such numbers in the model's weights, or lower --learning_rate, "
             '--weight_decay or --score_scale.'
         )
-    return np.asarray(topk_mask(scores, keep)).astype(bool)
+    return np.asarray(hard_mask(scores, keep)).astype(bool)
 
 
 def kth_largest(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
-    """The `keep`-th largest of z [..., F], as [..., 1]; `keep` may be traced."""
+    """The `keep`-th largest of z [..., F], as [..., 1]; `keep` may be traced.
+
+    It may be [..., 1] as well, another k in every row.
+    """
     index = scores.shape[-1] - keep
+    if jnp.ndim(index):
+        return jnp.take_along_axis(jnp.sort(scores, axis=-1), index, axis=-1)
     return jax.lax.dynamic_index_in_dim(jnp.sort(scores, axis=-1), index, axis=-1)
 
 
@@ -116,7 +121,8 @@ def ranked_mask(scores: jax.Array, keep: int | jax.Array) -> jax.Array:
 
     Args:
         scores: z [..., F], finite.
-        keep: k in [1, F], an integer or an integer scalar; no gradient reaches it.
+        keep: k in [1, F], an integer or an integer scalar, or [..., 1] of each row;
+            no gradient reaches it.
 
     Returns:
         m [..., F] of zeros and ones, in the dtype of `scores`.

@@ -9,6 +9,7 @@ from typing import Any
 from ppjax.base import errors, flags, settings
 from ppjax.data import order
 from ppjax.learning import config, loss
+from ppjax.masking import budget as budget_lib
 from ppjax.masking import estimators, score_init
 from ppjax.masking import granularity as granularity_lib
 
@@ -99,6 +100,17 @@ class LearningSettings(config.StepSettings):
         'is the default and --mask_sparsity of chat, export, evaluate and recover '
         'another.',
     )
+    budget: str = flags.setting(
+        'uniform',
+        'Whether every layer keeps the same number of channels, or all layers together '
+        'so many (global): those with the highest scores of all, each layer a multiple '
+        'of --align. Exported checkpoints have the width of the widest layer, and zeros '
+        'in the others.',
+        choices=budget_lib.KINDS,
+    )
+    width_floor: int = flags.setting(
+        1, 'With --budget=global: every layer keeps so many channels at least.', least=1
+    )
     micro_batches: int = flags.setting(
         1,
         'Pieces a step is cut into to save memory; gradients are accumulated.',
@@ -134,6 +146,7 @@ class LearningSettings(config.StepSettings):
                 f'--gains are of channels; --granularity={self.granularity} has none.'
             )
         self._check_nested()
+        self._check_budget()
         if self.mask_steps is not None and not self.gains:
             raise errors.InputError(
                 '--mask_steps leaves the steps that follow to --gains; give both, or '
@@ -154,6 +167,26 @@ class LearningSettings(config.StepSettings):
                 f'0.1:0.6, got {self.nested!r}.'
             )
         return found
+
+    def _check_budget(self) -> None:
+        """Raises:
+        InputError: if --budget=global does not go with what is beside it.
+        """
+        if self.budget == 'uniform':
+            if self.width_floor != 1:
+                raise errors.InputError('--width_floor is for --budget=global.')
+            return
+        usual = {
+            'granularity': granularity_lib.CHANNELS.name,
+            'estimator': 'ste',
+            'anneal': 0.0,
+            'nested': None,
+        }
+        for name, value in usual.items():
+            if (given := getattr(self, name)) != value:
+                raise errors.InputError(
+                    f'--budget=global does not go with --{name}={given}.'
+                )
 
     def _check_nested(self) -> None:
         """Raises:

@@ -96,10 +96,10 @@ class Joint:
     def _say_plan(self) -> None:
         run = self.runs[0]
         size = run.base.config.num_layers, run.base.config.d_ff
-        progress_lib.say(
-            f'Keeping {run.granularity.text(*size, run.keep)} '
-            f'({1 - run.keep / run.shape[1]:.1%} removed).'
-        )
+        kept = run.granularity.text(*size, run.keep)
+        if run.budget is not None:
+            kept += ' on average, each layer its own number'
+        progress_lib.say(f'Keeping {kept} ({1 - run.keep / run.shape[1]:.1%} removed).')
         prompts = sum(not group.shortened for group in run.groups)
         if prompts > 1:
             progress_lib.say(

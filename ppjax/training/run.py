@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references as references_lib
 from ppjax.learning import run as learning_run
 from ppjax.learning import schedule as schedule_lib
+from ppjax.masking import budget as budget_lib
 from ppjax.masking import gains as gains_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import pmask, score_init, topk
@@ -37,6 +39,7 @@ class LearningRun(learning_run.Run):
         shape: (R, U) of its masks.
         keep: k.
         keeps: those that a nested mask is learned for, or None.
+        budget: where layers keep numbers of their own, or None.
         mask_path: the persona mask, once it is learned.
         mask_steps: its steps in which the mask is learned, which `schedule` spans;
             what follow are of gains alone.
@@ -75,6 +78,10 @@ class LearningRun(learning_run.Run):
             self.keeps = ranking_lib.Keeps.of_sparsities(
                 *cfg.nested_range, base.config.d_ff, cfg.align
             )
+        self.budget = None
+        if cfg.budget == 'global':
+            self.budget = budget_lib.Budget(cfg.align, cfg.width_floor)
+            self.budget.check(self.keep)
         self.mask_path = directory.path / 'mask.pmask'
         self.mask_steps = self.total
         if cfg.mask_steps is not None:
@@ -107,6 +114,7 @@ class LearningRun(learning_run.Run):
             gains=cfg.gains,
             mask_steps=cfg.mask_steps,
             keeps=self.keeps,
+            budget=self.budget,
         )
 
     def is_learned(self) -> bool:
@@ -119,10 +127,13 @@ class LearningRun(learning_run.Run):
             return False
         found = pmask.load(self.mask_path)
         wanted = self.mask_file(jax.numpy.zeros(self.shape))
-        names = ('base_fingerprint', 'persona_sha256', 'granularity', 'keep')
+        names = ['base_fingerprint', 'persona_sha256', 'granularity']
+        names.append('keep' if self.budget is None else 'total')
         differ = [n for n in names if getattr(found, n) != getattr(wanted, n)]
-        if (found.gains is not None) != self.cfg.gains:
+        if self.budget is None and (found.gains is not None) != self.cfg.gains:
             differ.append('gains')
+        if (found.kept is None) != (self.budget is None):
+            differ.append('budget')
         if (found.ranking and found.ranking.keeps) != self.keeps:
             differ.append('ranks')
         if differ:
@@ -178,6 +189,9 @@ class LearningRun(learning_run.Run):
             if kind != 'activation':
                 masks = read_start_masks(self.cfg, self.base)
                 found = score_init.mask_scores(_votes(masks), np.asarray(activation))
+                if self.budget is not None:
+                    widths = np.mean([x.chosen.sum(axis=1) for x in masks], axis=0)
+                    found = budget_lib.start_scores(found, widths)
                 scores = jax.numpy.asarray(found)
                 if gains is not None:
                     known = zip(*(own.known_gains() for own in masks), strict=True)
@@ -192,29 +206,34 @@ class LearningRun(learning_run.Run):
         Raises:
             InputError: if they are not finite.
         """
-        mask = topk.finite_mask(scores, self.keep)
+        mask = topk.finite_mask(scores, self.learning.widths(scores, self.keep))
         stored = None if gains is None else gains_lib.stored(gains)
         ranking = None
         if self.keeps is not None:
             ranks = ranking_lib.of_scores(np.asarray(scores))
             ranking = ranking_lib.Ranking(ranks, self.keeps, stored)
         prompt = self.data.system_prompt
+        identity: dict[str, Any] = {
+            'base_model': self.cfg.base_model,
+            'base_fingerprint': self.data.hashes['base model'],
+            'persona_sha256': hashlib.sha256(prompt.encode()).hexdigest(),
+            'system_prompt': prompt,
+        }
+        if self.budget is not None:
+            return pmask.PersonaMask.of_widths(mask, stored, **identity)
         return pmask.PersonaMask(
             mask=mask,
-            base_model=self.cfg.base_model,
-            base_fingerprint=self.data.hashes['base model'],
-            persona_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
-            system_prompt=prompt,
             granularity=self.granularity.name,
             gains=None if stored is None else stored[mask].reshape(len(mask), -1),
             ranking=ranking,
+            **identity,
         )
 
     def learned_mask(
         self, scores: jax.Array, gains: jax.Array | None, keep: int
     ) -> jax.Array:
         """What `mask_file` says of the same at some k, as floats [R, U]."""
-        mask = topk.topk_mask(scores, keep)
+        mask = topk.hard_mask(scores, self.learning.widths(scores, keep))
         return mask if gains is None else mask * gains_lib.rounded(gains)
 
     @property
@@ -314,12 +333,12 @@ def _votes(masks: Sequence[pmask.PersonaMask]) -> np.ndarray:
     ranked = [own.ranking for own in masks if own.ranking is not None]
     if len(ranked) == len(masks):
         return np.stack([-own.ranks.astype(np.int64) for own in ranked])
-    return np.stack([own.mask for own in masks])
+    return np.stack([own.chosen for own in masks])
 
 
 def masks_hash(masks: Sequence[pmask.PersonaMask], *, gains: bool) -> str:
     """sha256 of masks with ranks, and of gains where these are learned on."""
-    content = np.packbits(np.stack([own.mask for own in masks])).tobytes()
+    content = np.packbits(np.stack([own.chosen for own in masks])).tobytes()
     for own in masks:
         if own.ranking is not None:
             content += own.ranking.ranks.tobytes()

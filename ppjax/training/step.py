@@ -10,6 +10,7 @@ import optax
 
 from ppjax.data import packing
 from ppjax.learning import loss as loss_lib
+from ppjax.masking import budget as budget_lib
 from ppjax.masking import estimators, topk
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import ranking as ranking_lib
@@ -108,6 +109,8 @@ class Learning:
             it never does.
         keeps: the k of which each step draws one, so that one order of the channels
             serves all; None if all steps keep `keep`.
+        budget: where all layers together keep L k, each its own number; None where
+            each keeps k.
     """
 
     keep: int
@@ -121,6 +124,11 @@ class Learning:
     gains: bool = False
     mask_steps: int | None = None
     keeps: ranking_lib.Keeps | None = None
+    budget: budget_lib.Budget | None = None
+
+    def widths(self, scores: jax.Array, keep: int) -> int | jax.Array:
+        """k of every layer, or [R, 1] where each of the scores z [R, U] has its own."""
+        return keep if self.budget is None else self.budget.widths(scores, keep)
 
     def drawn_keep(self, key: jax.Array) -> int | jax.Array:
         """k of a step, uniform among `keeps` where there are some."""
@@ -197,6 +205,8 @@ def make_train_step(
             keep = estimators.anneal_keep(
                 turn.progress, scores.shape[-1], keep, learning.anneal
             )
+        if learning.budget is not None:
+            keep = learning.widths(scores, learning.keep)
         mask = estimate(scores, keep, progress=turn.progress, key=key)
         if learning.mask_steps is None:
             return mask
@@ -254,12 +264,14 @@ def make_train_step(
             gains = state.gains - turn.gain_rate * updates
             new = GainedState(scores, optimizer, gains, moments)
             squares += jnp.sum(jnp.square(gains))
-        keep = learning.keep
-        flipped = topk.topk_mask(scores, keep) != topk.topk_mask(state.scores, keep)
+        before, after = (
+            topk.hard_mask(x, learning.widths(x, learning.keep))
+            for x in (state.scores, scores)
+        )
         metrics = MaskStepMetrics(
             loss=value,
             grad_norm=jnp.sqrt(jnp.sum(jnp.square(grad))),
-            flip_fraction=jnp.mean(flipped.astype(jnp.float32)),
+            flip_fraction=jnp.mean((after != before).astype(jnp.float32)),
             score_norm=jnp.sqrt(squares),
         )
 

@@ -222,9 +222,9 @@ def mask_plots(run: run_results.ReportedRun) -> list[drawing.Drawing]:
     # A row of blocks says nothing that its numbers do not.
     if run.mask is None or run.mask.granularity != 'channels':
         return []
-    plots = [_heat_plot(run.mask.mask)]
+    plots = [_heat_plot(run.mask.chosen)]
     if run.start_mask is not None and run.start_mask.mask.shape == run.mask.mask.shape:
-        plots.append(_overlap_plot(run.mask.mask, run.start_mask.mask))
+        plots.append(_overlap_plot(run.mask.chosen, run.start_mask.chosen))
     return plots
 
 

@@ -73,12 +73,16 @@ def _facts(run: run_results.ReportedRun) -> dict[str, Any]:
         'granularity': settings.granularity if settings else 'channels',
         'gains': False,
         'keeps': None,
+        'widths': None,
     }
     if mask is not None:
         rows, units = mask.mask.shape
-        facts |= {'keep': mask.keep, 'units': units, 'layers': rows}
+        facts |= {'keep': mask.total // rows, 'units': units, 'layers': rows}
         facts['granularity'] = mask.granularity
-        facts['gains'] = mask.gains is not None
+        facts['gains'] = mask.has_gains
+        if mask.kept is not None:
+            counts = mask.kept.sum(axis=1)
+            facts['widths'] = f'{counts.min()} to {counts.max()}'
         if mask.ranking is not None:
             facts['keeps'] = mask.ranking.keeps.text(units)
         facts['base_model'] = facts['base_model'] or mask.base_model
