@@ -3,6 +3,8 @@
 python -m ppjax.recover --run=runs/mine --output_dir=runs/mine-recovered
 python -m ppjax.recover --model=runs/mine/hf --calibration=train.jsonl \\
     --heldout=test.jsonl --output_dir=runs/mine-recovered --lora_rank=16
+python -m ppjax.recover --model=runs/mine-refitted/hf --calibration=train.jsonl \\
+    --heldout=test.jsonl --output_dir=runs/mine-gains --gains
 """
 
 from ppjax import demo
