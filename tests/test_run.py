@@ -148,6 +148,8 @@ def test_without_rewrites_there_is_nothing_to_learn(settings):
 def test_what_cannot_be_refitted_is_said_before_the_work(settings):
     with pytest.raises(errors.InputError, match='--granularity=blocks removes whole'):
         settings('x', compensate='ridge', granularity='blocks')
+    with pytest.raises(errors.InputError, match='go with --budget=global'):
+        settings('x', compensate='ridge', budget='global')
     with pytest.raises(errors.InputError, match='--own_answers needs --compensate'):
         settings('x', own_answers=3)
 

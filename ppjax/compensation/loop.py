@@ -160,6 +160,12 @@ def _refuse_unfit(
             f'{cfg.mask} removes whole blocks, and no layer that is left lacks '
             'channels: there is nothing to refit.'
         )
+    elif source.persona_mask.kept is not None:
+        raise errors.InputError(
+            f'{cfg.mask} keeps a different number of channels in every layer, and the '
+            'zeros that fill the narrower ones up would be refitted too; give a mask '
+            'learned with --budget=uniform.'
+        )
     if cfg.bias:
         refitted.with_biases(source.model)
 

@@ -34,6 +34,11 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
                 '--compensate refits what lacks channels, and --granularity=blocks '
                 'removes whole blocks; leave one of them out.'
             )
+        if self.compensate != 'none' and self.budget != 'uniform':
+            raise errors.InputError(
+                f'--compensate does not go with --budget={self.budget}: it would refit '
+                'the zeros that fill narrower layers up.'
+            )
         if self.own_answers and self.compensate == 'none':
             raise errors.InputError('--own_answers needs --compensate=ridge.')
         if self.rewriter == 'none':

@@ -254,6 +254,21 @@ def test_blocks_are_refused(
     assert not pathlib.Path(settings.output_dir).exists()
 
 
+def test_layers_of_different_widths_are_refused(
+    settings: config.CompensateConfig, tmp_path: pathlib.Path
+) -> None:
+    kept = np.zeros((2, 40), bool)
+    kept[0, :16], kept[1, :24] = True, True
+    base = base_model.open_base_model(str(settings.base_model))
+    mask = pmask.PersonaMask.of_widths(
+        kept, base_model='x', base_fingerprint=base.fingerprint(), persona_sha256=''
+    )
+    pmask.save(tmp_path / 'widths.pmask', mask)
+    with pytest.raises(errors.InputError, match='a different number of channels'):
+        _compensate(dataclasses.replace(settings, mask=str(tmp_path / 'widths.pmask')))
+    assert not pathlib.Path(settings.output_dir).exists()
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
