@@ -54,7 +54,7 @@ class Settings:
         250, "For new_persona: rows of each other role's that are fitted.", least=2
     )
     rates: str = flags.setting(
-        'gains=2e-2,again=2e-2,lora=2e-3,full=1e-4',
+        'gains=1e-2,again=1e-2,lora=2e-3,full=1e-4',
         'Learning rates: of gains, of gains that were learned before, of LoRA, of all '
         'weights.',
     )

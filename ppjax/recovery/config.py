@@ -12,7 +12,7 @@ from ppjax.recovery import lora
 
 # Of adapters larger than of weights: they start from nothing. A gain moves all of its
 # channel by its share, and there are few.
-_RATES = {'full': 5e-5, 'lora': 1e-4, 'gains': 2e-2}
+_RATES = {'full': 5e-5, 'lora': 1e-4, 'gains': 1e-2}
 # Full finetuning takes a step in pieces to have room for its moments; gains have few,
 # and every piece runs the shared prefix again.
 _PIECES = {'full': 4, 'lora': 4, 'gains': 1}
@@ -73,8 +73,7 @@ class RecoverConfig(config.StepSettings):
     learning_rate: float | None = flags.setting(
         None,
         f'Peak learning rate of AdamW; by default {_RATES["full"]:g}, '
-        f'{_RATES["lora"]:g} with LoRA and {_RATES["gains"]:g} with --gains, where it '
-        f'is that of channels; {gains_lib.rates_text()}.',
+        f'{_RATES["lora"]:g} with LoRA and {_RATES["gains"]:g} with --gains.',
         within='(0, 1000]',
     )
     micro_batches: int | None = flags.setting(

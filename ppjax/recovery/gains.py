@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ppjax.base import processes, settings
 from ppjax.models import config as config_lib
@@ -26,10 +25,6 @@ TARGETS = {
     'attention': ('attention',),
     'norms': ('attn_norm', 'ffn_norm', 'final_norm'),
 }
-# Share of the learning rate. A channel is one of thousands that a layer adds up, a
-# dimension of a head one of hundreds, and all that a layer reads goes through its norm:
-# what one number does to the model grows in this order.
-_RATES = {'ffn': 1.0, 'attention': 0.4, 'norms': 0.2}
 
 # Name of a mask -> float32, of the shape that `masks.shapes` says.
 Gains = dict[str, jax.Array]
@@ -42,15 +37,6 @@ def parse_targets(text: str) -> tuple[str, ...]:
         InputError: for a name that is none, or none at all.
     """
     return settings.names(text, 'gain_targets', TARGETS)
-
-
-def rates_text() -> str:
-    """The rates beside that of channels, for people."""
-    return ', '.join(
-        f'{share:g} of it that of {name}'
-        for name, share in _RATES.items()
-        if name != 'ffn'
-    )
 
 
 def init_gains(cfg: config_lib.ModelConfig, targets: Sequence[str]) -> Gains:
@@ -67,23 +53,3 @@ def init_gains(cfg: config_lib.ModelConfig, targets: Sequence[str]) -> Gains:
 def fetched(gains: Gains) -> masks_lib.Masks:
     """Gains on the host; of several processes all must call this together."""
     return masks_lib.Masks(**jax.tree.map(processes.fetch, gains))
-
-
-def optimizer(rate: optax.Schedule) -> optax.GradientTransformation:
-    """Adam, with a rate of its own for each kind; nothing decays.
-
-    Args:
-        rate: of channels, by step.
-    """
-    shares = {name: _RATES[kind] for kind, own in TARGETS.items() for name in own}
-
-    def shared(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        del params
-        gains = {name: shares[name] * x for name, x in updates['gains'].items()}
-        return {'gains': gains}
-
-    return optax.chain(
-        optax.scale_by_adam(),
-        optax.stateless(shared),
-        optax.scale_by_learning_rate(rate),
-    )

@@ -61,7 +61,8 @@ class RecoveryRun(learning_run.Run):
             if any(own == number for own, _ in self.batches)
         }
         if cfg.gains:
-            self.optimizer = gains.optimizer(self.schedule)
+            # Not decayed: a gain says nothing at 1, and not at 0.
+            self.optimizer = optax.adam(self.schedule)
         else:
             self.optimizer = optax.adamw(self.schedule, weight_decay=cfg.weight_decay)
 

@@ -88,9 +88,7 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
         trained = sharding.place(trained, where)
         rates = schedule.make_schedule(learning_rate=rate, warmup=0.0, num_steps=STEPS)
         optimizer = (
-            gains_lib.optimizer(rates)
-            if gains
-            else optax.adamw(rates, weight_decay=0.01)
+            optax.adam(rates) if gains else optax.adamw(rates, weight_decay=0.01)
         )
         state = step_lib.RecoveryState(
             trained, sharding.place(optimizer.init(trained), where)
