@@ -9,6 +9,7 @@ from ppjax.base import errors
 # All steps are drawn before the first, to find the one shape that fits them.
 _MOST_STEPS = 100_000
 STEPS = f'[1, {_MOST_STEPS}]'
+STEPS_OR_NONE = f'[0, {_MOST_STEPS}]'
 BATCH_SIZES = '[1, 65536]'
 
 # A batch may hold some examples twice, but not a few of them thousands of times.
@@ -57,7 +58,7 @@ def num_steps(
             'examples; lower it.'
         )
     epoch = sum(steps_per_epoch(batch_size, size) for size in groups)
-    total = steps or max(1, round(epochs * epoch))
+    total = max(1, round(epochs * epoch)) if steps is None else steps
     if total > _MOST_STEPS:
         raise errors.InputError(
             f'--epochs={epochs:g} makes {total} optimizer steps, more than '

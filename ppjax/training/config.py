@@ -23,6 +23,12 @@ _SHARED_SCORE_SCALE = 0.1
 class LearningSettings(config.StepSettings):
     """How a mask is learned; the defaults are the paper's (A.1)."""
 
+    steps: int | None = flags.setting(
+        None,
+        'Optimizer steps, instead of --epochs; the schedule spans them. 0 learns '
+        'nothing: the mask is that of the scores it would start from.',
+        within=order.STEPS_OR_NONE,
+    )
     granularity: str = flags.setting(
         granularity_lib.CHANNELS.name,
         'What is removed: FFN channels of every layer, or whole transformer blocks.',

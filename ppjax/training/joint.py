@@ -113,6 +113,8 @@ class Joint:
             progress_lib.say(
                 f'{len(self.runs)} personas, {sum(self.totals)} steps in all.'
             )
+        if not self.total:
+            progress_lib.say('No step is taken: the mask is that of the start.')
         for kinds, shape in self.shapes.items():
             self._say_shape(kinds, shape, many)
 
