@@ -14,6 +14,7 @@ from ppjax.evaluation.page import run_results
 from ppjax.masking import pmask
 from ppjax.recipes import config as recipe_config
 from ppjax.recovery import config as recover_config
+from ppjax.recovery import run as recovery_run
 from ppjax.synthesis import scoring
 from ppjax.training import joint
 
@@ -226,3 +227,42 @@ def test_a_run_that_refits_exports_the_refitted_model(settings, monkeypatch):
     assert '## Reconstruction' not in (again.path / 'hf' / 'README.md').read_text()
     assert again.samples and samples
     assert not list(again.path.glob('stages/compensate*'))
+
+
+def test_a_run_that_recovers_ends_in_the_recovered_model(settings, monkeypatch):
+    changes = {'compensate': 'ridge', 'recover': 'gains', 'recover_steps': 2}
+    cfg = settings('recovered', **changes, steps=0)
+    assert run.main(cfg) == 0
+    found = run_results.read_run(cfg.output_dir)
+    assert not found.problems and found.status['state'] == 'done'
+    rows = {row.name: row for row in run_results.likelihood_rows(found)}
+    assert rows['learned'].nll == rows['one_shot'].nll
+    assert rows['recovered'].interval is not None
+    assert len({rows[name].nll for name in ('learned', 'refitted', 'recovered')}) == 3
+    card = (found.path / 'hf' / 'README.md').read_text()
+    assert '## Reconstruction' in card and '## Recovery' in card
+    assert 'Held-out NLL, recovered model' in (found.path / 'report.html').read_text()
+    again = recover_config.RecoverConfig(run=cfg.output_dir, output_dir='o')
+    assert again.resolved().model == str(found.path / 'hf')
+    weights = (found.path / 'hf' / 'model.safetensors').read_bytes()
+    # Again: nothing is done twice. Without recovery, the refitted model is exported.
+    with monkeypatch.context() as patch:
+        patch.setattr(compensation.layers_lib.Layers, 'run', None)
+        patch.setattr(joint.Joint, '_load_model', None)
+        patch.setattr(recovery_run.RecoveryRun, 'load', None)
+        assert run.main(cfg) == 0
+    assert (found.path / 'hf' / 'model.safetensors').read_bytes() == weights
+    plain = settings('recovered', compensate='ridge', steps=0, overwrite=True)
+    assert run.main(plain) == 0
+    names = {
+        row.name
+        for row in run_results.likelihood_rows(run_results.read_run(cfg.output_dir))
+    }
+    assert 'refitted' in names and 'recovered' not in names
+
+
+def test_recovery_wants_a_refitted_model(settings):
+    with pytest.raises(errors.InputError, match='--recover=gains needs --compensate'):
+        settings('x', recover='gains')
+    with pytest.raises(errors.InputError, match='--recover_steps needs --recover'):
+        settings('x', recover_steps=3)

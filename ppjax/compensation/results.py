@@ -19,6 +19,8 @@ from ppjax.models import base_model
 from ppjax.models import masks as masks_lib
 
 FILE = 'results/compensation.json'
+# Of a run of several stages, the one that recovery then goes on from.
+STAGE_FOLDER = 'refitted'
 _TARGETS = {
     'residual': (
         "every layer brings the pruned model's residual stream to the dense one's"

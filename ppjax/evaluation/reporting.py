@@ -15,6 +15,7 @@ from ppjax.masking import apply, pmask
 from ppjax.masking import granularity as granularity_lib
 from ppjax.models import base_model, generation
 from ppjax.models import masks as masks_lib
+from ppjax.recovery import records as recovery
 from ppjax.training import config as train_config
 from ppjax.training import trained_run
 
@@ -120,7 +121,8 @@ def _write_samples(cfg: ReportConfig, run: trained_run.TrainedRun) -> None:
         'max_new_tokens': cfg.max_new_tokens,
     }
     refitted = None
-    if (found := compensation.of_run(run.path)) is not None:
+    found = compensation.of_run(run.path) or recovery.of_run(run.path)
+    if found is not None:
         refitted = run.exported
         settings |= found['identity']
     results_store.measured(
@@ -144,7 +146,8 @@ def _answer(
         cfg: the settings.
         trained: those of mask learning.
         mask: the learned mask's file.
-        refitted: directory of the model with rows refitted, where there is one.
+        refitted: directory of the model with rows refitted, or recovered, where
+            there is one.
         rows: held out.
     """
     progress.say(f'Loading {trained.base_model} ...')

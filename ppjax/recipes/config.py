@@ -3,6 +3,7 @@
 import dataclasses
 
 from ppjax.base import errors, flags
+from ppjax.data import order
 from ppjax.masking import granularity
 from ppjax.synthesis import config as synthesis_config
 from ppjax.training import config as train_config
@@ -17,6 +18,16 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
         'Whether the rows that the mask keeps are refitted, so that the exported model '
         'follows the dense one (ridge; see python -m ppjax.compensate).',
         choices=('none', 'ridge'),
+    )
+    recover: str = flags.setting(
+        'none',
+        'With --compensate: whether the refitted model is then finetuned on the '
+        'calibration rows; gains trains what multiplies channels, attention outputs '
+        'and norms, and no weight (see python -m ppjax.recover --gains).',
+        choices=('none', 'gains'),
+    )
+    recover_steps: int | None = flags.setting(
+        None, 'Its optimizer steps, instead of --epochs.', within=order.STEPS
     )
     own_answers: int = flags.setting(
         0,
@@ -39,6 +50,10 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
                 f'--compensate does not go with --budget={self.budget}: it would refit '
                 'the zeros that fill narrower layers up.'
             )
+        if self.recover != 'none' and self.compensate == 'none':
+            raise errors.InputError(f'--recover={self.recover} needs --compensate.')
+        if self.recover_steps is not None and self.recover == 'none':
+            raise errors.InputError('--recover_steps needs --recover.')
         if self.own_answers and self.compensate == 'none':
             raise errors.InputError('--own_answers needs --compensate=ridge.')
         if self.rewriter == 'none':

@@ -1,12 +1,15 @@
 """From a persona to a pruned model, in one run directory.
 
-Synthesis, mask learning, export or reconstruction, and report, one after the other. The same command goes
-on where it stopped; a stage whose settings and inputs are those of the last time is not
-done again.
+Synthesis, mask learning, export or reconstruction, perhaps recovery, and report, one after
+the other. The same command goes on where it stopped; a stage whose settings and inputs are
+those of the last time is not done again. What is recovered from, and recovery, are run
+directories of their own inside the run's: `refitted` and `recovered`.
 """
 
+from collections.abc import Mapping
 import contextlib
 import dataclasses
+import pathlib
 import time
 from typing import Any, TypeVar
 
@@ -14,11 +17,16 @@ from ppjax.base import progress as progress_lib
 from ppjax.base import run_directory
 from ppjax.compensation import config as compensation_config
 from ppjax.compensation import loop as compensation
+from ppjax.compensation import results as compensation_results
 from ppjax.data import calibration
 from ppjax.evaluation import reporting
 from ppjax.exporting import config as export_config
 from ppjax.exporting import export
+from ppjax.learning import config as learning_config
 from ppjax.recipes import config as config_lib
+from ppjax.recovery import config as recovery_config
+from ppjax.recovery import loop as recovery
+from ppjax.recovery import records as recovery_records
 from ppjax.synthesis import config as synthesis_config
 from ppjax.synthesis import pipeline, sources
 from ppjax.training import config as train_config
@@ -48,6 +56,29 @@ def _opened(
     )
 
 
+def _recovery(
+    cfg: config_lib.RunConfig,
+    model: pathlib.Path,
+    run: pathlib.Path,
+    files: Mapping[str, str | None],
+) -> recovery_config.RecoverConfig:
+    """The settings of recovery from a refitted model."""
+    own = {field.name for field in dataclasses.fields(learning_config.StepSettings)}
+    own |= {'prompt_dropout', 'short_prompt'}
+    given = dataclasses.asdict(cfg)
+    shared: dict[str, Any] = {name: x for name, x in given.items() if name in own}
+    shared |= {
+        'base_model': None,
+        'steps': cfg.recover_steps,
+        'weight_decay': learning_config.StepSettings.weight_decay,
+        'stop_after': None,
+        'model': str(model),
+        'gains': True,
+        'output_dir': str(run / recovery_records.STAGE_FOLDER),
+    }
+    return recovery_config.RecoverConfig(**(shared | dict(files))).resolved()
+
+
 def prune(cfg: config_lib.RunConfig) -> None:
     """Does all stages, or those that are left; `cfg.stop_after` or a SIGTERM pauses.
 
@@ -58,11 +89,13 @@ def prune(cfg: config_lib.RunConfig) -> None:
     sources.read_persona(cfg, notes=lambda note: None)
     directory = run_directory.RunDirectory(cfg.output_dir)
     began = time.monotonic()
+    recovers = cfg.recover != 'none'
+    stages = 5 if recovers else 4
 
     def begin(number: int, stage: str, text: str) -> None:
         directory.status(state='running', stage=stage)
         spent = time.monotonic() - began
-        progress_lib.say(f'\n[{number}/4] {text} ({spent:.0f} s so far)')
+        progress_lib.say(f'\n[{number}/{stages}] {text} ({spent:.0f} s so far)')
 
     with _opened(cfg, directory), directory.stage('run'):
         begin(1, 'synthesize', 'Calibration data')
@@ -106,12 +139,22 @@ def prune(cfg: config_lib.RunConfig) -> None:
                 stop_after=None,
                 **files,
             )
-            if (
-                compensation.compensate(refit, *splits, stage=compensation.STAGE)
-                is None
-            ):
+            if recovers:
+                compensation.forget(directory.path)
+                folder = directory.path / compensation_results.STAGE_FOLDER
+                refit = dataclasses.replace(refit, output_dir=str(folder))
+            stage = None if recovers else compensation.STAGE
+            model = compensation.compensate(refit, *splits, stage=stage)
+            if model is not None and recovers:
+                begin(4, 'recover', 'Recovery')
+                model = recovery.recover(
+                    _recovery(cfg, model, directory.path, files),
+                    *splits,
+                    model_dir=directory.path / 'hf',
+                )
+            if model is None:
                 directory.status(state='paused')
                 return
-        begin(4, 'report', 'Report')
+        begin(stages, 'report', 'Report')
         reporting.report_on(reporting.ReportConfig(output_dir=cfg.output_dir))
         directory.done(stage='run')

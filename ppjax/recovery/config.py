@@ -8,7 +8,7 @@ from ppjax.compensation import results as compensation
 from ppjax.exporting import hf_export, pruned_source
 from ppjax.learning import config
 from ppjax.recovery import gains as gains_lib
-from ppjax.recovery import lora
+from ppjax.recovery import lora, records
 
 # Of adapters larger than of weights: they start from nothing. A gain moves all of its
 # channel by its share, and there are few.
@@ -152,7 +152,7 @@ class RecoverConfig(config.StepSettings):
     def resolved(self) -> 'RecoverConfig':
         """These settings with what `run` stands for in its place.
 
-        Where its export is refitted (`compensation`), that is what is recovered,
+        Where its export is refitted (`compensation`) or recovered, it is gone on from,
         unless another sparsity of the mask is asked for.
 
         Raises:
@@ -161,8 +161,9 @@ class RecoverConfig(config.StepSettings):
         found = pruned_source.with_run_in_place(self)
         if self.mask_sparsity is not None:
             return found
-        if self.run and compensation.of_run(pathlib.Path(self.run).expanduser()):
-            model = str(pathlib.Path(self.run).expanduser() / 'hf')
+        folder = pathlib.Path(self.run or '').expanduser()
+        if self.run and (compensation.of_run(folder) or records.of_run(folder)):
+            model = str(folder / 'hf')
             found = dataclasses.replace(
                 self,
                 run=None,

@@ -18,7 +18,7 @@ from ppjax.learning import steps as steps_lib
 from ppjax.models.weights import Weights
 from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
-from ppjax.recovery import methods, results
+from ppjax.recovery import methods, records, results
 from ppjax.recovery import run as run_lib
 from ppjax.recovery import step as step_lib
 
@@ -26,7 +26,7 @@ _MAKES = (
     checkpoints_lib.FILES,
     *metrics_lib.FILES,
     'results/references.json',
-    'results/recovery.json',
+    records.FILE,
     'adapter/adapter_config.json',
     'adapter/adapter_model.safetensors',
     results.GAINS_FILE,
@@ -37,6 +37,8 @@ def recover(
     cfg: config_lib.RecoverConfig,
     train_rows: list[calibration.Row],
     heldout_rows: list[calibration.Row],
+    *,
+    model_dir: pathlib.Path | None = None,
 ) -> pathlib.Path | None:
     """Finetunes a pruned model in a run directory of its own, and exports it.
 
@@ -44,6 +46,7 @@ def recover(
         cfg: the settings, resolved.
         train_rows: the calibration rows that `cfg.calibration` names.
         heldout_rows: those that `cfg.heldout` names, or none.
+        model_dir: where the model goes; by default hf/ in the run directory.
 
     Returns:
         The exported model's directory, or None if `cfg.stop_after` or a SIGTERM came
@@ -71,7 +74,7 @@ def recover(
     )
     processes.agree({'settings': flags.to_flagfile(cfg)} | data.hashes | source.hashes)
     directory = run_directory.RunDirectory(cfg.output_dir)
-    run = run_lib.RecoveryRun(cfg, source, data, directory, mesh)
+    run = run_lib.RecoveryRun(cfg, source, data, directory, mesh, model_dir)
     run.abstract_state()  # A rank or mesh that does not fit leaves no folder behind.
     opened = directory.opened(
         cfg,
@@ -83,7 +86,7 @@ def recover(
     with opened as found, directory.stage('recover'):
         if processes.first_decides(lambda: results.is_finished(run)):
             progress_lib.say(
-                f'{results.model_dir(run)} is there already; nothing is left to do.'
+                f'{run.model_dir} is there already; nothing is left to do.'
             )
         elif not _train_and_export(run, found):
             return None
@@ -91,7 +94,7 @@ def recover(
         if processes.is_first():
             run_directory.discard(directory.path, [checkpoints_lib.FILES])
         directory.done(step=run.total, total_steps=run.total)
-    return results.model_dir(run)
+    return run.model_dir
 
 
 def _train_and_export(run: run_lib.RecoveryRun, found: bool) -> bool:

@@ -17,19 +17,14 @@ from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references
 from ppjax.masking import gain_files
 from ppjax.recovery import config as config_lib
-from ppjax.recovery import gains, lora, methods, peft_files
+from ppjax.recovery import gains, lora, methods, peft_files, records
 from ppjax.recovery import run as run_lib
 
 GAINS_FILE = 'gains.safetensors'
 
 
-def model_dir(run: run_lib.RecoveryRun) -> pathlib.Path:
-    """Where the recovered model goes."""
-    return run.directory.path / 'hf'
-
-
 def _results_file(run: run_lib.RecoveryRun) -> pathlib.Path:
-    return run.directory.path / 'results' / 'recovery.json'
+    return run.directory.path / records.FILE
 
 
 def _identity(run: run_lib.RecoveryRun) -> dict[str, str]:
@@ -51,9 +46,9 @@ def is_finished(run: run_lib.RecoveryRun) -> bool:
     Raises:
         InputError: if hf/ is damaged, or something else.
     """
-    if not _results_file(run).exists() or not model_dir(run).exists():
+    if not _results_file(run).exists() or not run.model_dir.exists():
         return False
-    return not record.may_write(model_dir(run), _identity(run), overwrite=False)
+    return not record.may_write(run.model_dir, _identity(run), overwrite=False)
 
 
 def write(
@@ -82,14 +77,14 @@ def write(
         system_prompt = source.system_prompt or run.data.system_prompt
     # One of this very run may stand there, whose figures were not written yet.
     processes.first_decides(
-        lambda: record.may_write(model_dir(run), _identity(run), overwrite=True)
+        lambda: record.may_write(run.model_dir, _identity(run), overwrite=True)
     )
-    progress_lib.say(f'Writing {model_dir(run)} ...')
+    progress_lib.say(f'Writing {run.model_dir} ...')
     hf_export.export_model(
         dataclasses.replace(
             source.model, reader=run.method.merged(trained, source.model.reader)
         ),
-        model_dir(run),
+        run.model_dir,
         dtype=dtype,
         tokenizer=tokenizer,
         model_card=model_card.with_recovery(before, _card_facts(run, figures)),
@@ -125,6 +120,7 @@ def _figures(
     """The content of results/recovery.json: means, and every example's figures."""
     figures: dict[str, Any] = {
         'method': run.cfg.method,
+        'identity': _identity(run),
         'trained_parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(trained)),
         'steps': run.total,
         'learning_rate': run.cfg.peak_rate,

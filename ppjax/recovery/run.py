@@ -1,5 +1,7 @@
 """One recovery run: its data, its devices, what it trains and starts from."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,7 @@ class RecoveryRun(learning_run.Run):
     Attributes:
         source: what it starts from.
         mesh: its devices.
+        model_dir: where the model goes.
         method: what is trained.
         shapes: of its batches, by whether they are without the persona prompt.
         optimizer: AdamW, or the gains' own.
@@ -41,6 +44,7 @@ class RecoveryRun(learning_run.Run):
         data: data_lib.Data,
         directory: run_directory.RunDirectory,
         mesh: jax.sharding.Mesh,
+        model_dir: pathlib.Path | None = None,
     ):
         everything = data_lib.PromptGroup(np.arange(len(data.train)), data.prefix)
         super().__init__(cfg, data, directory, [everything], cfg.peak_rate)
@@ -48,6 +52,7 @@ class RecoveryRun(learning_run.Run):
             ('start',) if source.persona_mask is None else ('dense', 'start')
         )
         self.source, self.mesh = source, mesh
+        self.model_dir = model_dir or directory.path / 'hf'
         self.method = make_method(cfg, source)
         self.shapes = {
             group.shortened: packing.plan_shape(

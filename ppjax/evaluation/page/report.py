@@ -189,9 +189,10 @@ def _time(value: Any) -> str:
 def _pruned(
     rows: Sequence[run_results.LikelihoodRow],
 ) -> run_results.LikelihoodRow | None:
-    """What the run has come to: the refitted model, or else the learned mask."""
+    """What the run has come to: its last model, or else the learned mask."""
     by_name = {row.name: row for row in rows}
-    return by_name.get('refitted', by_name.get('learned'))
+    made = (by_name.get(name) for name in ('recovered', 'refitted', 'learned'))
+    return next((row for row in made if row is not None), None)
 
 
 def _verdict(rows: Sequence[run_results.LikelihoodRow]) -> str:

@@ -13,6 +13,7 @@ from ppjax.evaluation import bootstrap, config
 from ppjax.learning import references
 from ppjax.masking import pmask
 from ppjax.pages import formats
+from ppjax.recovery import records as recovery
 from ppjax.training import config as train_config
 from ppjax.training import trained_run
 
@@ -22,6 +23,7 @@ MODELS = {
     'one_shot': 'One-shot activation mask',
     'learned': 'Learned mask',
     'refitted': 'Refitted model',
+    'recovered': 'Recovered model',
 }
 
 # Of `evaluate`, each results/NAME.json.
@@ -41,7 +43,8 @@ class ReportedRun:
         mask: the learned mask.
         start_mask: the mask of the starting scores.
         synthesis: results/synthesis.json.
-        likelihood: results/likelihood.json, with the refitted model if there is one.
+        likelihood: results/likelihood.json, with the refitted and the recovered model
+            if there are such.
         efficiency: results/efficiency.json.
         samples: dense and pruned answers.
         export: results/export.json, or what reconstruction says of the export.
@@ -132,7 +135,9 @@ def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
         name: attempt(f'results/{name}.json', read_json, {}) for name in EVALUATIONS
     }
     recorded = run_directory.settings_file(path, 'train').relative_to(path)
-    refitted = compensation.of_run(path) or {}
+    recovered = recovery.of_run(path) or {}
+    inside = path / compensation.STAGE_FOLDER if recovered else path
+    refitted = compensation.of_run(inside) or {}
     return ReportedRun(
         path=path,
         settings=attempt(str(recorded), read_settings, None),
@@ -142,8 +147,12 @@ def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
         mask=attempt('mask.pmask', pmask.load, None),
         start_mask=attempt('results/start_mask.pmask', pmask.load, None),
         synthesis=attempt('results/synthesis.json', read_json, {}),
-        likelihood=_with_refitted(
-            attempt('results/likelihood.json', read_json, {}), refitted
+        likelihood=_with_model(
+            _with_model(
+                attempt('results/likelihood.json', read_json, {}), refitted, 'refitted'
+            ),
+            recovered,
+            'recovered',
         ),
         efficiency=attempt('results/efficiency.json', read_json, {}),
         samples=attempt('results/samples.json', read_samples, []),
@@ -155,27 +164,25 @@ def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
     )
 
 
-def _with_refitted(
-    likelihood: dict[str, Any], refitted: dict[str, Any]
+def _with_model(
+    likelihood: dict[str, Any], other: dict[str, Any], name: str
 ) -> dict[str, Any]:
-    """Held-out figures of the masks and of the refitted model, if of one file."""
-    own, other = (x.get('examples') for x in (likelihood, refitted))
-    if not (isinstance(own, list) and isinstance(other, list)):
+    """Held-out figures, and one model's more from another record, if of one file."""
+    own, more = (x.get('examples') for x in (likelihood, other))
+    if not (isinstance(own, list) and isinstance(more, list)):
         return likelihood
-    pairs = list(zip(map(mapping, own), map(mapping, other), strict=False))
-    if len(own) != len(other) or any(
+    pairs = list(zip(map(mapping, own), map(mapping, more), strict=False))
+    if len(own) != len(more) or any(
         mine.get(key) != theirs.get(key)
         for mine, theirs in pairs
         for key in ('query_id', 'answer_tokens')
     ):
         return likelihood
     models = mapping(likelihood.get('models'))
-    found = mapping(refitted.get('models')).get('refitted')
+    found = mapping(other.get('models')).get(name)
     return likelihood | {
-        'models': models | {'refitted': found},
-        'examples': [
-            mine | {'refitted': theirs.get('refitted')} for mine, theirs in pairs
-        ],
+        'models': models | {name: found},
+        'examples': [mine | {name: theirs.get(name)} for mine, theirs in pairs],
     }
 
 
