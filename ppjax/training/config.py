@@ -141,8 +141,7 @@ class LearningSettings(config.StepSettings):
         super().__post_init__()
         score_init.start_masks(self.score_init)
         self.check_prompts(self.objective)
-        many = getattr(self, 'personas', None)
-        if not many and PERSONA in (self.short_prompt or ''):
+        if PERSONA in (self.short_prompt or '') and not getattr(self, 'personas', None):
             raise errors.InputError(
                 f'--short_prompt: {PERSONA} stands for the name of each of --personas, '
                 'and none are given.'

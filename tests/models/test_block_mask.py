@@ -168,7 +168,7 @@ def test_the_gradient_is_what_a_block_adds(deep, remat):
 
     def block(layer, x):
         weights = jax.tree.map(lambda w: w[layer], model.blocks)
-        return weights(x, None, rotation, attend, None)[0]
+        return weights(x, masks_lib.DENSE, rotation, attend, None)[0]
 
     def by_hand(nudges):
         """The loss, one block after the other, each output moved by a nudge."""

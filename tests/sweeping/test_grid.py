@@ -42,7 +42,7 @@ def test_values_have_the_types_of_their_settings():
     ('text', 'said'),
     [
         ('sparcity=0.5', r"unknown axis 'sparcity'. Did you mean: sparsity \?"),
-        ('zzz=1', r"unknown axis 'zzz'. There are persona, align, .*weight_decay\."),
+        ('zzz=1', r"unknown axis 'zzz'. There are persona, align, .*width_floor\."),
         # Neither changes what is learned.
         ('log_every=1,2', "unknown axis 'log_every'"),
         ('output_dir=a,b', "unknown axis 'output_dir'"),
