@@ -58,7 +58,7 @@ def test_no_float_of_mask_learning_is_out_of_its_range(name, value):
     ('name', 'value'),
     [
         ('steps', 10**9),
-        ('steps', 0),
+        ('steps', -1),
         ('batch_size', 10**8),
         ('max_length', 10**12),
         ('heldout_every', -1),
