@@ -37,21 +37,14 @@ class CompensateConfig(settings.CommonSettings):
         'this; 1 keeps it exact.',
         least=1,
     )
-    run: str | None = flags.setting(
-        None,
-        'Instead: run directory of mask learning; its base model and mask are taken, '
-        'and its data where --calibration or --heldout are not given.',
-        path=True,
-    )
+    run: str | None = pruned_source.run_setting()
     calibration: str | None = flags.setting(
         None,
         'JSONL of chats to fit on, several separated by commas, or demo:NAME for a '
         'persona shipped here.',
         path=True,
     )
-    heldout: str | None = flags.setting(
-        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.', path=True
-    )
+    heldout: str | None = pruned_source.heldout_setting()
     own_answers: int = flags.setting(
         0,
         'Fit on so many answers of the dense model under the persona prompt as well, '

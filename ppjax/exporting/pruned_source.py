@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ppjax.base import errors, reading
+from ppjax.base import errors, flags, reading
 from ppjax.exporting import hf_export, model_card
 from ppjax.exporting import source as export_source
 from ppjax.masking import apply, pmask
@@ -15,6 +15,23 @@ from ppjax.models import base_model, loading
 from ppjax.training import trained_run
 
 Settings = TypeVar('Settings', bound=Any)
+
+
+def run_setting() -> Any:
+    """A field for --run of what goes on from mask learning; see `with_run_in_place`."""
+    return flags.setting(
+        None,
+        'Instead: run directory of mask learning; its base model and mask are taken, '
+        'and its data where --calibration or --heldout are not given.',
+        path=True,
+    )
+
+
+def heldout_setting() -> Any:
+    """A field for --heldout beside it."""
+    return flags.setting(
+        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.', path=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,31 @@ def _opened(
     )
 
 
+def _refitted(
+    cfg: config_lib.RunConfig,
+    run: pathlib.Path,
+    mask: pathlib.Path,
+    files: Mapping[str, str | None],
+    splits: loop.TwoSplits,
+) -> pathlib.Path | None:
+    """The refitted model: the run's own, or what recovery goes on from."""
+    settings = _part(
+        compensation_config.CompensateConfig,
+        cfg,
+        mask=str(mask),
+        sparsity=None,
+        stop_after=None,
+        **files,
+    )
+    if cfg.recover == 'none':
+        return compensation.compensate(settings, *splits, stage=compensation.STAGE)
+    compensation.forget(run)
+    inside = str(run / compensation_results.STAGE_FOLDER)
+    return compensation.compensate(
+        dataclasses.replace(settings, output_dir=inside), *splits
+    )
+
+
 def _recovery(
     cfg: config_lib.RunConfig,
     model: pathlib.Path,
@@ -131,20 +156,7 @@ def prune(cfg: config_lib.RunConfig) -> None:
             )
         else:
             begin(3, compensation.STAGE, 'Reconstruction')
-            refit = _part(
-                compensation_config.CompensateConfig,
-                cfg,
-                mask=str(mask),
-                sparsity=None,
-                stop_after=None,
-                **files,
-            )
-            if recovers:
-                compensation.forget(directory.path)
-                folder = directory.path / compensation_results.STAGE_FOLDER
-                refit = dataclasses.replace(refit, output_dir=str(folder))
-            stage = None if recovers else compensation.STAGE
-            model = compensation.compensate(refit, *splits, stage=stage)
+            model = _refitted(cfg, directory.path, mask, files, splits)
             if model is not None and recovers:
                 begin(4, 'recover', 'Recovery')
                 model = recovery.recover(

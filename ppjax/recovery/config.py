@@ -36,20 +36,13 @@ class RecoverConfig(config.StepSettings):
         'Instead: directory of a model that is pruned already, as exported.',
         path=True,
     )
-    run: str | None = flags.setting(
-        None,
-        'Instead: run directory of mask learning; its base model and mask are taken, '
-        'and its data where --calibration or --heldout are not given.',
-        path=True,
-    )
+    run: str | None = pruned_source.run_setting()
     calibration: str | None = flags.setting(
         None,
         'JSONL of chats to learn from, or demo:NAME for a persona shipped here.',
         path=True,
     )
-    heldout: str | None = flags.setting(
-        None, 'Disjoint JSONL to measure on, or demo:NAME; none by default.', path=True
-    )
+    heldout: str | None = pruned_source.heldout_setting()
     lora_rank: int = flags.setting(
         0,
         'Rank of LoRA adapters to train beside frozen weights; 0 trains all weights.',
