@@ -288,7 +288,7 @@ class Cell:
 
 # Name -> what is measured, as a flag of `evaluate`.
 METHODS: dict[str, Callable[[Cell], str]] = {
-    'one_shot': lambda cell: f'--mask={cell.refitted().parent / "mask.pmask"}',
+    'one_shot': lambda cell: cell.masked(cell.mask('one_shot', 0)),
     'mask': lambda cell: cell.masked(cell.mask('mask', cell.cfg.steps)),
     'mask+gains': lambda cell: cell.masked(
         cell.mask('mask+gains', cell.cfg.steps, '--gains')
