@@ -13,7 +13,7 @@ The result is `methods.json` (`methods-dev.json`), to which commands with other 
 methods add theirs, and a Markdown table on stdout.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -281,66 +281,70 @@ class Cell:
             f'--learning_rate={self.cfg.rate_of["again"]}',
         )
 
-    def masked(self, run_directory: pathlib.Path) -> str:
-        """A mask as `evaluate` takes it."""
-        return f'--mask={run_directory / "mask.pmask"}'
+    def masked(self, name: str, steps: int, *options: str) -> pathlib.Path:
+        """A mask learned from activations; its file."""
+        return self.mask(name, steps, *options) / 'mask.pmask'
 
 
-# Name -> what is measured, as a flag of `evaluate`.
-METHODS: dict[str, Callable[[Cell], str]] = {
-    'one_shot': lambda cell: cell.masked(cell.mask('one_shot', 0)),
-    'mask': lambda cell: cell.masked(cell.mask('mask', cell.cfg.steps)),
-    'mask+gains': lambda cell: cell.masked(
-        cell.mask('mask+gains', cell.cfg.steps, '--gains')
+# Name -> makes what is measured: a mask file, or an exported model.
+METHODS: dict[str, Callable[[Cell], pathlib.Path]] = {
+    'one_shot': lambda cell: cell.masked('one_shot', 0),
+    'mask': lambda cell: cell.masked('mask', cell.cfg.steps),
+    'mask+gains': lambda cell: cell.masked('mask+gains', cell.cfg.steps, '--gains'),
+    'ridge': lambda cell: cell.refitted(),
+    'mask+ridge': lambda cell: cell.refitted(
+        'mask+ridge', f'--run={cell.mask("mask", cell.cfg.steps)}'
     ),
-    'ridge': lambda cell: f'--model={cell.refitted()}',
-    'mask+ridge': lambda cell: (
-        '--model='
-        + str(cell.refitted('mask+ridge', f'--run={cell.mask("mask", cell.cfg.steps)}'))
+    'ridge+gains': lambda cell: cell.gains('ridge+gains', cell.refitted()),
+    'lora': lambda cell: cell.lora('lora', cell.half(), cell.cfg.steps // 2),
+    'ridge+lora': lambda cell: cell.lora(
+        'ridge+lora', f'--model={cell.refitted()}', cell.cfg.steps
     ),
-    'ridge+gains': lambda cell: f'--model={cell.gains("ridge+gains", cell.refitted())}',
-    'lora': lambda cell: (
-        f'--model={cell.lora("lora", cell.half(), cell.cfg.steps // 2)}'
+    'full': lambda cell: cell.full('full', cell.half(), cell.cfg.steps // 2),
+    'ridge+full': lambda cell: cell.full(
+        'ridge+full', f'--model={cell.refitted()}', cell.cfg.steps
     ),
-    'ridge+lora': lambda cell: (
-        '--model='
-        + str(cell.lora('ridge+lora', f'--model={cell.refitted()}', cell.cfg.steps))
-    ),
-    'full': lambda cell: (
-        f'--model={cell.full("full", cell.half(), cell.cfg.steps // 2)}'
-    ),
-    'ridge+full': lambda cell: (
-        '--model='
-        + str(cell.full('ridge+full', f'--model={cell.refitted()}', cell.cfg.steps))
-    ),
-    'shared': lambda cell: f'--model={cell.shared_model()}',
-    'new_persona': lambda cell: f'--model={cell.new_persona()}',
+    'shared': lambda cell: cell.shared_model(),
+    'new_persona': lambda cell: cell.new_persona(),
 }
 
 
-def measure(cell: Cell, method: str, model: str) -> dict[str, Any]:
-    """What `evaluate` says of a model: task -> its results, but for examples."""
+def measure(
+    cell: Cell, models: Mapping[str, pathlib.Path]
+) -> dict[str, dict[str, Any]]:
+    """What `evaluate` says of a cell's models, beside the dense one.
+
+    Args:
+        cell: whose rows they are measured on.
+        models: by method.
+
+    Returns:
+        method -> task -> the figures of both ('dense', 'own').
+    """
+    masks = {name: path for name, path in models.items() if path.suffix == '.pmask'}
+    exports = {name: path for name, path in models.items() if name not in masks}
     directory = run(
         'evaluate',
-        cell.folder / 'measured' / method,
+        cell.folder / 'measured' / ','.join(models),
         f'--base_model={cell.cfg.base_model}',
         '--dtype=bfloat16',
         f'--heldout={cell.split.measured}',
         f'--tasks={cell.cfg.tasks}',
-        model,
+        *_listed('mask', masks),
+        *_listed('model', exports),
         *cell.cfg.evaluate.split(),
     )
-    found = {}
+    found: dict[str, dict[str, Any]] = {name: {} for name in models}
     for file in sorted((directory / 'results').glob('*.json')):
-        result = json.loads(file.read_text('utf-8'))
-        result.pop('examples', None)
-        found[file.stem] = result
+        figures = json.loads(file.read_text('utf-8'))['models']
+        for name in models:
+            found[name][file.stem] = {'dense': figures['dense'], 'own': figures[name]}
     return found
 
 
-def _last(result: dict[str, Any]) -> dict[str, Any]:
-    """What a task says of the model in question, beside the dense one."""
-    return next(own for name, own in result['models'].items() if name != 'dense')
+def _listed(flag: str, models: Mapping[str, pathlib.Path]) -> list[str]:
+    pairs = ','.join(f'{name}={path}' for name, path in models.items())
+    return [f'--{flag}={pairs}'] if pairs else []
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
@@ -352,7 +356,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         '|' + '---|' * 12,
     ]
     one_shot = {
-        (row['role'], row['sparsity']): _last(row['results']['persona_likelihood'])[
+        (row['role'], row['sparsity']): row['results']['persona_likelihood']['own'][
             'nll'
         ]['mean']
         for row in results
@@ -360,8 +364,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     }
     for row in results:
         likelihood = row['results']['persona_likelihood']
-        dense = likelihood['models']['dense']['nll']['mean']
-        own = _last(likelihood)
+        dense, own = likelihood['dense']['nll']['mean'], likelihood['own']
         nll, (low, high) = own['nll']['mean'], own['nll_difference']['interval']
         start = one_shot.get((row['role'], row['sparsity']))
         way = '' if start is None else f'{(start - nll) / (start - dense):.0%}'
@@ -376,11 +379,11 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
             way,
         ]
         plain = row['results'].get('plain_likelihood')
-        cells.append(f'{_last(plain)["nll_difference"]["mean"]:+.3f}' if plain else '')
+        cells.append(f'{plain["own"]["nll_difference"]["mean"]:+.3f}' if plain else '')
         for task in ('piqa', 'openbookqa'):
             found = row['results'].get(task)
-            pair = (found['models']['dense'], _last(found)) if found else ()
-            cells.append(' -> '.join(f'{own["acc"]["value"]:.1%}' for own in pair))
+            pair = (found['dense'], found['own']) if found else ()
+            cells.append(' -> '.join(f'{x["acc"]["value"]:.1%}' for x in pair))
         cells.append(f'{row["minutes"]:.1f}')
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
@@ -427,16 +430,19 @@ def main(cfg: Settings) -> int:
                 output / name / dev / runs,
                 output / name / dev / f'without-{runs}',
             )
+            models, minutes = {}, {}
             for method in cfg.method_list:
                 cell.parts.clear()
-                model = METHODS[method](cell)
+                models[method] = METHODS[method](cell)
+                minutes[method] = cell.minutes()
+            for method, results in measure(cell, models).items():
                 row = {
                     'role': role,
                     'sparsity': sparsity,
                     'method': method,
-                    'minutes': cell.minutes(),
+                    'minutes': minutes[method],
                     'settings': dataclasses.asdict(cfg),
-                    'results': measure(cell, method, model),
+                    'results': results,
                 }
                 stored = (
                     json.loads(results_file.read_text('utf-8'))

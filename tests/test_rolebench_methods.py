@@ -52,7 +52,7 @@ def _option(command, name):
 def test_a_new_persona_is_in_nothing_that_is_shared(methods, started, tmp_path):
     cell = _cell(methods, tmp_path, shared_rows=5)
     made = methods.METHODS['new_persona'](cell)
-    assert made == f'--model={tmp_path}/r/new_persona/hf'
+    assert made == tmp_path / 'r' / 'new_persona' / 'hf'
     verbs = [command[2] for command in started]
     assert verbs == ['ppjax.compensate', 'ppjax.recover', 'ppjax.recover']
     own = str(tmp_path / 'own.jsonl')
@@ -87,6 +87,25 @@ def test_what_has_ended_is_not_started_again(methods, started, tmp_path):
     assert not made['finished'] and made['seconds'] > 0
 
 
+def test_models_of_a_cell_are_measured_side_by_side(methods, started, tmp_path):
+    cell = _cell(methods, tmp_path, evaluate='--plain=P --plain_examples=5')
+    results = tmp_path / 'r' / 'measured' / 'ridge,one_shot' / 'results'
+    results.mkdir(parents=True)
+    figures = {'dense': {'x': 0}, 'ridge': {'x': 1}, 'one_shot': {'x': 2}}
+    (results / 'piqa.json').write_text(json.dumps({'models': figures}))
+    models = {name: methods.METHODS[name](cell) for name in ('ridge', 'one_shot')}
+    started.clear()
+    found = methods.measure(cell, models)
+    assert found == {
+        'ridge': {'piqa': {'dense': {'x': 0}, 'own': {'x': 1}}},
+        'one_shot': {'piqa': {'dense': {'x': 0}, 'own': {'x': 2}}},
+    }
+    [command] = started
+    assert _option(command, 'model') == f'ridge={tmp_path}/r/refitted/hf'
+    assert _option(command, 'mask') == f'one_shot={tmp_path}/r/one_shot/mask.pmask'
+    assert command[-2:] == ['--plain=P', '--plain_examples=5']
+
+
 @pytest.mark.parametrize(
     'changed, said',
     [
@@ -103,11 +122,11 @@ def test_refused_settings(methods, changed, said):
 
 def _row(method, nll, **more):
     difference = {'mean': nll - 2.0, 'interval': [nll - 2.1, nll - 1.9]}
-    models = {
+    likelihood = {
         'dense': {'nll': {'mean': 2.0}},
-        'pruned': {'nll': {'mean': nll}, 'nll_difference': difference},
+        'own': {'nll': {'mean': nll}, 'nll_difference': difference},
     }
-    results = {'persona_likelihood': {'models': models}} | more
+    results = {'persona_likelihood': likelihood} | more
     return {
         'role': 'A',
         'sparsity': '0.5',
@@ -118,9 +137,7 @@ def _row(method, nll, **more):
 
 
 def test_table_says_how_far_each_model_came(methods):
-    piqa = {
-        'models': {n: {'acc': {'value': v}} for n, v in (('dense', 0.7), ('m', 0.6))}
-    }
+    piqa = {n: {'acc': {'value': v}} for n, v in (('dense', 0.7), ('own', 0.6))}
     rows = [_row('one_shot', 4.0), _row('ridge', 2.5, piqa=piqa)]
     head, rule, _, row = methods.markdown(rows).splitlines()
     assert head.count('|') == rule.count('|') == row.count('|')

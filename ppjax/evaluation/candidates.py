@@ -23,7 +23,7 @@ class Candidate:
 
     Attributes:
         name: its key in results; ours are 'dense', 'masked' (a mask on the dense
-            model) and 'pruned' (exported).
+            model) and 'pruned' (exported), where flags give it no other.
         base: the files of its weights, without blocks that a mask drops.
         read: makes it from these.
         mask: of channels, or None.
@@ -122,30 +122,33 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
     base = None
     if name:
         base = base_model.open_base_model(name)
-        found.append(Candidate('dense', base, functools.partial(read, base_model=name)))
-    mask_path, exported = cfg.mask, cfg.model
-    if run and not (mask_path or exported):
+        found.append(
+            Candidate(config_lib.DENSE, base, functools.partial(read, base_model=name))
+        )
+    mask_files, exports = cfg.masks, cfg.models
+    if run and not (mask_files or exports):
         if run.exported and cfg.mask_sparsity is None:
-            exported = str(run.exported)
+            exports = {config_lib.PRUNED: str(run.exported)}
         else:
-            mask_path = str(run.mask_file)
-    if mask_path:
+            mask_files = {config_lib.MASKED: str(run.mask_file)}
+    for own, path in mask_files.items():
         assert base is not None
-        found.append(_masked(mask_path, base, found[0], read, cfg.mask_sparsity))
-    if exported:
-        files, system_prompt = apply.open_exported(exported)
+        found.append(_masked(own, path, base, found[0], read, cfg.mask_sparsity))
+    for own, path in exports.items():
+        files, system_prompt = apply.open_exported(path)
         if base is not None and files.config.vocab_size != base.config.vocab_size:
             raise errors.InputError(
-                f'{exported} embeds {files.config.vocab_size} tokens, the dense '
+                f'{path} embeds {files.config.vocab_size} tokens, the dense '
                 f'model {base.name} {base.config.vocab_size}: it was made from another '
                 'base model.'
             )
-        pruned = functools.partial(read, model=exported)
-        found.append(Candidate('pruned', files, pruned, system_prompt=system_prompt))
+        pruned = functools.partial(read, model=path)
+        found.append(Candidate(own, files, pruned, system_prompt=system_prompt))
     return Candidates(tuple(found), run)
 
 
 def _masked(
+    name: str,
     path: str,
     base: base_model.BaseModel,
     dense: Candidate,
@@ -156,7 +159,7 @@ def _masked(
     if file.granularity == pmask.BLOCKS:
         shorter = file.pruned(base)
         own = functools.partial(read, base_model=base.name, mask_path=path)
-        return Candidate('masked', shorter, own, system_prompt=file.system_prompt)
+        return Candidate(name, shorter, own, system_prompt=file.system_prompt)
 
     def on_dense() -> apply.LoadedModel:
         # The dense weights serve both.
@@ -166,4 +169,4 @@ def _masked(
             system_prompt=file.system_prompt,
         )
 
-    return Candidate('masked', base, on_dense, file, file.system_prompt)
+    return Candidate(name, base, on_dense, file, file.system_prompt)

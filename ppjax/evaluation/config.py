@@ -25,6 +25,8 @@ RESULTS = {task: task for task in TASKS} | {
 # System messages that held-out answers are measured under.
 PROMPTS = ('full', 'short', 'none')
 JUDGES = ('local', 'openai')
+# What models are called in results where flags give no name.
+DENSE, MASKED, PRUNED = 'dense', 'masked', 'pruned'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +50,15 @@ class EvaluateConfig:
     )
     mask: str | None = flags.setting(
         None,
-        'A .pmask to apply to the dense model, which is measured as `masked`.',
+        'A .pmask to apply to the dense model, which is measured as `masked`; or '
+        'several, each with a name of its own: NAME=FILE,NAME=FILE.',
         path=True,
     )
     mask_sparsity: float | None = settings.mask_sparsity_setting()
     model: str | None = flags.setting(
         None,
-        'Directory of an exported model, which is measured as `pruned`.',
+        'Directory of an exported model, which is measured as `pruned`; or several, '
+        'as NAME=DIR,NAME=DIR.',
         path=True,
     )
     persona: str | None = flags.setting(
@@ -259,6 +263,11 @@ class EvaluateConfig:
                 f'--output_dir={self.output_dir} is no run directory; name the models '
                 'with --base_model (and --mask) or --model.'
             )
+        names = [DENSE, *self.masks, *self.models]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise errors.InputError(
+                f'--mask and --model call several models {twice[0]!r}.'
+            )
         if self.mask and not (self.base_model or self.is_run):
             raise errors.InputError('--mask needs --base_model.')
         masked = self.mask or (self.is_run and not self.model)
@@ -271,6 +280,16 @@ class EvaluateConfig:
         asked = [task.strip() for task in self.tasks.split(',') if task.strip()]
         known = [task for task in TASKS if task in asked]
         return known + [task for task in dict.fromkeys(asked) if task not in TASKS]
+
+    @property
+    def masks(self) -> dict[str, str]:
+        """The mask files of `mask` by their names."""
+        return _named('mask', self.mask, MASKED)
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The directories of `model` by their names."""
+        return _named('model', self.model, PRUNED)
 
     @property
     def prompt_list(self) -> list[str]:
@@ -292,3 +311,30 @@ class EvaluateConfig:
         """`date`, or the run's."""
         recorded = run_directory.recorded(self.run, 'train', 'date')
         return self.date or recorded or settings.DATE
+
+
+def _named(flag: str, paths: str | None, default: str) -> dict[str, str]:
+    """`NAME=PATH,NAME=PATH`, or one path alone, which is called `default`.
+
+    Raises:
+        InputError: if one of several has no name.
+    """
+    if not paths:
+        return {}
+    if pathlib.Path(paths).expanduser().exists():
+        return {default: paths}
+    found: dict[str, str] = {}
+    parts = [part.strip() for part in paths.split(',')]
+    for part in parts:
+        name, equals, path = part.partition('=')
+        if not equals and len(parts) == 1:
+            return {default: part}
+        if not (equals and name and path) or '/' in name:
+            raise errors.InputError(
+                f'--{flag} names several models, and each needs a name before its '
+                f'path, as in --{flag}=a=PATH,b=PATH; {part!r} has none.'
+            )
+        if name in found:
+            raise errors.InputError(f'--{flag} calls several models {name!r}.')
+        found[name] = str(pathlib.Path(path).expanduser())
+    return found

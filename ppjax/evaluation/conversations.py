@@ -98,7 +98,6 @@ def _of_models(
     label: str,
 ) -> list[likelihood.ModelLikelihood]:
     return likelihood.measure(
-        models[0],
         models,
         examples,
         batch_size=cfg.batch_size,

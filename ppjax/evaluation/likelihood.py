@@ -58,36 +58,47 @@ def _states(
 
 @jax.jit
 def _compare(
-    dense: decoder_lib.Decoder,
-    model: decoder_lib.Decoder,
-    dense_states: jax.Array,
-    states: jax.Array,
+    models: Sequence[decoder_lib.Decoder],
+    states: Sequence[jax.Array],
     targets: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[M, D], [M, D] and [M] -> (nll, KL, same likeliest token), float32 [M] each."""
+    """Of n models, [M, D] each -> (nll, KL, same likeliest token), float32 [n, M] each.
+
+    The last two compare with the first model, whose logits are computed once.
+    """
     size = len(targets)
     padded = -size % _CHUNK
 
-    def part(x: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        before, after, wanted = x
-        p = jax.nn.log_softmax(dense.unembed(before), axis=-1)  # [chunk, V]
-        q = jax.nn.log_softmax(model.unembed(after), axis=-1)
+    def figures(p: jax.Array, q: jax.Array, wanted: jax.Array) -> tuple[jax.Array, ...]:
         nll = -jnp.take_along_axis(q, wanted[:, None], axis=-1)[:, 0]
         kl = jnp.sum(jnp.exp(p) * (p - q), axis=-1)
         same = jnp.argmax(p, axis=-1) == jnp.argmax(q, axis=-1)
         return nll, kl, same.astype(jnp.float32)
 
+    def part(x: tuple[list[jax.Array], jax.Array]) -> tuple[jax.Array, ...]:
+        chunks, wanted = x
+        p = None
+        found = []
+        for model, chunk in zip(models, chunks, strict=True):
+            q = jax.nn.log_softmax(model.unembed(chunk), axis=-1)  # [chunk, V]
+            p = q if p is None else p
+            found.append(figures(p, q, wanted))
+        nll, kl, same = (jnp.stack(own) for own in zip(*found, strict=True))
+        return nll, kl, same
+
     def fold(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, padded), *((0, 0),) * (x.ndim - 1)))
         return x.reshape(-1, _CHUNK, *x.shape[1:])
 
-    found = jax.lax.map(part, (fold(dense_states), fold(states), fold(targets)))
-    nll, kl, same = (execution.whole(x.reshape(-1)[:size]) for x in found)
+    found = jax.lax.map(part, ([fold(own) for own in states], fold(targets)))
+    nll, kl, same = (
+        execution.whole(x.swapaxes(0, 1).reshape(len(models), -1)[:, :size])
+        for x in found
+    )
     return nll, kl, same
 
 
 def measure(
-    dense: apply.LoadedModel,
     models: Sequence[apply.LoadedModel],
     examples: Sequence[chat.Example],
     *,
@@ -97,8 +108,7 @@ def measure(
     """Measures every model on the same examples, packed behind their common prefix.
 
     Args:
-        dense: what divergence and agreement compare with.
-        models: may contain it.
+        models: the first is what divergence and agreement compare with.
         examples: rendered held-out conversations.
         batch_size: examples run at a time.
         progress: called with (batches done, batches in all).
@@ -107,7 +117,7 @@ def measure(
         InputError: if a model gives what is no number.
     """
     order = heldout_lib.even_batches(examples, batch_size)
-    mesh = sharding.lies_on(dense.decoder)
+    mesh = sharding.lies_on(models[0].decoder)
     shape = packing.plan_shape(
         examples,
         order,
@@ -117,6 +127,7 @@ def measure(
 
     call = functools.partial(execution.call, mesh)
     run = functools.partial(call, _states, shape=shape)
+    decoders = [model.decoder for model in models]
     sums = np.zeros((len(models), 3, len(examples)))
     for done, batch in enumerate(order):
         progress(done, len(order))
@@ -124,22 +135,17 @@ def measure(
         placed = rows if mesh is None else sharding.shard_rows(rows, mesh)
         real = np.asarray(rows.weights) > 0
         owners = batch[np.asarray(rows.owners)[real]]
-        before = run(dense.decoder, dense.masks, placed)
-        flat = (-1, before.shape[-1])
-        for own, model in zip(sums, models, strict=True):
-            after = run(model.decoder, model.masks, placed)
-            found = call(
-                _compare,
-                dense.decoder,
-                model.decoder,
-                before.reshape(flat),
-                after.reshape(flat),
-                jnp.asarray(rows.targets).reshape(-1),
-            )
-            for total, values in zip(own, found, strict=True):
-                np.add.at(
-                    total, owners, np.asarray(values, np.float64)[real.reshape(-1)]
-                )
+        states = [run(model.decoder, model.masks, placed) for model in models]
+        found = call(
+            _compare,
+            decoders,
+            [own.reshape(-1, own.shape[-1]) for own in states],
+            jnp.asarray(rows.targets).reshape(-1),
+        )
+        for figure_number, values in enumerate(found):
+            wanted = np.asarray(values, np.float64)[:, real.reshape(-1)]
+            for own, of_tokens in zip(sums, wanted, strict=True):
+                np.add.at(own[figure_number], owners, of_tokens)
     progress(len(order), len(order))
     broken = int((~np.isfinite(sums).all(axis=(0, 1))).sum())
     if broken:

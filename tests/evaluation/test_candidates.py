@@ -87,6 +87,42 @@ def test_the_mask_and_the_export_of_a_run_are_one_model(make_run):
     assert np.abs(masked - dense).max() > 0.1
 
 
+def test_several_models_are_measured_under_their_names(make_run):
+    run, other = make_run(), make_run('other', seed=1)
+    found = _find(
+        run.path,
+        mask=f'a={run.path}/mask.pmask, b={other.path}/mask.pmask',
+        model=f'c+d={other.path}/hf',
+    )
+    assert found.names == ['dense', 'a', 'b', 'c+d']
+    np.testing.assert_array_equal(found['b'].mask.mask, other.mask)
+    assert found['a'].load().decoder is found['b'].load().decoder
+    np.testing.assert_allclose(_logits(found['b']), _logits(found['c+d']), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        ({'model': 'a=x,y'}, "each needs a name before its path, .*'y' has none"),
+        ({'model': 'a/b=x,c=y'}, "'a/b=x' has none"),
+        ({'mask': 'a=x,a=y'}, "--mask calls several models 'a'"),
+        ({'mask': 'a=x', 'model': 'a=y'}, "--mask and --model call several models 'a'"),
+        ({'model': 'dense=x'}, "--mask and --model call several models 'dense'"),
+        ({'mask': 'a=x,'}, "'' has none"),
+    ],
+)
+def test_names_of_models_that_are_refused(changes, said, tmp_path):
+    with pytest.raises(errors.InputError, match=said):
+        _config(tmp_path / 'new', base_model='smollm2-135m', **changes)
+
+
+def test_a_folder_whose_name_looks_like_a_list(make_run, tmp_path):
+    run = make_run()
+    folder = tmp_path / 'a=x,b=y'
+    shutil.copytree(run.path / 'hf', folder)
+    assert _find(tmp_path / 'new', model=folder).names == ['pruned']
+
+
 def test_models_are_loaded_once_and_when_needed(make_run, capsys):
     found = _find(make_run().path)
     assert not capsys.readouterr().err

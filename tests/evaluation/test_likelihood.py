@@ -70,7 +70,6 @@ def _measure(
     models, examples, batch_size: int = 8
 ) -> dict[str, likelihood.ModelLikelihood]:
     found = likelihood.measure(
-        models['dense'],
         list(models.values()),
         examples,
         batch_size=batch_size,
@@ -170,7 +169,6 @@ def test_one_example_without_a_common_prefix(models, hf, examples):
 def test_progress_ends_at_the_total(models, examples):
     seen = []
     likelihood.measure(
-        models['dense'],
         [models['dense']],
         examples[:7],
         batch_size=3,
