@@ -92,17 +92,27 @@ class LayerFit:
             )
 
     def finish(self) -> tuple[np.ndarray, dict[str, float]]:
-        """The rows' change [k, D], fitted on all, and how it was chosen."""
+        """The rows' change [k, D], fitted on all, and how it was chosen.
+
+        No change, where even the best damping makes the texts held back worse.
+        """
         sums = self._sums
         sums.check_finite(self._layer)
         best = int(np.argmin(self._held))
         self._changes = []
         held_weight = sums.weight - self._weight
+        held_before = sums.energy - self._before
+        is_better = bool(self._held[best] < held_before)
+        after = (self._after[best], float(self._held[best]))
+        fitted, held = after if is_better else (self._before, held_before)
         facts = {
             'damping': self._dampings[best],
+            'refitted': float(is_better),
             'fit_error_before': self._before / self._weight,
-            'fit_error': self._after[best] / self._weight,
-            'heldback_error_before': (sums.energy - self._before) / held_weight,
-            'heldback_error': float(self._held[best]) / held_weight,
+            'fit_error': fitted / self._weight,
+            'heldback_error_before': held_before / held_weight,
+            'heldback_error': held / held_weight,
         }
+        if not is_better:
+            return np.zeros_like(sums.cross), facts
         return fit.solve(sums, self._dampings[best], biased=self._biased), facts

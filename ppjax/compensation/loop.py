@@ -1,5 +1,6 @@
 """Reconstruction from start to end: the story that `python -m ppjax.compensate` tells."""
 
+from collections.abc import Mapping
 import contextlib
 import itertools
 import pathlib
@@ -219,18 +220,20 @@ def _fit(
                 facts.append(found)
                 if not log.has(STAGE, number + 1):
                     log.write(STAGE, number + 1, **found)
-                rest = found['heldback_error'] / max(
-                    found['heldback_error_before'], 1e-30
-                )
-                shown.update(
-                    number + 1, f'damping {found["damping"]:g}, error x {rest:.3f}'
-                )
+                shown.update(number + 1, _outcome(found))
                 directory.status(step=number + 1, total_steps=total)
                 if number + 1 == cfg.stop_after:
                     break
         except _Told:
             pass
     return facts
+
+
+def _outcome(facts: Mapping[str, float]) -> str:
+    if not facts['refitted']:
+        return 'left as it was: no damping helps texts held back'
+    rest = facts['heldback_error'] / max(facts['heldback_error_before'], 1e-30)
+    return f'damping {facts["damping"]:g}, error x {rest:.3f}'
 
 
 def _say_plan(

@@ -165,11 +165,13 @@ class Exported:
         atomic.write_json(self.folder / FILE, figures)
 
     def _facts(self, figures: Mapping[str, Any]) -> model_card.Reconstruction:
-        dampings = [layer['damping'] for layer in figures['layers']]
+        refitted = [layer for layer in figures['layers'] if layer['refitted']]
+        dampings = [layer['damping'] for layer in refitted]
         return model_card.Reconstruction(
             target=_TARGETS[self.cfg.target],
             biased=self.cfg.bias,
-            dampings=(min(dampings), max(dampings)),
+            dampings=(min(dampings), max(dampings)) if dampings else None,
+            layers_left=len(figures['layers']) - len(refitted),
             calibration=str(self.cfg.calibration),
             calibration_rows=figures['texts']['rows'],
             own_answers=figures['texts']['own_answers'],

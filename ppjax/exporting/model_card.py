@@ -121,7 +121,9 @@ class Reconstruction:
     Attributes:
         target: what a layer was fitted to add: the end of a sentence.
         biased: whether biases were fitted too.
-        dampings: that layers took, the least and the largest.
+        dampings: that layers took, the least and the largest; None if none was
+            refitted.
+        layers_left: as they were, because no damping helped.
         calibration: the data that they were fitted on.
         calibration_rows: how many.
         own_answers: how many answers of the dense model besides.
@@ -132,7 +134,8 @@ class Reconstruction:
 
     target: str
     biased: bool
-    dampings: tuple[float, float]
+    dampings: tuple[float, float] | None
+    layers_left: int
     calibration: str
     calibration_rows: int
     own_answers: int

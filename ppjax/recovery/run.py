@@ -4,7 +4,6 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ppjax.base import progress as progress_lib
@@ -46,8 +45,8 @@ class RecoveryRun(learning_run.Run):
         mesh: jax.sharding.Mesh,
         model_dir: pathlib.Path | None = None,
     ):
-        everything = data_lib.PromptGroup(np.arange(len(data.train)), data.prefix)
-        super().__init__(cfg, data, directory, [everything], cfg.peak_rate)
+        groups = data.prompt_groups(cfg.batch_size)
+        super().__init__(cfg, data, directory, groups, cfg.peak_rate)
         self.reference_names = (
             ('start',) if source.persona_mask is None else ('dense', 'start')
         )
@@ -55,21 +54,29 @@ class RecoveryRun(learning_run.Run):
         self.model_dir = model_dir or directory.path / 'hf'
         self.method = make_method(cfg, source)
         self.shapes = {
-            group.shortened: packing.plan_shape(
-                self.learned,
-                [batch for own, batch in self.batches if own == number],
-                prefix=group.prefix,
-                rows=sharding.row_shards(mesh),
-                micro_batches=cfg.pieces,
-            )
-            for number, group in enumerate(self.groups)
-            if any(own == number for own, _ in self.batches)
+            shortened: self._shape(shortened)
+            for shortened in dict.fromkeys(map(self.is_shortened, range(self.total)))
         }
         if cfg.gains:
             # Not decayed: a gain says nothing at 1, and not at 0.
             self.optimizer = optax.adam(self.schedule)
         else:
             self.optimizer = optax.adamw(self.schedule, weight_decay=cfg.weight_decay)
+
+    def _shape(self, shortened: bool) -> packing.PackedShape:
+        """Of the batches with the persona prompt, or without: of all their groups."""
+        drawn = [
+            (self.groups[own].prefix, batch)
+            for own, batch in self.batches
+            if self.groups[own].shortened == shortened
+        ]
+        return packing.plan_shape(
+            self.learned,
+            [batch for _, batch in drawn],
+            prefix=min(prefix for prefix, _ in drawn),
+            rows=sharding.row_shards(self.mesh),
+            micro_batches=self.cfg.pieces,
+        )
 
     def say_plan(self) -> None:
         """Says what will be trained, on what, and how a step is cut up."""

@@ -195,6 +195,27 @@ def test_a_chosen_damping_is_the_best_on_texts_held_back(tiny_models, data, tmp_
     assert all(one['fit_error'] < one['fit_error_before'] for one in facts)
 
 
+def test_a_layer_that_no_damping_helps_stays_as_it_is(
+    tiny_models, data, tmp_path, monkeypatch
+):
+    """As where the texts held back are unlike the others."""
+    tiny = tiny_models('llama')
+    finish = layer_fit.LayerFit.finish
+
+    def worse(self):
+        self._held += 1e9
+        return finish(self)
+
+    monkeypatch.setattr(layer_fit.LayerFit, 'finish', worse)
+    got, facts = _refit(tiny, data, tmp_path, keep=20)
+    pruned = sliced.sliced_model(tiny.base, _masks(tiny, 20))
+    np.testing.assert_array_equal(_rows(got), _rows(pruned))
+    for one in facts:
+        assert not one['refitted']
+        assert one['heldback_error'] == one['heldback_error_before']
+        assert one['fit_error'] == one['fit_error_before']
+
+
 def test_a_bias_alone_is_the_mean_of_what_is_removed(tiny_models, data, tmp_path):
     """FLAP's, of the pruned path: with rows held fast nothing else is left to fit."""
     tiny = tiny_models('llama')
