@@ -39,8 +39,21 @@ _QUANTISED_TYPES = (
     _TensorType.Q8_0,
     _TensorType.Q4_0,
     _TensorType.Q4_1,
+    _TensorType.Q5_0,
+    _TensorType.Q5_1,
+    _TensorType.Q2_K,
+    _TensorType.Q3_K,
     _TensorType.Q4_K,
+    _TensorType.Q5_K,
     _TensorType.Q6_K,
+    _TensorType.IQ1_S,
+    _TensorType.IQ2_XXS,
+    _TensorType.IQ2_XS,
+    _TensorType.IQ2_S,
+    _TensorType.IQ3_XXS,
+    _TensorType.IQ3_S,
+    _TensorType.IQ4_NL,
+    _TensorType.IQ4_XS,
 )
 
 # Keys that are harmless at these values and change the model at any other. A key that

@@ -102,11 +102,23 @@ def _random_blocks(kind: gguf_files.Type, shape: tuple[int, int]) -> np.ndarray:
     rng = np.random.default_rng(2)
     raw = rng.integers(0, 256, (shape[0] * shape[1] // block, size), dtype=np.uint8)
     scales = rng.normal(size=(len(raw), 2)).astype(np.float16)
-    if kind == gguf_files.Type.Q4_K:
-        raw[:, :4] = scales.view(np.uint8)
+    if kind in _SCALES_LAST:
+        count = 1 + (kind == gguf_files.Type.Q2_K)
+        raw[:, -2 * count :] = scales[:, :count].copy().view(np.uint8)
     else:
-        raw[:, -2:] = scales[:, :1].copy().view(np.uint8)
+        count = 1 + (kind in (gguf_files.Type.Q4_K, gguf_files.Type.Q5_K))
+        raw[:, : 2 * count] = scales[:, :count].copy().view(np.uint8)
     return raw.reshape(shape[0], -1)
+
+
+# Where the scales of a block are, in llama.cpp's structs of these types.
+_SCALES_LAST = (gguf_files.Type.Q2_K, gguf_files.Type.Q3_K, gguf_files.Type.Q6_K)
+_UNWRITTEN = [
+    gguf_files.Type[name]
+    for name in (
+        'Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_XS'
+    ).split()
+]
 
 
 @pytest.mark.parametrize(
@@ -117,8 +129,10 @@ def _random_blocks(kind: gguf_files.Type, shape: tuple[int, int]) -> np.ndarray:
         (gguf_files.Type.Q8_0, gguf_files.BLOCK_32, 0.55 / 127),
         (gguf_files.Type.Q4_0, gguf_files.BLOCK_32, 1.1 / 8),
         (gguf_files.Type.Q4_1, gguf_files.BLOCK_32, 1.1 / 15),
-        (gguf_files.Type.Q4_K, gguf_files.BLOCK_256, None),
-        (gguf_files.Type.Q6_K, gguf_files.BLOCK_256, None),
+        (gguf_files.Type.Q5_0, gguf_files.BLOCK_32, 1.1 / 16),
+        (gguf_files.Type.Q5_1, gguf_files.BLOCK_32, 1.1 / 31),
+        *((kind, gguf_files.BLOCK_256, None) for kind in _UNWRITTEN),
+        (gguf_files.Type.IQ4_NL, gguf_files.BLOCK_32, None),
     ],
 )
 def test_quantised_matrices_give_gguf_values(tmp_path, kind, tiny, error):
@@ -359,11 +373,12 @@ def test_tensors_that_are_not_the_models_are_refused(tmp_path, arch, tensors, pa
     gguf_files.assert_refused(path, *parts)
 
 
-@pytest.mark.parametrize('kind', [gguf_files.Type.Q5_0, gguf_files.Type.Q5_1])
+@pytest.mark.parametrize('kind', [gguf_files.Type.TQ1_0, gguf_files.Type.TQ2_0])
 def test_other_quantisations_are_refused_by_type_and_tensor(tmp_path, kind):
-    model = gguf_files.model_of(gguf_files.config_of('llama', **gguf_files.BLOCK_32))
-    name = 'blk.1.ffn_up.weight'
-    raw = gguf.quants.quantize(np.ones((160, 96), np.float32), kind)
+    model = gguf_files.model_of(gguf_files.config_of('llama', **gguf_files.BLOCK_256))
+    name = 'blk.0.ffn_up.weight'
+    rows, columns = model.config.intermediate_size, model.config.hidden_size
+    raw = gguf.quants.quantize(np.ones((rows, columns), np.float32), kind)
     path = gguf_files.write_model(
         tmp_path / 'm.gguf', 'llama', model, tensors={name: raw}, types={name: kind}
     )
