@@ -1,6 +1,7 @@
 """`python -m ppjax.run`: all stages in one directory, each done once."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -82,7 +83,7 @@ def test_the_directory_holds_what_every_stage_made(finished):
     assert 'Sensitivity of the queries' in page
     assert 'python -m ppjax.run --flagfile=' in page
     recorded = flags.from_flagfile(recipe_config.RunConfig, found.path / 'config.flags')
-    assert recorded == finished
+    assert recorded == finished.resolved()
 
 
 def test_the_same_command_again_does_no_stage_twice(finished, monkeypatch):
@@ -230,8 +231,7 @@ def test_a_run_that_refits_exports_the_refitted_model(settings, monkeypatch):
 
 
 def test_a_run_that_recovers_ends_in_the_recovered_model(settings, monkeypatch):
-    changes = {'compensate': 'ridge', 'recover': 'gains', 'recover_steps': 2}
-    cfg = settings('recovered', **changes, steps=0)
+    cfg = settings('recovered', recover_steps=2, steps=None)
     assert run.main(cfg) == 0
     found = run_results.read_run(cfg.output_dir)
     assert not found.problems and found.status['state'] == 'done'
@@ -252,13 +252,55 @@ def test_a_run_that_recovers_ends_in_the_recovered_model(settings, monkeypatch):
         patch.setattr(recovery_run.RecoveryRun, 'load', None)
         assert run.main(cfg) == 0
     assert (found.path / 'hf' / 'model.safetensors').read_bytes() == weights
-    plain = settings('recovered', compensate='ridge', steps=0, overwrite=True)
+    plain = settings('recovered', recover='none', steps=None, overwrite=True)
     assert run.main(plain) == 0
     names = {
         row.name
         for row in run_results.likelihood_rows(run_results.read_run(cfg.output_dir))
     }
     assert 'refitted' in names and 'recovered' not in names
+
+
+@pytest.mark.parametrize(
+    'given, made',
+    [
+        ({}, (0, 3.0, 'ridge', 'gains')),
+        ({'steps': 0}, (0, 3.0, 'ridge', 'gains')),
+        ({'compensate': 'none'}, (0, 3.0, 'none', 'none')),
+        ({'compensate': 'ridge', 'recover': 'none'}, (0, 3.0, 'ridge', 'none')),
+        ({'steps': 5}, (5, 3.0, 'none', 'none')),
+        ({'epochs': 2.0}, (None, 2.0, 'none', 'none')),
+        ({'epochs': 2.0, 'compensate': 'ridge'}, (None, 2.0, 'ridge', 'none')),
+        ({'steps': 0, 'epochs': 3.0}, (0, 3.0, 'ridge', 'gains')),
+    ],
+)
+def test_a_mask_is_learned_where_steps_or_epochs_ask_for_it(settings, given, made):
+    cfg = settings('x', **({'steps': None} | given)).resolved()
+    assert (cfg.steps, cfg.epochs, cfg.compensate, cfg.recover) == made
+    assert cfg.resolved() == cfg
+
+
+def test_the_papers_flags_learn_a_mask(settings):
+    path = pathlib.Path(__file__).parents[1] / 'configs' / 'paper.flags'
+    cfg = settings('x', steps=None)
+    given = [
+        f'--{name}={getattr(cfg, name)}'
+        for name in ('base_model', 'output_dir', 'persona', 'instructions', 'rewrites')
+    ]
+    found = flags.parse(
+        recipe_config.RunConfig, [f'--flagfile={path}', '--rewriter=file', *given]
+    )
+    assert found.resolved().epochs == 3 and found.resolved().steps is None
+    assert found.resolved().compensate == 'none'
+
+
+@pytest.mark.parametrize(
+    'flag, value', [('objective', 'kl'), ('gains', True), ('learning_rate', 0.1)]
+)
+def test_how_a_mask_is_learned_says_nothing_where_none_is(settings, flag, value):
+    with pytest.raises(errors.InputError, match=f'--{flag}={value} is for a mask that'):
+        settings('x', steps=None, **{flag: value})
+    settings('x', steps=2, **{flag: value})
 
 
 def test_recovery_wants_a_refitted_model(settings):

@@ -4,30 +4,58 @@ import dataclasses
 
 from ppjax.base import errors, flags
 from ppjax.data import order
+from ppjax.learning import config as learning_config
 from ppjax.masking import granularity
 from ppjax.synthesis import config as synthesis_config
 from ppjax.training import config as train_config
+
+# What says nothing where no mask is learned.
+_OF_LEARNING = (
+    'estimator',
+    'objective',
+    'anneal',
+    'learning_rate',
+    'gains',
+    'gain_learning_rate',
+    'mask_steps',
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSettings):
     """Flags of `python -m ppjax.run`."""
 
+    steps: int | None = flags.setting(
+        None,
+        'Learn the mask in so many optimizer steps; the schedule spans them. With '
+        'neither --steps nor --epochs nothing is learned but --recover: the mask keeps '
+        'the channels with the largest activations.',
+        within=order.STEPS_OR_NONE,
+    )
+    epochs: float = flags.setting(
+        None,
+        'Learn the mask in so many passes over the calibration data.',
+        within='(0, 100000]',
+    )
     compensate: str = flags.setting(
-        'none',
+        None,
         'Whether the rows that the mask keeps are refitted, so that the exported model '
-        'follows the dense one (ridge; see python -m ppjax.compensate).',
+        'follows the dense one (ridge; see python -m ppjax.compensate). By default '
+        'they are where no mask is learned.',
         choices=('none', 'ridge'),
     )
     recover: str = flags.setting(
-        'none',
+        None,
         'With --compensate: whether the refitted model is then finetuned on the '
         'calibration rows; gains trains what multiplies channels, attention outputs '
-        'and norms, and no weight (see python -m ppjax.recover --gains).',
+        'and norms, and no weight (see python -m ppjax.recover --gains). By default it '
+        'is where no mask is learned.',
         choices=('none', 'gains'),
     )
     recover_steps: int | None = flags.setting(
-        None, 'Its optimizer steps, instead of --epochs.', within=order.STEPS
+        None,
+        'Its optimizer steps; 3 passes over the calibration data by default.',
+        within=order.STEPS,
     )
     own_answers: int = flags.setting(
         0,
@@ -40,27 +68,67 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.compensate != 'none' and self.granularity == granularity.BLOCKS.name:
+        compensate, recover = self.stages
+        if not self.learns_mask:
+            self._refuse_learning()
+        if compensate != 'none' and self.granularity == granularity.BLOCKS.name:
             raise errors.InputError(
                 '--compensate refits what lacks channels, and --granularity=blocks '
-                'removes whole blocks; leave one of them out.'
+                'removes whole blocks; learn a mask of them with --steps or --epochs, '
+                'or give --compensate=none.'
             )
-        if self.compensate != 'none' and self.budget != 'uniform':
+        if compensate != 'none' and self.budget != 'uniform':
             raise errors.InputError(
                 f'--compensate does not go with --budget={self.budget}: it would refit '
-                'the zeros that fill narrower layers up.'
+                'the zeros that fill narrower layers up; give --compensate=none.'
             )
-        if self.recover != 'none' and self.compensate == 'none':
+        if recover != 'none' and compensate == 'none':
             raise errors.InputError(f'--recover={self.recover} needs --compensate.')
-        if self.recover_steps is not None and self.recover == 'none':
+        if self.recover_steps is not None and recover == 'none':
             raise errors.InputError('--recover_steps needs --recover.')
-        if self.own_answers and self.compensate == 'none':
+        if self.own_answers and compensate == 'none':
             raise errors.InputError('--own_answers needs --compensate=ridge.')
         if self.rewriter == 'none':
             raise errors.InputError(
                 '--rewriter=none leaves nothing to learn from; python -m '
                 'ppjax.synthesize makes a selection alone.'
             )
+
+    @property
+    def learns_mask(self) -> bool:
+        """Whether --steps or --epochs asks for it."""
+        return self.epochs is not None if self.steps is None else self.steps > 0
+
+    @property
+    def stages(self) -> tuple[str, str]:
+        """`compensate` and `recover`, given or by default."""
+        compensate = self.compensate or ('none' if self.learns_mask else 'ridge')
+        recovers = compensate == 'ridge' and not self.learns_mask
+        return compensate, self.recover or ('gains' if recovers else 'none')
+
+    def resolved(self) -> 'RunConfig':
+        """These settings with what depends on others in its place."""
+        compensate, recover = self.stages
+        usual = learning_config.StepSettings.epochs
+        return dataclasses.replace(
+            self,
+            steps=self.steps if self.learns_mask else 0,
+            epochs=usual if self.epochs is None else self.epochs,
+            compensate=compensate,
+            recover=recover,
+        )
+
+    def _refuse_learning(self) -> None:
+        """Raises:
+        InputError: if a flag says how a mask is learned that is not.
+        """
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _OF_LEARNING:
+            if (given := getattr(self, name)) != usual[name]:
+                raise errors.InputError(
+                    f'--{name}={given} is for a mask that is learned; say for how long '
+                    'with --steps or --epochs.'
+                )
 
 
 # What may change between two calls on one run directory.

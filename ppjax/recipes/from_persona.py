@@ -95,6 +95,7 @@ def _recovery(
     shared |= {
         'base_model': None,
         'steps': cfg.recover_steps,
+        'epochs': learning_config.StepSettings.epochs,
         'weight_decay': learning_config.StepSettings.weight_decay,
         'stop_after': None,
         'model': str(model),
@@ -106,6 +107,9 @@ def _recovery(
 
 def prune(cfg: config_lib.RunConfig) -> None:
     """Does all stages, or those that are left; `cfg.stop_after` or a SIGTERM pauses.
+
+    Args:
+        cfg: the settings, resolved.
 
     Raises:
         InputError: for anything wrong with the settings, the files or the disk.
@@ -128,7 +132,7 @@ def prune(cfg: config_lib.RunConfig) -> None:
             _part(synthesis_config.SynthesisSettings, cfg), stage='synthesize'
         )
         assert made.train is not None
-        begin(2, 'train', 'Mask learning')
+        begin(2, 'train', 'Mask learning' if cfg.steps != 0 else 'Mask')
         files = {
             'calibration': str(made.train),
             'heldout': None if made.test is None else str(made.test),

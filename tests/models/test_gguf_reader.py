@@ -115,9 +115,20 @@ def _random_blocks(kind: gguf_files.Type, shape: tuple[int, int]) -> np.ndarray:
 _SCALES_LAST = (gguf_files.Type.Q2_K, gguf_files.Type.Q3_K, gguf_files.Type.Q6_K)
 _UNWRITTEN = [
     gguf_files.Type[name]
-    for name in (
-        'Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_XS'
-    ).split()
+    for name in [
+        'Q2_K',
+        'Q3_K',
+        'Q4_K',
+        'Q5_K',
+        'Q6_K',
+        'IQ1_S',
+        'IQ2_XXS',
+        'IQ2_XS',
+        'IQ2_S',
+        'IQ3_XXS',
+        'IQ3_S',
+        'IQ4_XS',
+    ]
 ]
 
 
