@@ -26,6 +26,15 @@ def dtype_setting() -> Any:
     )
 
 
+def verify_tolerance_setting() -> Any:
+    """A field for --verify_tolerance, beside --verify."""
+    return flags.setting(
+        1e-3,
+        'Largest absolute difference of float32 logits that --verify accepts.',
+        within='(0, 1000000]',
+    )
+
+
 def mask_sparsity_setting() -> Any:
     """A field for --mask_sparsity."""
     return flags.setting(

@@ -93,11 +93,7 @@ class CompensateConfig(settings.CommonSettings):
         'Reload the export in fresh processes, with ppjax and (if PyTorch is '
         "installed) transformers, and compare logits with the refitted model's.",
     )
-    verify_tolerance: float = flags.setting(
-        1e-3,
-        'Largest absolute difference of float32 logits that --verify accepts.',
-        within='(0, 1000000]',
-    )
+    verify_tolerance: float = settings.verify_tolerance_setting()
     stop_after: int | None = flags.setting(
         None, 'Pause after this layer, as if interrupted; for short trials.', least=1
     )

@@ -16,7 +16,6 @@ from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references
 from ppjax.models import base_model
-from ppjax.models import masks as masks_lib
 
 FILE = 'results/compensation.json'
 # Of a run of several stages, the one that recovery then goes on from.
@@ -129,18 +128,16 @@ class Exported:
         def check(folder: pathlib.Path) -> None:
             if not cfg.verify or not processes.is_first():
                 return
-            tokens = verify_lib.prompts(
-                tokenizer,
-                system_prompt,
+            figures['verify'] = verify_lib.checked(
+                refitted,
+                folder,
+                dtype=dtype,
+                tokenizer=tokenizer,
+                system_prompt=system_prompt,
                 date=cfg.date,
-                vocab_size=source.files.config.vocab_size,
+                tolerance=cfg.verify_tolerance,
+                what='the refitted model',
             )
-            progress_lib.say(verify_lib.announced(tokens))
-            found = verify_lib.verify_export(
-                refitted, masks_lib.DENSE, folder, dtype=dtype, tokens=tokens
-            )
-            found.require(cfg.verify_tolerance, 'the refitted model')
-            figures['verify'] = found.recorded(cfg.verify_tolerance, tokens)
 
         # One of this very run may stand there, whose figures were not written yet; or
         # in a run of several stages that of the mask alone.

@@ -46,11 +46,7 @@ class ExportConfig:
         'Reload the export in fresh processes, with ppjax and (if PyTorch is '
         "installed) transformers, and compare logits with the masked dense model's.",
     )
-    verify_tolerance: float = flags.setting(
-        1e-3,
-        'Largest absolute difference of float32 logits that --verify accepts.',
-        within='(0, 1000000]',
-    )
+    verify_tolerance: float = settings.verify_tolerance_setting()
     overwrite: bool = flags.setting(False, 'Replace what stands where the export goes.')
 
     def __post_init__(self) -> None:

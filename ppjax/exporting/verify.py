@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
+from ppjax.base import progress as progress_lib
 from ppjax.data import chat
 from ppjax.exporting import hf_export
 from ppjax.models import attention, base_model, folded, loading, open_checkpoint
@@ -154,6 +155,41 @@ def verify_export(
         if has_torch()
         else None,
     )
+
+
+def checked(
+    model: base_model.BaseModel,
+    folder: pathlib.Path,
+    *,
+    dtype: str,
+    tokenizer: Any,
+    system_prompt: str,
+    date: str,
+    tolerance: float,
+    what: str,
+) -> dict[str, Any]:
+    """Compares an exported directory with what it was made of; what results say of it.
+
+    Args:
+        model: what it was made of.
+        folder: the directory.
+        dtype: that it is stored in.
+        tokenizer: of the model.
+        system_prompt: that the compared texts begin with.
+        date: that templates are told.
+        tolerance: the largest difference of logits that passes.
+        what: `model` is, for people.
+
+    Raises:
+        InputError: if they differ by more.
+    """
+    tokens = prompts(
+        tokenizer, system_prompt, date=date, vocab_size=model.config.vocab_size
+    )
+    progress_lib.say(announced(tokens))
+    found = verify_export(model, masks_lib.DENSE, folder, dtype=dtype, tokens=tokens)
+    found.require(tolerance, what)
+    return found.recorded(tolerance, tokens)
 
 
 def _difference(

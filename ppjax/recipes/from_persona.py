@@ -76,8 +76,9 @@ def _refitted(
         return compensation.compensate(settings, *splits, stage=compensation.STAGE)
     compensation.forget(run)
     inside = str(run / compensation_results.STAGE_FOLDER)
+    # What comes of it is verified in the end.
     return compensation.compensate(
-        dataclasses.replace(settings, output_dir=inside), *splits
+        dataclasses.replace(settings, output_dir=inside, verify=False), *splits
     )
 
 
@@ -100,6 +101,7 @@ def _recovery(
         'stop_after': None,
         'model': str(model),
         'gains': True,
+        'verify': cfg.verify,
         'output_dir': str(run / recovery_records.STAGE_FOLDER),
     }
     return recovery_config.RecoverConfig(**(shared | dict(files))).resolved()

@@ -92,6 +92,12 @@ class RecoverConfig(config.StepSettings):
     )
 
     system_prompt: str | None = settings.system_prompt_setting()
+    verify: bool = flags.setting(
+        False,
+        'Reload the export in fresh processes, with ppjax and (if PyTorch is '
+        "installed) transformers, and compare logits with the recovered model's.",
+    )
+    verify_tolerance: float = settings.verify_tolerance_setting()
 
     def __post_init__(self) -> None:
         # Not the shared check: there are other ways to name a model here.
@@ -167,6 +173,6 @@ class RecoverConfig(config.StepSettings):
         return dataclasses.replace(found, micro_batches=self.pieces)
 
 
-RESUMABLE = config.RESUMABLE
+RESUMABLE = config.RESUMABLE | frozenset({'verify', 'verify_tolerance'})
 # Unset they are no part of a run's identity: runs were made before there were any.
 LATER = ('prompt_dropout', 'short_prompt', 'system_prompt', 'gains', 'gain_targets')

@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from ppjax.base import flags, processes, run_directory
+from ppjax.base import errors, flags, processes, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.data import calibration
 from ppjax.exporting import pruned_source
@@ -56,6 +56,10 @@ def recover(
         InputError: for anything wrong with the settings, the files or the disk, or
             a loss that is not finite.
     """
+    if cfg.verify and processes.count() > 1:
+        raise errors.InputError(
+            '--verify loads the export in one process; leave it out with --coordinator.'
+        )
     mesh = sharding.make_mesh(cfg.mesh, jax.devices())
     source = pruned_source.open_source(
         model=cfg.model,

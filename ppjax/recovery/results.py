@@ -13,6 +13,7 @@ import jax
 from ppjax.base import atomic, flags, processes, versions
 from ppjax.base import progress as progress_lib
 from ppjax.exporting import hf_export, model_card, pruned_source, published, record
+from ppjax.exporting import verify as verify_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references
 from ppjax.masking import gain_files
@@ -59,8 +60,8 @@ def write(
     """Writes hf/, with LoRA adapter/, with gains their file, and last the figures.
 
     Raises:
-        InputError: if the disk is full or cannot be written, or a weight is not
-            finite in the precision to export.
+        InputError: if the disk is full or cannot be written, a weight is not finite
+            in the precision to export, or the export is not the model.
     """
     cfg, source = run.cfg, run.source
     figures = _figures(run, trained, likelihood)
@@ -80,16 +81,33 @@ def write(
         lambda: record.may_write(run.model_dir, _identity(run), overwrite=True)
     )
     progress_lib.say(f'Writing {run.model_dir} ...')
+    recovered = dataclasses.replace(
+        source.model, reader=run.method.merged(trained, source.model.reader)
+    )
+
+    def check(folder: pathlib.Path) -> None:
+        if not cfg.verify or not processes.is_first():
+            return
+        figures['verify'] = verify_lib.checked(
+            recovered,
+            folder,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            system_prompt=system_prompt,
+            date=cfg.date,
+            tolerance=cfg.verify_tolerance,
+            what='the recovered model',
+        )
+
     hf_export.export_model(
-        dataclasses.replace(
-            source.model, reader=run.method.merged(trained, source.model.reader)
-        ),
+        recovered,
         run.model_dir,
         dtype=dtype,
         tokenizer=tokenizer,
         model_card=model_card.with_recovery(before, _card_facts(run, figures)),
         system_prompt=system_prompt,
         identity=_identity(run),
+        check=check,
     )
     if cfg.gains:
         gain_files.save(

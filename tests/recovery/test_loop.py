@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import peft
 import pytest
@@ -18,10 +19,13 @@ import torch
 import transformers
 
 from ppjax import demo
-from ppjax.base import errors
-from ppjax.exporting import model_card
+from ppjax.base import errors, run_directory
+from ppjax.exporting import model_card, pruned_source
+from ppjax.learning import data as data_lib
 from ppjax.models import base_model, open_checkpoint
+from ppjax.parallel import sharding
 from ppjax.recovery import config, loop
+from ppjax.recovery import run as run_lib
 
 # Of `pruned`.
 _KEEP = 24
@@ -179,6 +183,69 @@ def test_finished_run_is_not_done_again(
             _recover(
                 _settings(calibration_files, finished, model=str(pruned[1]), **changes)
             )
+
+
+@pytest.mark.parametrize('method', [{}, {'lora_rank': 2}, {'gains': True}])
+def test_an_export_is_verified_before_it_stands_there(
+    method: dict[str, Any],
+    pruned: Any,
+    calibration_files: Any,
+    tmp_path: pathlib.Path,
+) -> None:
+    cfg = _settings(
+        calibration_files,
+        tmp_path / 'run',
+        **method,
+        model=str(pruned[1]),
+        heldout=None,
+        steps=1,
+        verify=True,
+        mesh=None,
+    )
+    with pytest.raises(errors.InputError, match='from the recovered model'):
+        _recover(dataclasses.replace(cfg, verify_tolerance=1e-30))
+    assert not (tmp_path / 'run' / 'hf').exists()
+    assert _recover(cfg) == tmp_path / 'run' / 'hf'
+    found = json.loads((tmp_path / 'run' / 'results' / 'recovery.json').read_text())
+    largest = found['verify']['max_logit_difference']
+    assert 0 < max(largest['ppjax'], largest['transformers']) < 1e-3
+
+
+def test_a_step_of_several_personas_runs_one_prompt(
+    pruned: Any, calibration_files: Any, tmp_path: pathlib.Path
+) -> None:
+    rows = demo.read_rows(str(calibration_files[0]), split='train')
+    other = tmp_path / 'other.jsonl'
+    lines = [json.loads(line) for line in calibration_files[0].open()]
+    for line in lines:
+        line['messages'][0]['content'] = 'You are Ida Holm, who keeps bees on a roof.'
+    other.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    both = f'{calibration_files[0]},{other}'
+    cfg = _settings(
+        [both, None],
+        tmp_path / 'run',
+        model=str(pruned[1]),
+        mesh='data:1',
+        micro_batches=1,
+    ).resolved()
+    source = pruned_source.open_source(model=cfg.model)
+    data = data_lib.prepare_data(
+        source.files,
+        demo.read_rows(both, split='train'),
+        [],
+        max_length=1024,
+        date=cfg.date,
+    )
+    where = sharding.make_mesh('data:1', jax.devices()[:1])
+    directory = run_directory.RunDirectory(str(tmp_path / 'run'))
+    found = run_lib.RecoveryRun(cfg, source, data, directory, where)
+    of = {i: example.persona for i, example in enumerate(data.train)}
+    drawn = [{of[i] for i in batch} for _, batch in found.batches]
+    assert all(len(personas) == 1 for personas in drawn)
+    assert len(set.union(*drawn)) == 2
+    assert len(data.train) == 2 * len(rows)
+    assert found.shapes[False].prefix == min(group.prefix for group in found.groups)
+    assert found.shapes[False].prefix > data.prefix
 
 
 def test_adapters_alone_are_the_merged_model(
