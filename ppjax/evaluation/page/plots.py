@@ -47,14 +47,87 @@ def _label_steps(axes: Any) -> None:
     axes.margins(x=0.02)
 
 
+# Of models whose held-out likelihood is a line across: how it is drawn.
+_LINES = {
+    'dense': ('dense', 'dashed'),
+    'one_shot': ('one_shot', 'dashdot'),
+    'random': ('random', 'dotted'),
+    'refitted': ('one_shot', 'dashdot'),
+}
+
+
 def loss_plot(run: run_results.ReportedRun) -> drawing.Drawing | None:
-    steps, loss = run.series('train', 'loss')
-    held_steps, held = run.series('heldout', 'heldout_nll')
-    if not len(loss) and not len(held):
+    """Of mask learning."""
+    return _losses(
+        run, run.metrics, 'train', ('dense', 'one_shot', 'random'), 'Loss over steps'
+    )
+
+
+def recovery_plot(run: run_results.ReportedRun) -> drawing.Drawing | None:
+    """Loss of what was learned after pruning."""
+    return _losses(
+        run,
+        run.recovery_metrics,
+        'recover',
+        ('dense', 'refitted'),
+        'Loss of recovery over steps',
+    )
+
+
+def refit_plot(run: run_results.ReportedRun) -> drawing.Drawing | None:
+    """What reconstruction leaves of each layer's error."""
+
+    def left(name: str) -> tuple[np.ndarray, np.ndarray]:
+        layers, after = run_results.series(run.refit_metrics, 'compensate', name)
+        same, before = run_results.series(
+            run.refit_metrics, 'compensate', f'{name}_before'
+        )
+        if not np.array_equal(layers, same):
+            return np.array([]), np.array([])
+        return layers, 100 * after / np.maximum(before, 1e-30)
+
+    layers, held = left('heldback_error')
+    fit_layers, fitted = left('fit_error')
+    if not len(layers):
         return None
-    dashes = {'dense': 'dashed', 'one_shot': 'dashdot', 'random': 'dotted'}
+
+    def paint(axes: Any) -> None:
+        axes.plot(layers, held, color=PAINTS['heldout'], marker='o')
+        axes.plot(fit_layers, fitted, color=PAINTS['learned'], marker='.')
+        axes.set_ylim(0, max(100.5, 1.03 * held.max()))
+        axes.set_xlabel('layer')
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g} %'))
+
+    return drawing.Drawing(
+        'Error that reconstruction leaves',
+        paint,
+        label='Reconstruction',
+        legend=[
+            ('heldout', 'solid', f'Texts held back, {held.mean():.0f} % on average'),
+            ('learned', 'solid', f'Texts that were fitted, {fitted.mean():.0f} %')
+            if len(fitted)
+            else ('learned', 'solid', 'Texts that were fitted'),
+        ],
+        note='Squared error before the refit is 100 %.',
+    )
+
+
+def _losses(
+    run: run_results.ReportedRun,
+    metrics: list[dict[str, Any]],
+    stage: str,
+    models: Sequence[str],
+    label: str,
+) -> drawing.Drawing | None:
+    """Loss and held-out likelihood over a stage's steps, and models beside them."""
+    steps, loss = run_results.series(metrics, stage, 'loss')
+    held_steps, held = run_results.series(metrics, 'heldout', 'heldout_nll')
+    # A stage without steps measures its start all the same.
+    if not len(loss) and len(held) < 2:
+        return None
     rows = run_results.likelihood_rows(run)
-    lines = {row.name: row.nll for row in rows if row.name in dashes}
+    lines = {row.name: row.nll for row in rows if row.name in models}
     # A held-out figure weighs like a tenth of the run: there are few of them.
     weight = max(1, len(loss) // 10)
     core = np.concatenate([loss, np.repeat(held, weight)])
@@ -66,10 +139,9 @@ def loss_plot(run: run_results.ReportedRun) -> drawing.Drawing | None:
         if len(held):
             axes.plot(held_steps, held, color=PAINTS['heldout'], marker='o')
         for name, value in lines.items():
+            colour, line = _LINES[name]
             if low <= value <= high:
-                axes.axhline(
-                    value, color=PAINTS[name], linestyle=dashes[name], linewidth=1.3
-                )
+                axes.axhline(value, color=PAINTS[colour], linestyle=line, linewidth=1.3)
         axes.set_ylim(low, high)
         axes.set_ylabel('nats per answer token')
         _label_steps(axes)
@@ -86,12 +158,12 @@ def loss_plot(run: run_results.ReportedRun) -> drawing.Drawing | None:
     if len(held):
         legend.append(('heldout', 'solid', f'Held-out NLL, now {held[-1]:.4f}'))
     legend += [
-        (name, dashes[name], f'{run_results.MODELS[name]} {value:.4f}{beyond(value)}')
+        (*_LINES[name], f'{run_results.MODELS[name]} {value:.4f}{beyond(value)}')
         for name, value in lines.items()
     ]
     note = 'Thin: each step. Thick: running mean.' if len(loss) >= 50 else ''
     return drawing.Drawing(
-        'Loss', paint, height=2.9, legend=legend, note=note, label='Loss over steps'
+        'Loss', paint, height=2.9, legend=legend, note=note, label=label
     )
 
 
@@ -223,7 +295,9 @@ def mask_plots(run: run_results.ReportedRun) -> list[drawing.Drawing]:
     if run.mask is None or run.mask.granularity != 'channels':
         return []
     plots = [_heat_plot(run.mask.chosen)]
-    if run.start_mask is not None and run.start_mask.mask.shape == run.mask.mask.shape:
+    if not run.is_learned or run.start_mask is None:
+        return plots
+    if run.start_mask.mask.shape == run.mask.mask.shape:
         plots.append(_overlap_plot(run.mask.chosen, run.start_mask.chosen))
     return plots
 

@@ -278,6 +278,9 @@ def render(run: run_results.ReportedRun) -> str:
         heldout=run_results.mapping(run.likelihood.get('heldout')),
         resamples=bootstrap.RESAMPLES,
         curves=plots.step_plots(run),
+        after_pruning=[
+            plot for plot in (plots.refit_plot(run), plots.recovery_plot(run)) if plot
+        ],
         masks=plots.mask_plots(run),
         kept_blocks=[] if run.mask is None else (run.mask.indices()[0] + 1).tolist(),
         evaluation=report_evaluation.sections(run.evaluation),

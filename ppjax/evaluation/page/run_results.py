@@ -40,6 +40,8 @@ class ReportedRun:
         status: status.json.
         inputs: name -> sha256 of what was read.
         metrics: the entries of metrics.jsonl.
+        refit_metrics: those of reconstruction, layer by layer.
+        recovery_metrics: those of recovery.
         mask: the learned mask.
         start_mask: the mask of the starting scores.
         synthesis: results/synthesis.json.
@@ -59,6 +61,8 @@ class ReportedRun:
     status: dict[str, Any]
     inputs: dict[str, Any]
     metrics: list[dict[str, Any]]
+    refit_metrics: list[dict[str, Any]]
+    recovery_metrics: list[dict[str, Any]]
     mask: pmask.PersonaMask | None
     start_mask: pmask.PersonaMask | None
     synthesis: dict[str, Any]
@@ -72,21 +76,33 @@ class ReportedRun:
     problems: list[str]
 
     def series(self, stage: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, values) of one metric, non-finite values left out."""
-        found = [
-            (entry['step'], entry[name])
-            for entry in self.metrics
-            if entry.get('stage') == stage
-            and formats.number(entry.get('step')) is not None
-            and formats.number(entry.get(name)) is not None
-        ]
-        steps, values = np.array(found, float).reshape(-1, 2).T
-        return steps, values
+        """(steps, values) of one of `metrics`, non-finite values left out."""
+        return series(self.metrics, stage, name)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the mask took steps; False if it is that of the starting scores."""
+        return self.settings is None or self.settings.steps != 0
 
     @property
     def any_mask(self) -> pmask.PersonaMask | None:
         """The learned mask, or the one it starts from."""
         return self.mask or self.start_mask
+
+
+def series(
+    metrics: list[dict[str, Any]], stage: str, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of one metric of a stage, non-finite values left out."""
+    found = [
+        (entry['step'], entry[name])
+        for entry in metrics
+        if entry.get('stage') == stage
+        and formats.number(entry.get('step')) is not None
+        and formats.number(entry.get(name)) is not None
+    ]
+    steps, values = np.array(found, float).reshape(-1, 2).T
+    return steps, values
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -138,12 +154,19 @@ def read_run(run_dir: str | pathlib.Path) -> ReportedRun:
     recovered = recovery.of_run(path) or {}
     inside = path / compensation.STAGE_FOLDER if recovered else path
     refitted = compensation.of_run(inside) or {}
+
+    def metrics_of(there: bool, folder: pathlib.Path) -> list[dict[str, Any]]:
+        file = str((folder / 'metrics.jsonl').relative_to(path))
+        return attempt(file, _read_metrics, []) if there else []
+
     return ReportedRun(
         path=path,
         settings=attempt(str(recorded), read_settings, None),
         status=_settled(attempt('status.json', read_json, {})),
         inputs=attempt('inputs.json', read_json, {}),
         metrics=attempt('metrics.jsonl', _read_metrics, []),
+        refit_metrics=metrics_of(bool(refitted), inside),
+        recovery_metrics=metrics_of(bool(recovered), path / recovery.STAGE_FOLDER),
         mask=attempt('mask.pmask', pmask.load, None),
         start_mask=attempt('results/start_mask.pmask', pmask.load, None),
         synthesis=attempt('results/synthesis.json', read_json, {}),
@@ -249,6 +272,11 @@ def likelihood_rows(run: ReportedRun) -> list[LikelihoodRow]:
     # What is exported may be the mask at another sparsity.
     keep = run.mask and run.mask.keep
     exported = run.export if run.export.get('keep', keep) == keep else {}
+    if not run.is_learned:
+        labels['learned'] = 'Mask of the starting scores'
+        if nll['learned'] == nll['one_shot'] and nll['refitted'] is not None:
+            # Twice the same, under two names.
+            del nll['learned']
     rows = []
     for name, value in nll.items():
         if value is None:

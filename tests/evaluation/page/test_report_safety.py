@@ -56,6 +56,8 @@ def test_any_key_may_be_missing_or_nonsense(results, name, undrawn):
         status={},
         inputs={},
         metrics=[],
+        refit_metrics=[],
+        recovery_metrics=[],
         mask=None,
         start_mask=None,
         synthesis={},
