@@ -192,7 +192,7 @@ class Cell:
             *options,
         )
 
-    def mask(self, name: str, steps: int, *options: str) -> pathlib.Path:
+    def mask(self, name: str, steps: int, *options: str, **where: Any) -> pathlib.Path:
         """A mask learned from activations; its run directory."""
         return self._learned(
             'train',
@@ -201,6 +201,7 @@ class Cell:
             f'--base_model={self.cfg.base_model}',
             f'--sparsity={self.sparsity}',
             *options,
+            **where,
         )
 
     def recovered(
@@ -281,6 +282,78 @@ class Cell:
             f'--learning_rate={self.cfg.rate_of["again"]}',
         )
 
+    def nested(self) -> pathlib.Path:
+        """One mask for all sparsities, exported at this one."""
+        found = self._learned(
+            'train',
+            'nested',
+            self.cfg.steps,
+            f'--base_model={self.cfg.base_model}',
+            '--nested=0.1:0.6',
+            '--sparsity=0.35',
+            folder=self.folder.parent,
+        )
+        return self.run(
+            'export',
+            self.folder / 'nested',
+            '--materialize',
+            f'--base_model={self.cfg.base_model}',
+            f'--mask={found / "mask.pmask"}',
+            f'--mask_sparsity={self.sparsity}',
+            '--overwrite',
+        )
+
+    def paper(self) -> pathlib.Path:
+        """The paper's A.1: random scores, 3 passes over the rows, batches of 16."""
+        steps = self._paper_steps()
+        return (
+            self.mask(
+                'paper',
+                steps,
+                '--score_init=random',
+                '--batch_size=16',
+                *self._curve(steps),
+                rows=[self.split.train],
+            )
+            / 'mask.pmask'
+        )
+
+    def a_fifth(self) -> pathlib.Path:
+        """Ridge and gains on a fifth of the examples that `paper` takes.
+
+        Half of them are refitted to, and the other half are the gains' steps.
+        """
+        steps = self._paper_steps() * 16 // 5 // 2 // 8
+        lines = self.split.train.read_text('utf-8').splitlines(keepends=True)
+        few = self.folder / 'rows' / 'a_fifth.jsonl'
+        atomic.write_text(few, ''.join(lines[: 8 * steps]))
+        refitted = self.run(
+            'compensate',
+            self.folder / 'a_fifth_refitted',
+            f'--base_model={self.cfg.base_model}',
+            f'--sparsity={self.sparsity}',
+            f'--calibration={few}',
+            f'--heldout={self.split.measured}',
+            *self._common(),
+        )
+        return self.recovered(
+            'a_fifth',
+            f'--model={refitted / "hf"}',
+            steps,
+            '--gains',
+            f'--learning_rate={self.cfg.rate_of["gains"]}',
+            *self._curve(steps),
+            rows=[self.split.train],
+        )
+
+    def _paper_steps(self) -> int:
+        rows = len(self.split.train.read_text('utf-8').splitlines())
+        return 3 * (rows // 16)
+
+    def _curve(self, steps: int) -> tuple[str, ...]:
+        """Held-out rows are measured 8 times, for the curve of the run's report."""
+        return f'--heldout={self.split.measured}', f'--heldout_every={-(-steps // 8)}'
+
     def masked(self, name: str, steps: int, *options: str) -> pathlib.Path:
         """A mask learned from activations; its file."""
         return self.mask(name, steps, *options) / 'mask.pmask'
@@ -304,6 +377,9 @@ METHODS: dict[str, Callable[[Cell], pathlib.Path]] = {
     'ridge+full': lambda cell: cell.full(
         'ridge+full', f'--model={cell.refitted()}', cell.cfg.steps
     ),
+    'nested': lambda cell: cell.nested(),
+    'paper': lambda cell: cell.paper(),
+    'a_fifth': lambda cell: cell.a_fifth(),
     'shared': lambda cell: cell.shared_model(),
     'new_persona': lambda cell: cell.new_persona(),
 }

@@ -1,5 +1,6 @@
 """launch/rolebench_methods.py: chains of verbs, and the table of what came of them."""
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -44,6 +45,12 @@ def _cell(methods, tmp_path, **changed):
     return methods.Cell(cfg, '0.5', split, rows[1:], tmp_path / 'r', tmp_path / 's')
 
 
+def _last(command, name):
+    """The value that counts of an option given twice."""
+    values = [part for part in command if part.startswith(f'--{name}=')]
+    return int(values[-1].partition('=')[2])
+
+
 def _option(command, name):
     [found] = [part for part in command if part.startswith(f'--{name}=')]
     return found.partition('=')[2]
@@ -64,15 +71,52 @@ def test_a_new_persona_is_in_nothing_that_is_shared(methods, started, tmp_path):
 
 def test_every_method_takes_the_same_steps_of_the_role(methods, started, tmp_path):
     for name in methods.METHODS:
-        if name in ('one_shot', 'ridge', 'shared'):
+        if name in ('one_shot', 'ridge', 'shared', 'paper', 'a_fifth'):
             continue
         started.clear()
         (tmp_path / name).mkdir()
         cell = _cell(methods, tmp_path / name)
         methods.METHODS[name](cell)
-        own = [c for c in started if 'own.jsonl' in _option(c, 'calibration')]
-        steps = [int(_option(c, 'steps')) for c in own if c[2] != 'ppjax.compensate']
+        learning = [c for c in started if c[2] in ('ppjax.train', 'ppjax.recover')]
+        own = [c for c in learning if 'own.jsonl' in _option(c, 'calibration')]
+        steps = [int(_option(c, 'steps')) for c in own]
         assert sum(steps) == 60, name
+
+
+def test_a_fifth_of_the_papers_examples(methods, started, tmp_path):
+    cell = _cell(methods, tmp_path)
+    cell.split.train.write_text('{}\n' * 440)
+    cell.paper()
+    cell.a_fifth()
+    learned, refit, gains = started
+    taken = [
+        _last(command, 'steps') * _last(command, 'batch_size')
+        for command in (learned, gains)
+    ]
+    refitted = len(pathlib.Path(_option(refit, 'calibration')).read_text().splitlines())
+    assert taken[0] == 3 * 27 * 16
+    assert 0.9 * taken[0] / 5 < refitted + taken[1] <= taken[0] / 5
+    assert '--score_init=random' in learned
+    assert [c for c in learned if c.startswith('--heldout_every=')][
+        -1
+    ] == '--heldout_every=11'
+
+
+def test_one_nested_mask_serves_both_sparsities(methods, started, tmp_path):
+    for sparsity in ('0.25', '0.5'):
+        cell = dataclasses.replace(
+            _cell(methods, tmp_path),
+            sparsity=sparsity,
+            folder=tmp_path / 'r' / sparsity,
+        )
+        assert cell.nested() == tmp_path / 'r' / sparsity / 'nested'
+    assert [command[2] for command in started] == [
+        'ppjax.train',
+        'ppjax.export',
+        'ppjax.export',
+    ]
+    sparsities = [_option(command, 'mask_sparsity') for command in started[1:]]
+    assert sparsities == ['0.25', '0.5']
 
 
 def test_what_has_ended_is_not_started_again(methods, started, tmp_path):
