@@ -12,6 +12,8 @@ from ppjax import bench, demo, run
 from ppjax.base import errors, flags
 from ppjax.compensation import loop as compensation
 from ppjax.evaluation.page import run_results
+from ppjax.exporting import config as export_config
+from ppjax.exporting import export
 from ppjax.masking import pmask
 from ppjax.recipes import config as recipe_config
 from ppjax.recovery import config as recover_config
@@ -221,6 +223,9 @@ def test_a_run_that_refits_exports_the_refitted_model(settings, monkeypatch):
         patch.setattr(joint.Joint, '_load_model', None)
         assert run.main(cfg) == 0
     assert (found.path / 'metrics.jsonl').read_text() == before
+    with pytest.raises(errors.InputError, match='refitted or recovered model, not'):
+        export.export(export_config.ExportConfig(output_dir=cfg.output_dir))
+    assert '## Reconstruction' in (found.path / 'hf' / 'README.md').read_text()
     # Without it only the export is made anew.
     assert run.main(settings('refitted', overwrite=True)) == 0
     again = run_results.read_run(cfg.output_dir)

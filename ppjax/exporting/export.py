@@ -51,6 +51,19 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
     return 0
 
 
+def _refuse_over_later_stages(target: pathlib.Path) -> None:
+    """Raises:
+    InputError: if the run went on from its mask, and its model is that one.
+    """
+    found = record_lib.identity(target)
+    if found and 'run_sha256' in found:
+        raise errors.InputError(
+            f"{target} is the run's refitted or recovered model, not its mask's own. "
+            'To have that one as well, give --materialize --mask=FILE --base_model and '
+            'another --output_dir; --overwrite replaces what is there.'
+        )
+
+
 def _export(
     cfg: config_lib.ExportConfig,
     target: pathlib.Path,
@@ -77,6 +90,8 @@ def _export(
         prompt = cfg.system_prompt
         identity['system_prompt'] = prompt
     _refuse_over_inputs(target, source)
+    if cfg.from_run and not cfg.overwrite:
+        _refuse_over_later_stages(target)
     stands = not record_lib.may_write(target, identity, overwrite=cfg.overwrite)
 
     tokenizer = source.base.tokenizer()
