@@ -78,6 +78,12 @@ def compensate(
         )
 
     data = prepared([])
+    prompt = source.system_prompt or data.system_prompt
+    if asked and not prompt:
+        raise errors.InputError(
+            '--own_answers are given under one persona prompt, and the calibration '
+            'rows have several, or none.'
+        )
     hashes = data.hashes | source.hashes
     if asked:
         hashes |= {'questions': json_lines.digest([one.query for one in asked])}
@@ -102,7 +108,6 @@ def compensate(
                 f'{exported.model_dir} is there already; nothing is left to do.'
             )
         else:
-            prompt = source.system_prompt or data.system_prompt
             count = len(data.train)
             if asked:
                 data = prepared(

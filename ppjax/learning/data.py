@@ -34,7 +34,8 @@ class Data:
         train: calibration examples.
         heldout: disjoint examples, or none.
         prefix: first tokens that all training examples share.
-        system_prompt: the persona prompt of the calibration rows.
+        system_prompt: the persona prompt of the calibration rows; '' if they have
+            none, or several.
         hashes: name -> sha256 of what was read.
         shortened: the training examples again, without the persona prompt or after a
             shorter one; empty if no step is without it.
@@ -157,17 +158,17 @@ def prepare_data(
             renderer, heldout_rows, max_length, positions=positions
         )
         progress_lib.say(f'Held-out: {len(held)} examples, {dropped.summary(limit)}.')
-    prompts = {row.system_prompt for row in train_rows}
+    prompts = {row.system_prompt for row in train_rows if row.system_prompt}
     if len(prompts) > 1:
         progress_lib.say(
             f'Note: the calibration rows have {len(prompts)} different system '
-            'prompts; the mask file names the first.'
+            'prompts; what is made of them names none.'
         )
     return Data(
         train=train,
         heldout=held,
         prefix=packing.common_prefix(train),
-        system_prompt=train_rows[0].system_prompt,
+        system_prompt=prompts.pop() if len(prompts) == 1 else '',
         hashes={
             'base model': base.fingerprint(),
             'tokenizer': base_model.tokenizer_fingerprint(renderer.tokenizer),

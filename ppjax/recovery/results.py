@@ -75,7 +75,8 @@ def write(
     )
     system_prompt = cfg.system_prompt
     if system_prompt is None:
-        system_prompt = source.system_prompt or run.data.system_prompt
+        # Whose rows it learns from last, it is: its start may be of many personas.
+        system_prompt = run.data.system_prompt or source.system_prompt
     # One of this very run may stand there, whose figures were not written yet.
     processes.first_decides(
         lambda: record.may_write(run.model_dir, _identity(run), overwrite=True)

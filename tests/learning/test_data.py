@@ -36,6 +36,25 @@ def test_another_personas_heldout_row_leaves_the_training_prefix_alone(base):
     assert packing.common_prefix(mixed.heldout) < mixed.prefix
 
 
+def test_the_prompt_is_the_one_that_all_personas_rows_share(base):
+    rows = demo.rows('ferryman', 'train')[:4]
+
+    def under(prompt, row):
+        system = [{'role': 'system', 'content': prompt}] if prompt else []
+        return dataclasses.replace(row, messages=[*system, *row.messages[1:]])
+
+    def named(*prompts):
+        mixed = [under(*pair) for pair in zip(prompts, rows, strict=True)]
+        return data.prepare_data(
+            base, mixed, [], max_length=1024, date='2026-01-01'
+        ).system_prompt
+
+    assert named('A', 'A', 'A', 'A') == 'A'
+    # Plain rows among them are no other persona's.
+    assert named('', 'A', 'A', '') == 'A'
+    assert named('B', 'A', 'A', 'A') == named('', '', '', '') == ''
+
+
 def test_rows_longer_than_the_models_positions_are_dropped_and_counted(base, capsys):
     rows = demo.rows('ferryman', 'test')[:4]
     lengths = sorted(len(x.tokens) for x in _prepared(base, rows).train)

@@ -150,7 +150,7 @@ def test_the_model_is_the_gain_file_folded_into_the_start(
 ) -> None:
     start = base_model.open_base_model(str(pruned[1]))
     own = gain_files.load_for(finished / 'gains.safetensors', start)
-    assert own.system_prompt == 'You are Bram.'
+    assert own.system_prompt == demo.rows('ferryman', 'train')[0].system_prompt
     folded = own.folded(start).reader
     after = base_model.open_base_model(str(finished / 'hf')).reader
     assert after.names() == folded.names()

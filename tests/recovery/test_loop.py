@@ -91,7 +91,9 @@ def test_a_run_leaves_an_ordinary_directory_and_its_figures(
     assert after.lm_head.weight is after.model.embed_tokens.weight
     assert np.abs(_logits(after) - _logits(before)).max() > 1e-2
     persona = json.loads((finished / 'hf' / 'persona.json').read_text())
-    assert persona == {'system_prompt': 'You are Bram.'}
+    # The persona of the rows, whoever the model was before.
+    ferryman = demo.rows('ferryman', 'train')[0].system_prompt
+    assert persona == {'system_prompt': ferryman} and 'ferry' in ferryman
     assert base_model.open_base_model(str(finished / 'hf')).tokenizer().chat_template
     card = (finished / 'hf' / 'README.md').read_text()
     assert card.startswith('# The card before\n\n## Recovery finetuning\n')
