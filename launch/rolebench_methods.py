@@ -47,6 +47,9 @@ class Settings:
     steps: int = flags.setting(
         60, "Optimizer steps of 8 from the role's own rows, in all.", least=2
     )
+    refit_rows: int = flags.setting(
+        500, "Of the role's rows, so many are what a model is refitted on.", least=2
+    )
     shared_steps: int = flags.setting(
         80, "For new_persona: steps of 8 from the other roles' rows.", least=1
     )
@@ -136,6 +139,14 @@ def run(verb: str, output: pathlib.Path, *options: str) -> pathlib.Path:
     return output
 
 
+def _few(rows: pathlib.Path, count: int, folder: pathlib.Path) -> pathlib.Path:
+    """Every n-th line of a file, `count` at most, as another of its name."""
+    lines = rows.read_text('utf-8').splitlines(keepends=True)
+    few = folder / rows.name
+    atomic.write_text(few, ''.join(lines[:: -(-len(lines) // count)]))
+    return few
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One role at one sparsity.
@@ -219,9 +230,15 @@ class Cell:
             f'--base_model={self.cfg.base_model}',
             f'--sparsity={self.sparsity}',
         )
-        rows = f'--calibration={self.split.every}'
+        rows = _few(self.split.every, self.cfg.refit_rows, self.folder / 'rows')
         return (
-            self.run('compensate', self.folder / name, rows, *self._common(), *options)
+            self.run(
+                'compensate',
+                self.folder / name,
+                f'--calibration={rows}',
+                *self._common(),
+                *options,
+            )
             / 'hf'
         )
 
@@ -248,12 +265,10 @@ class Cell:
 
     def shared_model(self) -> pathlib.Path:
         """A small model that has not seen the role, made from the others' rows."""
-        few = []
-        for rows in self.others:
-            lines = rows.read_text('utf-8').splitlines(keepends=True)
-            step = -(-len(lines) // self.cfg.shared_rows)
-            few.append(self.shared / 'rows' / rows.name)
-            atomic.write_text(few[-1], ''.join(lines[::step]))
+        few = [
+            _few(rows, self.cfg.shared_rows, self.shared / 'rows')
+            for rows in self.others
+        ]
         refitted = self.run(
             'compensate',
             self.shared / 'refitted',

@@ -78,7 +78,9 @@ def test_every_method_takes_the_same_steps_of_the_role(methods, started, tmp_pat
         cell = _cell(methods, tmp_path / name)
         methods.METHODS[name](cell)
         learning = [c for c in started if c[2] in ('ppjax.train', 'ppjax.recover')]
-        own = [c for c in learning if 'own.jsonl' in _option(c, 'calibration')]
+        own = [
+            c for c in learning if str(cell.split.every) in _option(c, 'calibration')
+        ]
         steps = [int(_option(c, 'steps')) for c in own]
         assert sum(steps) == 60, name
 
@@ -129,6 +131,13 @@ def test_what_has_ended_is_not_started_again(methods, started, tmp_path):
     assert len(started) == 4
     made = json.loads((tmp_path / 'bad' / 'made.json').read_text())
     assert not made['finished'] and made['seconds'] > 0
+
+
+def test_a_model_is_refitted_on_some_of_the_rows(methods, started, tmp_path):
+    _cell(methods, tmp_path, refit_rows=3).refitted()
+    [command] = started
+    rows = pathlib.Path(_option(command, 'calibration'))
+    assert len(rows.read_text().splitlines()) == 3 and rows.name == 'own.jsonl'
 
 
 def test_models_of_a_cell_are_measured_side_by_side(methods, started, tmp_path):
