@@ -24,6 +24,7 @@ from typing import Any
 
 # Beside this file.
 import rolebench_rows
+import rolebench_table
 
 from ppjax.base import atomic, errors, flags, ranges, settings
 
@@ -438,59 +439,6 @@ def _listed(flag: str, models: Mapping[str, pathlib.Path]) -> list[str]:
     return [f'--{flag}={pairs}'] if pairs else []
 
 
-def markdown(results: Sequence[dict[str, Any]]) -> str:
-    """The results as a table; likelihoods are in nats per answer token."""
-    lines = [
-        '| role | sparsity | method | dense | one-shot | NLL | - dense, 95 % interval | '
-        + 'of the way from one-shot to dense | plain NLL - dense | PIQA | OpenBookQA | '
-        + 'minutes |',
-        '|' + '---|' * 12,
-    ]
-    one_shot = {
-        (row['role'], row['sparsity']): row['results']['persona_likelihood']['own'][
-            'nll'
-        ]['mean']
-        for row in results
-        if row['method'] == 'one_shot'
-    }
-    for row in results:
-        likelihood = row['results']['persona_likelihood']
-        dense, own = likelihood['dense']['nll']['mean'], likelihood['own']
-        nll, (low, high) = own['nll']['mean'], own['nll_difference']['interval']
-        start = one_shot.get((row['role'], row['sparsity']))
-        way = '' if start is None else f'{(start - nll) / (start - dense):.0%}'
-        cells = [
-            row['role'],
-            f'{float(row["sparsity"]):.0%}',
-            row['method'],
-            f'{dense:.3f}',
-            '' if start is None else f'{start:.3f}',
-            f'{nll:.3f}',
-            f'{nll - dense:+.3f}, {low:+.3f} to {high:+.3f}',
-            way,
-        ]
-        plain = row['results'].get('plain_likelihood')
-        cells.append(f'{plain["own"]["nll_difference"]["mean"]:+.3f}' if plain else '')
-        for task in ('piqa', 'openbookqa'):
-            found = row['results'].get(task)
-            pair = (found['dense'], found['own']) if found else ()
-            cells.append(' -> '.join(f'{x["acc"]["value"]:.1%}' for x in pair))
-        cells.append(f'{row["minutes"]:.1f}')
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
-
-
-def merged(
-    before: Sequence[dict[str, Any]], row: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """All results with one more, which takes the place of its earlier self."""
-
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row['role'], row['sparsity'], row['method']
-
-    return [*(other for other in before if key(other) != key(row)), row]
-
-
 def main(cfg: Settings) -> int:
     """Makes and measures every model, role by role."""
     output = pathlib.Path(cfg.output_dir)
@@ -540,9 +488,9 @@ def main(cfg: Settings) -> int:
                     if results_file.exists()
                     else []
                 )
-                atomic.write_json(results_file, merged(stored, row))
+                atomic.write_json(results_file, rolebench_table.merged(stored, row))
                 shown.append(row)
-    print(markdown(shown))
+    print(rolebench_table.markdown(shown))
     return 0
 
 

@@ -192,16 +192,16 @@ def _row(method, nll, **more):
 def test_table_says_how_far_each_model_came(methods):
     piqa = {n: {'acc': {'value': v}} for n, v in (('dense', 0.7), ('own', 0.6))}
     rows = [_row('one_shot', 4.0), _row('ridge', 2.5, piqa=piqa)]
-    head, rule, _, row = methods.markdown(rows).splitlines()
+    head, rule, _, row = methods.rolebench_table.markdown(rows).splitlines()
     assert head.count('|') == rule.count('|') == row.count('|')
     assert row == (
         '| A | 50% | ridge | 2.000 | 4.000 | 2.500 | +0.500, +0.400 to +0.600 | 75% |  | '
         '70.0% -> 60.0% |  | 1.5 |'
     )
-    assert '| 2.500 | +0.500' in methods.markdown(rows[1:])
+    assert '| 2.500 | +0.500' in methods.rolebench_table.markdown(rows[1:])
 
 
 def test_other_results_stay(methods):
     rows = [_row('one_shot', 4.0), _row('ridge', 2.5)]
     again = _row('ridge', 2.25)
-    assert methods.merged(rows, again) == [rows[0], again]
+    assert methods.rolebench_table.merged(rows, again) == [rows[0], again]

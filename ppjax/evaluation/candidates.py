@@ -131,10 +131,10 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
             exports = {config_lib.PRUNED: str(run.exported)}
         else:
             mask_files = {config_lib.MASKED: str(run.mask_file)}
-    for own, path in mask_files.items():
+    for called, path in mask_files.items():
         assert base is not None
-        found.append(_masked(own, path, base, found[0], read, cfg.mask_sparsity))
-    for own, path in exports.items():
+        found.append(_masked(called, path, base, found[0], read, cfg.mask_sparsity))
+    for called, path in exports.items():
         files, system_prompt = apply.open_exported(path)
         if base is not None and files.config.vocab_size != base.config.vocab_size:
             raise errors.InputError(
@@ -143,7 +143,7 @@ def find(cfg: config_lib.EvaluateConfig) -> Candidates:
                 'base model.'
             )
         pruned = functools.partial(read, model=path)
-        found.append(Candidate(own, files, pruned, system_prompt=system_prompt))
+        found.append(Candidate(called, files, pruned, system_prompt=system_prompt))
     return Candidates(tuple(found), run)
 
 
