@@ -337,7 +337,7 @@ def counted(monkeypatch, chatty_model) -> list[str]:
     """Which measurements are made; their figures are made up, and no model loads."""
     calls: list[str] = []
 
-    def measure_likelihood(dense, models, examples, **_):
+    def measure_likelihood(models, examples, **_):
         calls.append('likelihood')
         tokens = np.array([example.num_answer_tokens for example in examples])
         own = likelihood.ModelLikelihood(1.5 * tokens, 0.0 * tokens, tokens, tokens)
