@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a pruned role-playing model, on two CPU cores in some fifteen minutes:
-# sets up .venv, chooses calibration data for a persona that ships with ppjax, learns
-# a mask, exports the model, checks it, and shows the result. The same command goes on
+# sets up .venv, chooses calibration data for a persona that ships with ppjax, prunes
+# and refits, exports the model, checks it, and shows the result. The same command goes on
 # where it stopped.
 #   bash launch/quickstart.sh [RUN_DIRECTORY]
 set -euo pipefail
