@@ -68,7 +68,8 @@ class LayerFiles:
             return None
         try:
             with safetensors.safe_open(self.path(layer), framework='np') as handle:
-                return json.loads(handle.metadata()['facts'])
+                # Before layers could be left as they were, all were refitted.
+                return {'refitted': 1.0} | json.loads(handle.metadata()['facts'])
         except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError):
             return None
 
