@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ppjax import bench, demo, run
-from ppjax.base import errors, flags
+from ppjax.base import errors, flags, json_lines
 from ppjax.compensation import loop as compensation
 from ppjax.evaluation.page import run_results
 from ppjax.exporting import config as export_config
@@ -235,9 +235,16 @@ def test_a_run_that_refits_exports_the_refitted_model(settings, monkeypatch):
     assert not list(again.path.glob('stages/compensate*'))
 
 
-def test_a_run_that_recovers_ends_in_the_recovered_model(settings, monkeypatch):
+def test_a_run_that_recovers_ends_in_the_recovered_model(settings, monkeypatch, capsys):
     cfg = settings('recovered', recover_steps=2, steps=None)
     assert run.main(cfg) == 0
+    # A stage's models are measured once, not again by the next that starts from them.
+    said = [
+        line for line in capsys.readouterr().err.splitlines() if 'Held-out, ' in line
+    ]
+    assert [line.split(', ')[1].split(':')[0] for line in said] == [
+        *('dense', 'random', 'one_shot', 'refitted')
+    ]
     found = run_results.read_run(cfg.output_dir)
     assert not found.problems and found.status['state'] == 'done'
     rows = {row.name: row for row in run_results.likelihood_rows(found)}
@@ -245,6 +252,16 @@ def test_a_run_that_recovers_ends_in_the_recovered_model(settings, monkeypatch):
     assert 'learned' not in rows
     assert rows['recovered'].interval is not None
     assert len({rows[name].nll for name in ('one_shot', 'refitted', 'recovered')}) == 3
+    start = json_lines.read_object(found.path / 'recovered' / 'results/references.json')
+    refitted = json_lines.read_object(
+        found.path / 'refitted' / 'results/compensation.json'
+    )
+    assert start['start'] == [row['refitted'] for row in refitted['examples']]
+    learned = json_lines.read_object(found.path / 'results/likelihood.json')
+    for name, there in (('dense', 'dense'), ('start', 'learned')):
+        assert [row[name] for row in refitted['examples']] == [
+            row[there] for row in learned['examples']
+        ]
     card = (found.path / 'hf' / 'README.md').read_text()
     assert '## Reconstruction' in card and '## Recovery' in card
     page = (found.path / 'report.html').read_text()

@@ -19,6 +19,7 @@ from ppjax.exporting import pruned_source
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import metrics as metrics_lib
+from ppjax.learning import references as references_lib
 from ppjax.masking import pmask
 from ppjax.models import base_model, loading
 from ppjax.models import masks as masks_lib
@@ -40,6 +41,7 @@ def compensate(
     heldout_rows: list[calibration.Row],
     *,
     stage: str | None = None,
+    measured: references_lib.Measured | None = None,
 ) -> pathlib.Path | None:
     """Refits a pruned model in a run directory, and exports it.
 
@@ -48,6 +50,7 @@ def compensate(
         train_rows: the calibration rows that `cfg.calibration` names.
         heldout_rows: those that `cfg.heldout` names, or none.
         stage: its name, where it is one of a run of several.
+        measured: what an earlier stage has measured of `heldout_rows`.
 
     Returns:
         The exported model's directory, or None if `cfg.stop_after` or a SIGTERM came
@@ -131,7 +134,7 @@ def compensate(
                 whole,
                 facts,
                 data,
-                _likelihoods(cfg, source, whole, data, mesh),
+                _likelihoods(cfg, source, whole, data, mesh, measured),
                 own=len(data.train) - count,
             )
         if processes.is_first():
@@ -263,14 +266,19 @@ def _likelihoods(
     whole: base_model.BaseModel,
     data: data_lib.Data,
     mesh: jax.sharding.Mesh,
+    measured: references_lib.Measured | None,
 ) -> dict[str, heldout_lib.Likelihood]:
     """Held-out likelihood of the models, one of which is in memory at a time."""
     if not data.heldout:
         return {}
     [heldout] = heldout_lib.HeldOut.of_personas([data.heldout], cfg.batch_size, mesh)
     models = {'dense': source.files, 'start': source.model, 'refitted': whole}
+    known = measured.of(data.heldout) if measured else {}
     found = {}
     for name, model in models.items():
+        if name in known:
+            found[name] = known[name]
+            continue
         decoder = loading.load_decoder(
             model.reader, model.config, dtype=jnp.dtype(cfg.dtype), mesh=mesh
         )

@@ -1,8 +1,11 @@
 """Held-out figures that a run is compared with, kept so that they are measured once."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from ppjax.base import errors, json_lines, processes
 from ppjax.base import progress as progress_lib
@@ -56,6 +59,36 @@ def _is_row(value: Any, size: int) -> bool:
         and len(value) == size
         and all(isinstance(x, float | int) for x in value)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Figures that an earlier stage of a run has kept, so that none is measured twice.
+
+    Attributes:
+        path: its results, of which `likelihood` is a part.
+        names: a model, as it is called here -> as it is called there.
+    """
+
+    path: pathlib.Path
+    names: Mapping[str, str]
+
+    def of(self, examples: Sequence[chat.Example]) -> dict[str, heldout_lib.Likelihood]:
+        """Likelihoods by name, of models that were measured on these examples."""
+        rows = (json_lines.stored_object(self.path) or {}).get('examples') or []
+        tokens = [example.num_answer_tokens for example in examples]
+        ids = [example.query_id for example in examples]
+        if [(row.get('query_id'), row.get('answer_tokens')) for row in rows] != list(
+            zip(ids, tokens, strict=True)
+        ):
+            return {}
+        return {
+            name: heldout_lib.Likelihood(
+                np.array([row[there] for row in rows]), np.array(tokens)
+            )
+            for name, there in self.names.items()
+            if all(there in row for row in rows)
+        }
 
 
 def likelihood(

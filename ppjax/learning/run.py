@@ -114,6 +114,7 @@ class Run:
         self,
         heldout: heldout_lib.HeldOut,
         measure: Callable[[str], heldout_lib.Likelihood],
+        measured: references_lib.Measured | None = None,
     ) -> dict[str, heldout_lib.Likelihood]:
         """Held-out likelihood of the models that the run is compared with.
 
@@ -122,13 +123,19 @@ class Run:
         Args:
             heldout: what they are measured on.
             measure: called with each of `reference_names`.
+            measured: what is known of them already.
         """
         found = self._stored_references()
         if found is None:
             found = {}
+            known = measured.of(self.data.heldout) if measured else {}
             for name in self.reference_names:
-                likelihood = measure(name)
-                progress_lib.say(f'Held-out, {name}: {likelihood.mean:.4f} nats/token')
+                likelihood = known.get(name)
+                if likelihood is None:
+                    likelihood = measure(name)
+                    progress_lib.say(
+                        f'Held-out, {name}: {likelihood.mean:.4f} nats/token'
+                    )
                 found[name] = likelihood.nll.tolist()
             atomic.write_json(self.references_file, found)
         return {

@@ -23,6 +23,7 @@ from ppjax.evaluation import reporting
 from ppjax.exporting import config as export_config
 from ppjax.exporting import export
 from ppjax.learning import config as learning_config
+from ppjax.learning import references
 from ppjax.recipes import config as config_lib
 from ppjax.recovery import config as recovery_config
 from ppjax.recovery import loop as recovery
@@ -72,13 +73,20 @@ def _refitted(
         stop_after=None,
         **files,
     )
+    measured = references.Measured(
+        run / 'results' / 'likelihood.json', {'dense': 'dense', 'start': 'learned'}
+    )
     if cfg.recover == 'none':
-        return compensation.compensate(settings, *splits, stage=compensation.STAGE)
+        return compensation.compensate(
+            settings, *splits, stage=compensation.STAGE, measured=measured
+        )
     compensation.forget(run)
     inside = str(run / compensation_results.STAGE_FOLDER)
     # What comes of it is verified in the end.
     return compensation.compensate(
-        dataclasses.replace(settings, output_dir=inside, verify=False), *splits
+        dataclasses.replace(settings, output_dir=inside, verify=False),
+        *splits,
+        measured=measured,
     )
 
 
@@ -169,6 +177,9 @@ def prune(cfg: config_lib.RunConfig) -> None:
                     _recovery(cfg, model, directory.path, files),
                     *splits,
                     model_dir=directory.path / 'hf',
+                    measured=references.Measured(
+                        model.parent / compensation_results.FILE, {'start': 'refitted'}
+                    ),
                 )
             if model is None:
                 directory.status(state='paused')

@@ -14,6 +14,7 @@ from ppjax.learning import checkpoints as checkpoints_lib
 from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import metrics as metrics_lib
+from ppjax.learning import references as references_lib
 from ppjax.learning import steps as steps_lib
 from ppjax.models.weights import Weights
 from ppjax.parallel import sharding
@@ -39,6 +40,7 @@ def recover(
     heldout_rows: list[calibration.Row],
     *,
     model_dir: pathlib.Path | None = None,
+    measured: references_lib.Measured | None = None,
 ) -> pathlib.Path | None:
     """Finetunes a pruned model in a run directory of its own, and exports it.
 
@@ -47,6 +49,7 @@ def recover(
         train_rows: the calibration rows that `cfg.calibration` names.
         heldout_rows: those that `cfg.heldout` names, or none.
         model_dir: where the model goes; by default hf/ in the run directory.
+        measured: what an earlier stage has measured of `heldout_rows`.
 
     Returns:
         The exported model's directory, or None if `cfg.stop_after` or a SIGTERM came
@@ -92,7 +95,7 @@ def recover(
             progress_lib.say(
                 f'{run.model_dir} is there already; nothing is left to do.'
             )
-        elif not _train_and_export(run, found):
+        elif not _train_and_export(run, found, measured):
             return None
         # All that they were for is exported.
         if processes.is_first():
@@ -101,15 +104,20 @@ def recover(
     return run.model_dir
 
 
-def _train_and_export(run: run_lib.RecoveryRun, found: bool) -> bool:
+def _train_and_export(
+    run: run_lib.RecoveryRun, found: bool, measured: references_lib.Measured | None
+) -> bool:
     """Whether the run came to its end."""
     checkpoints = checkpoints_lib.Checkpoints(run.directory.path, keep=1)
     with contextlib.closing(checkpoints):
-        return _finish(run, found, checkpoints)
+        return _finish(run, found, checkpoints, measured)
 
 
 def _finish(
-    run: run_lib.RecoveryRun, found: bool, checkpoints: checkpoints_lib.Checkpoints
+    run: run_lib.RecoveryRun,
+    found: bool,
+    checkpoints: checkpoints_lib.Checkpoints,
+    measured: references_lib.Measured | None,
 ) -> bool:
     first, saved = checkpoints.newest(run.abstract_state())
     if found:
@@ -130,6 +138,7 @@ def _finish(
         references = run.references(
             heldout,
             functools.partial(run.measure_reference, heldout, trained, frozen),
+            measured,
         )
     state = run.first_state(trained) if saved is None else saved
     # The state's arrays are used up by the next step.
