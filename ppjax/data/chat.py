@@ -25,12 +25,15 @@ class Example:
             `tokens[answer_start:]`, end of turn included.
         query_id: of the row.
         persona: names its system prompt, 8 hexadecimal digits of its sha256.
+        unlikely: bool, of each answer token, in an answer not to be learned: those
+            that are to be made unlikely; the others say nothing. None in any other.
     """
 
     tokens: np.ndarray
     answer_start: int
     query_id: str
     persona: str = ''
+    unlikely: np.ndarray | None = None
 
     @property
     def num_answer_tokens(self) -> int:

@@ -40,7 +40,8 @@ class PackedBatch(NamedTuple):
         segments: int32 [A, B, T - P]; 1, 2, ... for examples, 0 for padding.
         sources: int32 [A, B, M], where in the row an answer token is predicted.
         targets: int32 [A, B, M], the answer tokens.
-        weights: float32 [A, B, M], 1 for an answer token, 0 for padding.
+        weights: float32 [A, B, M], 1 for an answer token, -1 for one that is to be
+            made unlikely, 0 for padding.
         owners: int32 [A, B, M], which of the step's examples it belongs to.
     """
 
@@ -271,7 +272,8 @@ def pack(
                 targets[row, taken] = example.tokens[example.answer_start :]
                 first_source = start + example.answer_start - shared - 1
                 sources[row, taken] = first_source + np.arange(answers[item])
-                weights[row, taken] = 1
+                unlikely = example.unlikely
+                weights[row, taken] = 1 if unlikely is None else -1.0 * unlikely
                 owners[row, taken] = item
                 start = own.stop
                 answered = taken.stop

@@ -20,11 +20,14 @@ def token_losses(
     dense_hidden: jax.Array | None,
     *,
     objective: str,
+    unlikely: jax.Array | None = None,
 ) -> jax.Array:
     """The loss at each hidden state, computed a chunk of tokens at a time.
 
     `ce` is -log p(target); `kl` the divergence of the dense model's distribution from
-    the model's, sum_v d_v (log d_v - log p_v); `ce+kl` their sum.
+    the model's, sum_v d_v (log d_v - log p_v); `ce+kl` their sum. Where the target is
+    to be made unlikely the loss is -log(1 - p(target)) (Welleck et al.,
+    arXiv:1908.04319, Eq. 4), whatever the objective.
 
     Args:
         model: whose unembedding is used.
@@ -32,6 +35,7 @@ def token_losses(
         targets: [M].
         dense_hidden: [M, D] of the dense model, or None for `ce`.
         objective: one of `OBJECTIVES`.
+        unlikely: bool [M], or None for nowhere.
 
     Returns:
         [M] float32, in nats.
@@ -42,8 +46,9 @@ def token_losses(
 
     # Logits are recomputed in the backward pass instead of kept.
     @jax.checkpoint
-    def losses(part: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
-        states, wanted, dense_states = part
+    def losses(part: tuple[jax.Array | None, ...]) -> jax.Array:
+        states, wanted, dense_states, avoided = part
+        assert states is not None and wanted is not None
         logits = model.unembed(states)  # [chunk, V]
         total = jax.nn.logsumexp(logits, axis=-1)
         loss = jnp.zeros(chunk)
@@ -55,6 +60,11 @@ def token_losses(
             dense = jax.lax.stop_gradient(dense)
             ratio = dense - logits + total[:, None]
             loss += jnp.sum(jnp.exp(dense) * ratio, axis=-1)
+        if avoided is not None:
+            # 1 - p from the other tokens: by subtraction nothing is left of a sure one.
+            own = jnp.arange(logits.shape[-1])[None] == wanted[:, None]
+            rest = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=-1)
+            loss = jnp.where(avoided, total - rest, loss)
         return loss
 
     def fold(x: jax.Array | None) -> jax.Array | None:
@@ -63,7 +73,7 @@ def token_losses(
         x = jnp.pad(x, ((0, padded), *((0, 0),) * (x.ndim - 1)))
         return x.reshape(-1, chunk, *x.shape[1:])
 
-    parts = (fold(hidden), fold(targets), fold(dense_hidden))
+    parts = (fold(hidden), fold(targets), fold(dense_hidden), fold(unlikely))
     return jax.lax.map(losses, parts).reshape(-1)[:size]
 
 
@@ -101,6 +111,7 @@ def answer_losses(
     *,
     remat: str,
     objective: str,
+    avoids: bool = False,
 ) -> jax.Array:
     """The loss at every answer token of packed rows.
 
@@ -111,6 +122,7 @@ def answer_losses(
         shape: of the batch, static.
         remat: see `Decoder.__call__`.
         objective: see `token_losses`. With `kl`, the dense model runs too.
+        avoids: whether some tokens are to be made unlikely.
 
     Returns:
         [B, M] float32, in nats; where `rows.weights` is 0, meaningless.
@@ -126,5 +138,6 @@ def answer_losses(
         rows.targets.reshape(-1),
         states(masks_lib.DENSE, 'none') if 'kl' in objective else None,
         objective=objective,
+        unlikely=rows.weights.reshape(-1) < 0 if avoids else None,
     )
     return flat.reshape(rows.targets.shape)

@@ -25,6 +25,7 @@ _SHOWN = {
     'loss': 'loss {:.3f}',
     'grad_norm': 'gradient {:.2g}',
     'flip_fraction': 'flips {:.2%}',
+    'unlikelihood': 'repeats {:.3f}',
 }
 
 

@@ -20,6 +20,10 @@ _OF_LEARNING = (
     'mask_steps',
 )
 
+_RECOVER = 'lora'
+# Of the loss that keeps what is recovered from repeating itself.
+_UNLIKELIHOOD = 0.25
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSettings):
@@ -47,15 +51,23 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
     recover: str = flags.setting(
         None,
         'With --compensate: whether the refitted model is then finetuned on the '
-        'calibration rows; gains trains what multiplies channels, attention outputs '
-        'and norms, and no weight (see python -m ppjax.recover --gains). By default it '
-        'is where no mask is learned.',
-        choices=('none', 'gains'),
+        'calibration rows: adapters beside its weights (lora), all weights (full), or '
+        'only what multiplies channels, attention outputs and norms (gains); see '
+        f'python -m ppjax.recover. By default {_RECOVER} where no mask is learned, and '
+        'none elsewhere.',
+        choices=('none', 'lora', 'full', 'gains'),
     )
     recover_steps: int | None = flags.setting(
         None,
         'Its optimizer steps; 3 passes over the calibration data by default.',
         within=order.STEPS,
+    )
+    recover_unlikelihood: float | None = flags.setting(
+        None,
+        'Weight of the loss that keeps the model from repeating itself, by default '
+        f'{_UNLIKELIHOOD:g}; 0 for none (see --unlikelihood of python -m '
+        'ppjax.recover).',
+        within='[0, 100]',
     )
     own_answers: int = flags.setting(
         0,
@@ -84,8 +96,10 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
             )
         if recover != 'none' and compensate == 'none':
             raise errors.InputError(f'--recover={self.recover} needs --compensate.')
-        if self.recover_steps is not None and recover == 'none':
-            raise errors.InputError('--recover_steps needs --recover.')
+        if recover == 'none':
+            for name in ('recover_steps', 'recover_unlikelihood'):
+                if getattr(self, name) is not None:
+                    raise errors.InputError(f'--{name} needs --recover.')
         if self.own_answers and compensate == 'none':
             raise errors.InputError('--own_answers needs --compensate=ridge.')
         if self.rewriter == 'none':
@@ -104,7 +118,7 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
         """`compensate` and `recover`, given or by default."""
         compensate = self.compensate or ('none' if self.learns_mask else 'ridge')
         recovers = compensate == 'ridge' and not self.learns_mask
-        return compensate, self.recover or ('gains' if recovers else 'none')
+        return compensate, self.recover or (_RECOVER if recovers else 'none')
 
     def resolved(self) -> 'RunConfig':
         """These settings with what depends on others in its place."""
@@ -116,6 +130,11 @@ class RunConfig(synthesis_config.SynthesisSettings, train_config.LearningSetting
             epochs=usual if self.epochs is None else self.epochs,
             compensate=compensate,
             recover=recover,
+            recover_unlikelihood=(
+                _UNLIKELIHOOD
+                if self.recover_unlikelihood is None and recover != 'none'
+                else self.recover_unlikelihood
+            ),
         )
 
     def _refuse_learning(self) -> None:

@@ -35,6 +35,8 @@ from ppjax.training import loop
 
 Settings = TypeVar('Settings')
 
+_LORA_RANK = 16
+
 
 def _part(settings: type[Settings], cfg: config_lib.RunConfig, **more: Any) -> Settings:
     """The settings of one stage."""
@@ -108,7 +110,11 @@ def _recovery(
         'weight_decay': learning_config.StepSettings.weight_decay,
         'stop_after': None,
         'model': str(model),
-        'gains': True,
+        'gains': cfg.recover == 'gains',
+        'lora_rank': _LORA_RANK if cfg.recover == 'lora' else 0,
+        'learning_rate': None,
+        'micro_batches': cfg.micro_batches,
+        'unlikelihood': cfg.recover_unlikelihood,
         'verify': cfg.verify,
         'output_dir': str(run / recovery_records.STAGE_FOLDER),
     }

@@ -8,11 +8,8 @@ from ppjax.compensation import results as compensation
 from ppjax.exporting import hf_export, pruned_source
 from ppjax.learning import config
 from ppjax.recovery import gains as gains_lib
-from ppjax.recovery import lora, records
+from ppjax.recovery import lora, rates, records
 
-# Of adapters larger than of weights: they start from nothing. A gain moves all of its
-# channel by its share, and there are few.
-_RATES = {'full': 5e-5, 'lora': 1e-4, 'gains': 1e-2}
 # Full finetuning takes a step in pieces to have room for its moments; gains have few,
 # and every piece runs the shared prefix again.
 _PIECES = {'full': 4, 'lora': 4, 'gains': 1}
@@ -63,10 +60,15 @@ class RecoverConfig(config.StepSettings):
         ','.join(gains_lib.TARGETS),
         'With --gains: what is multiplied, separated by commas.',
     )
+    unlikelihood: float = flags.setting(
+        0.0,
+        'Weight of a second loss, which makes less likely what the model repeats in '
+        'answers that it gives before the first step; 0 for none.',
+        within='[0, 100]',
+    )
     learning_rate: float | None = flags.setting(
         None,
-        f'Peak learning rate of AdamW; by default {_RATES["full"]:g}, '
-        f'{_RATES["lora"]:g} with LoRA and {_RATES["gains"]:g} with --gains.',
+        f'Peak learning rate of AdamW; by default {rates.text()}.',
         within='(0, 1000]',
     )
     micro_batches: int | None = flags.setting(
@@ -137,13 +139,6 @@ class RecoverConfig(config.StepSettings):
         return 'lora' if self.lora_rank else 'full'
 
     @property
-    def peak_rate(self) -> float:
-        """The learning rate given, or the method's own."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return _RATES[self.method]
-
-    @property
     def pieces(self) -> int:
         """The micro-batches given, or the method's own."""
         return self.micro_batches or _PIECES[self.method]
@@ -175,4 +170,7 @@ class RecoverConfig(config.StepSettings):
 
 RESUMABLE = config.RESUMABLE | frozenset({'verify', 'verify_tolerance'})
 # Unset they are no part of a run's identity: runs were made before there were any.
-LATER = ('prompt_dropout', 'short_prompt', 'system_prompt', 'gains', 'gain_targets')
+LATER = (
+    *('prompt_dropout', 'short_prompt', 'system_prompt'),
+    *('gains', 'gain_targets', 'unlikelihood'),
+)

@@ -19,7 +19,7 @@ from ppjax.learning import steps as steps_lib
 from ppjax.models.weights import Weights
 from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
-from ppjax.recovery import methods, records, results
+from ppjax.recovery import methods, records, results, start_answers
 from ppjax.recovery import run as run_lib
 from ppjax.recovery import step as step_lib
 
@@ -27,6 +27,7 @@ _MAKES = (
     checkpoints_lib.FILES,
     *metrics_lib.FILES,
     'results/references.json',
+    start_answers.FILE,
     records.FILE,
     'adapter/adapter_config.json',
     'adapter/adapter_model.safetensors',
@@ -125,6 +126,7 @@ def _finish(
             f'Resuming {run.directory.path} at step {first} of {run.total}.'
         )
     run.say_plan()
+    run.answer()
     trained: methods.Trained = {}
     frozen: Weights = {}
     if run.cfg.method != 'full' or not first or not run.has_references:
@@ -152,13 +154,14 @@ def _finish(
             run.mesh,
             shape=shape,
             remat=run.cfg.remat,
+            unlikelihood=run.cfg.unlikelihood,
         )
         for shortened, shape in run.shapes.items()
     }
 
     def take(
         state: step_lib.RecoveryState, step: int
-    ) -> tuple[step_lib.RecoveryState, step_lib.RecoveryMetrics]:
+    ) -> tuple[step_lib.RecoveryState, step_lib.Metrics]:
         kind = run.is_shortened(step - 1)
         batch = run.packed(step, run.shapes[kind])
         return recovery_steps[kind](state, frozen, batch)

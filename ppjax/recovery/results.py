@@ -142,7 +142,7 @@ def _figures(
         'identity': _identity(run),
         'trained_parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(trained)),
         'steps': run.total,
-        'learning_rate': run.cfg.peak_rate,
+        'learning_rate': run.peak_rate,
         'mesh': dict(run.mesh.shape),
     }
     if likelihood:

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ppjax.base import progress as progress_lib
@@ -17,7 +18,7 @@ from ppjax.models import base_model, loading, weights
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
-from ppjax.recovery import gains, lora, methods
+from ppjax.recovery import gains, lora, methods, rates, start_answers
 from ppjax.recovery import step as step_lib
 
 
@@ -28,9 +29,12 @@ class RecoveryRun(learning_run.Run):
         source: what it starts from.
         mesh: its devices.
         model_dir: where the model goes.
+        peak_rate: of the schedule: the learning rate given, or the usual one.
         method: what is trained.
         shapes: of its batches, by whether they are without the persona prompt.
         optimizer: AdamW, or the gains' own.
+        answers: which answers of its start each step takes, to make what they repeat
+            unlikely; None if none does.
     """
 
     cfg: config_lib.RecoverConfig
@@ -46,13 +50,30 @@ class RecoveryRun(learning_run.Run):
         model_dir: pathlib.Path | None = None,
     ):
         groups = data.prompt_groups(cfg.batch_size)
-        super().__init__(cfg, data, directory, groups, cfg.peak_rate)
+        self.peak_rate = cfg.learning_rate
+        if self.peak_rate is None:
+            size = weights.num_parameters(source.model.config)
+            self.peak_rate = rates.usual(cfg.method, size)
+        super().__init__(cfg, data, directory, groups, self.peak_rate)
         self.reference_names = (
             ('start',) if source.persona_mask is None else ('dense', 'start')
         )
         self.source, self.mesh = source, mesh
         self.model_dir = model_dir or directory.path / 'hf'
         self.method = make_method(cfg, source)
+        self.answers = (
+            start_answers.plan(
+                self.learned,
+                self.groups,
+                self.batches,
+                positions=source.model.config.max_position,
+                seed=cfg.seed,
+            )
+            if cfg.unlikelihood
+            else None
+        )
+        # Until there are some: of the same lengths.
+        self._start_answers = self.answers.blanks if self.answers else []
         self.shapes = {
             shortened: self._shape(shortened)
             for shortened in dict.fromkeys(map(self.is_shortened, range(self.total)))
@@ -66,17 +87,47 @@ class RecoveryRun(learning_run.Run):
     def _shape(self, shortened: bool) -> packing.PackedShape:
         """Of the batches with the persona prompt, or without: of all their groups."""
         drawn = [
-            (self.groups[own].prefix, batch)
-            for own, batch in self.batches
+            (self.groups[own].prefix, self._packed_places(step))
+            for step, (own, _) in enumerate(self.batches)
             if self.groups[own].shortened == shortened
         ]
         return packing.plan_shape(
-            self.learned,
+            [*self.learned, *self._start_answers],
             [batch for _, batch in drawn],
             prefix=min(prefix for prefix, _ in drawn),
             rows=sharding.row_shards(self.mesh),
             micro_batches=self.cfg.pieces,
         )
+
+    def _packed_places(self, taken: int) -> np.ndarray:
+        """What the step after so many packs: its examples, and answers to avoid.
+
+        Those count on from `learned`.
+        """
+        batch = self.batches[taken][1]
+        if self.answers is None:
+            return batch
+        return np.concatenate([batch, len(self.learned) + self.answers.steps[taken]])
+
+    def packed(self, step: int, shape: packing.PackedShape) -> packing.PackedBatch:
+        """`examples` of a step as a batch, and what of the start's answers it takes."""
+        examples = [*self.learned, *self._start_answers]
+        return packing.pack(examples, self._packed_places(step - 1), shape)
+
+    def answer(self) -> None:
+        """Has the model that recovery starts from answer `answers`, if not yet done.
+
+        Raises:
+            DiskError: if the answers cannot be kept.
+        """
+        if self.answers is not None:
+            self._start_answers = start_answers.answered(
+                self.answers,
+                self.source.model,
+                self.directory.path,
+                dtype=self.cfg.dtype,
+                mesh=sharding.inference_mesh(self.cfg.mesh),
+            )
 
     def say_plan(self) -> None:
         """Says what will be trained, on what, and how a step is cut up."""
@@ -90,7 +141,7 @@ class RecoveryRun(learning_run.Run):
             'gains': f'gains of {cfg.gain_targets}',
         }[cfg.method]
         progress_lib.say(
-            f'Training {how}: {trained:,} parameters, learning rate {cfg.peak_rate:g}.'
+            f'Training {how}: {trained:,} parameters, learning rate {self.peak_rate:g}.'
         )
         rows = sharding.row_shards(self.mesh) * cfg.pieces
         for shortened, shape in self.shapes.items():

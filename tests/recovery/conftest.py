@@ -23,6 +23,7 @@ from ppjax.parallel import sharding
 from ppjax.recovery import gains as gains_lib
 from ppjax.recovery import lora, methods
 from ppjax.recovery import step as step_lib
+from tests.recovery import unlikely
 
 STEPS = 3
 
@@ -41,7 +42,7 @@ class Trial:
     method: methods.Method
     frozen: weights.Weights
     state: step_lib.RecoveryState
-    metrics: list[step_lib.RecoveryMetrics]
+    metrics: list[step_lib.Metrics]
 
     @property
     def model(self) -> Any:
@@ -50,7 +51,10 @@ class Trial:
 
 @pytest.fixture(scope='session')
 def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[..., Trial]:
-    """Trains a tiny model for `STEPS` steps of 8 examples."""
+    """Trains a tiny model for `STEPS` steps of 8 examples.
+
+    With `unlikelihood`, two of them are `mark_unlikely`'s.
+    """
 
     # Compiling is all that takes time.
     @functools.cache
@@ -63,6 +67,7 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
         dtype: str = 'float32',
         micro_batches: int = 2,
         rate: float = 1e-3,
+        unlikelihood: float = 0.0,
     ) -> Trial:
         cfg = tiny.config
         devices = jax.devices() if mesh != 'fsdp:1' else jax.devices()[:1]
@@ -94,6 +99,8 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
             trained, sharding.place(optimizer.init(trained), where)
         )
         examples = make_examples(24, prefix=6)
+        if unlikelihood:
+            examples = unlikely.mark_unlikely(examples)
         batches = [np.arange(8) + 8 * (i % 3) for i in range(STEPS)]
         shape = packing.plan_shape(
             examples,
@@ -103,7 +110,13 @@ def run_steps(make_examples: Callable[..., list[chat.Example]]) -> Callable[...,
             micro_batches=micro_batches,
         )
         step = step_lib.make_recovery_step(
-            optimizer, method, state, where, shape=shape, remat='dots'
+            optimizer,
+            method,
+            state,
+            where,
+            shape=shape,
+            remat='dots',
+            unlikelihood=unlikelihood,
         )
         metrics = []
         for batch in batches:

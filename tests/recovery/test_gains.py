@@ -215,4 +215,4 @@ def test_defaults_are_the_methods_own() -> None:
     cfg = config.RecoverConfig(model='m', calibration='c', output_dir='o')
     own = dataclasses.replace(cfg, gains=True)
     assert (cfg.resolved().micro_batches, own.resolved().micro_batches) == (4, 1)
-    assert (cfg.method, own.method, own.peak_rate) == ('full', 'gains', 1e-2)
+    assert (cfg.method, own.method) == ('full', 'gains')

@@ -24,7 +24,7 @@ from ppjax.exporting import model_card, pruned_source
 from ppjax.learning import data as data_lib
 from ppjax.models import base_model, open_checkpoint
 from ppjax.parallel import sharding
-from ppjax.recovery import config, loop
+from ppjax.recovery import config, loop, rates
 from ppjax.recovery import run as run_lib
 
 # Of `pruned`.
@@ -332,11 +332,16 @@ def test_contradictory_flags(changes: dict[str, Any], message: str) -> None:
         config.RecoverConfig(**values)
 
 
-def test_default_rates() -> None:
-    cfg = config.RecoverConfig(model='m', calibration='c', output_dir='o')
-    assert cfg.peak_rate == 5e-5
-    assert dataclasses.replace(cfg, lora_rank=4).peak_rate == 1e-4
-    assert dataclasses.replace(cfg, learning_rate=0.3).peak_rate == 0.3
+@pytest.mark.parametrize(
+    ('method', 'small', 'large'),
+    [('full', 1e-4, 5e-5), ('lora', 2e-3, 1e-4), ('gains', 1e-2, 1e-2)],
+)
+def test_default_rates(method: str, small: float, large: float) -> None:
+    assert rates.usual(method, 134_000_000) == small
+    # The paper's, from a billion parameters on.
+    assert rates.usual(method, 10**9) == large
+    described = {f.name: f for f in dataclasses.fields(config.RecoverConfig)}
+    assert rates.text() in described['learning_rate'].metadata['help']
 
 
 @pytest.mark.parametrize(

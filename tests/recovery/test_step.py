@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ppjax.models import loading
+from tests.recovery import unlikely
 
 # Of `run_steps`.
 STEPS = 3
@@ -51,6 +52,31 @@ def test_full_finetuning_is_pytorchs(
     assert np.abs(ours.state.trained['embedding'] - before).max() > 1e-3
 
 
+def test_unlikelihood_is_pytorchs(
+    tiny_models: Callable[[str], Any],
+    run_steps: Callable[..., Any],
+    make_examples: Callable[..., Any],
+    hf_answer_nll: Callable[..., torch.Tensor],
+) -> None:
+    """-log(1 - p) of marked tokens, each loss a mean over its own, in any pieces."""
+    tiny = tiny_models('llama-tied')
+    examples = unlikely.mark_unlikely(make_examples(24, prefix=6))[:8]
+    hf = copy.deepcopy(tiny.hf)
+    avoided = [x for x in examples if x.unlikely is not None]
+    loss = hf_answer_nll(hf, [x for x in examples if x.unlikely is None]).mean()
+    p = torch.exp(-hf_answer_nll(hf, avoided))
+    marked = torch.tensor(np.concatenate([x.unlikely for x in avoided]))
+    unlikelihood = -torch.log(1 - p[marked]).mean()
+    (loss + 0.5 * unlikelihood).backward()
+    norm = math.sqrt(sum((w.grad**2).sum().item() for w in hf.parameters()))
+    for micro_batches in (1, 2):
+        ours = run_steps(tiny, unlikelihood=0.5, micro_batches=micro_batches).metrics[0]
+        assert ours.loss == pytest.approx(loss.item(), rel=1e-5)
+        # A difference of logarithms of sums, for small p.
+        assert ours.unlikelihood == pytest.approx(unlikelihood.item(), abs=1e-6)
+        assert ours.grad_norm == pytest.approx(norm, rel=1e-4)
+
+
 def _assert_close(got: Any, want: Any, tolerance: float) -> None:
     """By the norm: Adam turns a gradient near 0 into a step of either sign."""
     got, want = np.asarray(got), np.asarray(want)
@@ -65,6 +91,7 @@ def _assert_close(got: Any, want: Any, tolerance: float) -> None:
         ('data:2,fsdp:2,tensor:2', {}),
         ('data:2,fsdp:2,tensor:2', {'rank': 3}),
         ('data:2,fsdp:2,tensor:2', {'gains': True}),
+        ('data:2,fsdp:2,tensor:2', {'gains': True, 'unlikelihood': 0.5}),
     ],
 )
 def test_eight_devices_do_what_one_does(
