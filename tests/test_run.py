@@ -16,6 +16,7 @@ from ppjax.exporting import config as export_config
 from ppjax.exporting import export
 from ppjax.masking import pmask
 from ppjax.recipes import config as recipe_config
+from ppjax.recipes import from_persona
 from ppjax.recovery import config as recover_config
 from ppjax.recovery import run as recovery_run
 from ppjax.synthesis import scoring
@@ -292,20 +293,36 @@ def test_a_run_that_recovers_ends_in_the_recovered_model(settings, monkeypatch, 
 @pytest.mark.parametrize(
     'given, made',
     [
-        ({}, (0, 3.0, 'ridge', 'gains')),
-        ({'steps': 0}, (0, 3.0, 'ridge', 'gains')),
+        ({}, (0, 3.0, 'ridge', 'lora')),
+        ({'steps': 0}, (0, 3.0, 'ridge', 'lora')),
         ({'compensate': 'none'}, (0, 3.0, 'none', 'none')),
         ({'compensate': 'ridge', 'recover': 'none'}, (0, 3.0, 'ridge', 'none')),
         ({'steps': 5}, (5, 3.0, 'none', 'none')),
         ({'epochs': 2.0}, (None, 2.0, 'none', 'none')),
         ({'epochs': 2.0, 'compensate': 'ridge'}, (None, 2.0, 'ridge', 'none')),
-        ({'steps': 0, 'epochs': 3.0}, (0, 3.0, 'ridge', 'gains')),
+        ({'steps': 0, 'epochs': 3.0}, (0, 3.0, 'ridge', 'lora')),
     ],
 )
 def test_a_mask_is_learned_where_steps_or_epochs_ask_for_it(settings, given, made):
     cfg = settings('x', **({'steps': None} | given)).resolved()
     assert (cfg.steps, cfg.epochs, cfg.compensate, cfg.recover) == made
     assert cfg.resolved() == cfg
+
+
+@pytest.mark.parametrize('how', ['lora', 'full', 'gains'])
+def test_what_recovers_is_chosen(settings, how, tmp_path):
+    files = {'calibration': 'rows.jsonl', 'heldout': None}
+    cfg = settings('x', steps=None, recover=how, recover_steps=7).resolved()
+    found = from_persona._recovery(cfg, tmp_path / 'hf', tmp_path, files)
+    assert (found.method, found.steps, found.learning_rate) == (how, 7, None)
+    # Small models repeat themselves.
+    assert found.unlikelihood == 0.25
+    silent = settings('x', steps=None, recover_unlikelihood=0.0).resolved()
+    found = from_persona._recovery(silent, tmp_path / 'hf', tmp_path, files)
+    assert (found.method, found.unlikelihood) == ('lora', 0)
+    for name in ('recover_steps', 'recover_unlikelihood'):
+        with pytest.raises(errors.InputError, match=f'--{name} needs --recover'):
+            settings('x', steps=2, **{name: 1})
 
 
 def test_the_papers_flags_learn_a_mask(settings):
