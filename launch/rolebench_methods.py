@@ -491,6 +491,8 @@ def main(cfg: Settings) -> int:
                 atomic.write_json(results_file, rolebench_table.merged(stored, row))
                 shown.append(row)
     print(rolebench_table.markdown(shown))
+    print()
+    print(rolebench_table.summary(shown))
     return 0
 
 

@@ -201,6 +201,20 @@ def test_table_says_how_far_each_model_came(methods):
     assert '| 2.500 | +0.500' in methods.rolebench_table.markdown(rows[1:])
 
 
+def test_summary_means_over_roles(methods):
+    rows = [_row('one_shot', 4.0), _row('ridge', 2.5)]
+    rows += [row | {'role': 'B', 'minutes': 2.5} for row in rows]
+    rows[3] = _row('ridge', 3.5) | {'role': 'B'}
+    head, rule, first, second = methods.rolebench_table.summary(rows).splitlines()
+    assert head.count('|') == rule.count('|') == second.count('|')
+    assert first == (
+        '| 50% | one_shot | +2.000 | +2.000 | +2.000 | 0% |  |  |  | 2.0 |'
+    )
+    # 75 and 25 % of the way.
+    assert second == '| 50% | ridge | +0.500 | +1.500 | +1.000 | 50% |  |  |  | 1.5 |'
+    assert '| +1.000 |  |' in methods.rolebench_table.summary(rows[1::2])
+
+
 def test_other_results_stay(methods):
     rows = [_row('one_shot', 4.0), _row('ridge', 2.5)]
     again = _row('ridge', 2.25)
