@@ -267,6 +267,8 @@ def test_a_run_that_recovers_ends_in_the_recovered_model(settings, monkeypatch, 
     assert '## Reconstruction' in card and '## Recovery' in card
     page = (found.path / 'report.html').read_text()
     assert 'Held-out NLL, recovered model' in page and 'Mask learning' not in page
+    assert 'the model before it was refitted' in page
+    assert 'gives the same answers' not in page
     after = page.partition('<h2>After pruning</h2>')[2].partition('</section>')[0]
     assert 'Error that reconstruction leaves' in after
     assert f'Refitted model {rows["refitted"].nll:.4f}' in after
