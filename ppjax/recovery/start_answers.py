@@ -141,6 +141,12 @@ def answered(
         DiskError: if they cannot be written.
     """
     path = folder / FILE
+    if not plan.questions:
+        progress_lib.say(
+            f'No calibration question leaves room for {TOKENS} tokens; nothing that the '
+            'model repeats is made less likely.'
+        )
+        return []
     known = processes.first_decides(lambda: _read(path, plan.questions))
     if known is None:
         known = _generated(plan, model, path, dtype=dtype, mesh=mesh)

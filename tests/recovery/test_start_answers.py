@@ -186,6 +186,22 @@ def test_damaged_answers_are_given_again(
     assert file.read_text() == before
 
 
+def test_without_room_for_an_answer_nothing_is_asked(
+    pruned: Any,
+    calibration_files: Any,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    monkeypatch.setattr(start_answers, 'TOKENS', 10**6)
+    cfg = _settings(
+        calibration_files, tmp_path / 'run', model=str(pruned[1]), stop_after=1
+    )
+    assert _recover(cfg) is None
+    assert 'No calibration question leaves room' in capsys.readouterr().err
+    assert not (tmp_path / 'run' / start_answers.FILE).exists()
+
+
 def test_without_the_second_loss_nothing_is_asked(
     pruned: Any, calibration_files: Any, tmp_path: pathlib.Path
 ) -> None:
