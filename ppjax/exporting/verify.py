@@ -96,7 +96,8 @@ class Verification:
                 raise errors.InputError(
                     f'The exported model, reloaded by {loader}, differs from {than} '
                     f'by up to {difference:.3g} in its logits, more than '
-                    f'--verify_tolerance={tolerance:g}.'
+                    f'--verify_tolerance={tolerance:g}. A few times that can be '
+                    'rounding: the same command with a larger one goes on.'
                 )
 
 

@@ -77,7 +77,7 @@ def test_one_wrong_channel_fails_and_pytorch_may_be_absent(
         tiny.base, masks_lib.Masks(_mask()), target, dtype='float32', tokens=_TOKENS
     )
     assert found.transformers is None
-    with pytest.raises(errors.InputError, match=r'by ppjax, differs .*=0\.001\.$'):
+    with pytest.raises(errors.InputError, match=r'by ppjax, differs .*=0\.001\. '):
         found.require(1e-3)
 
 
