@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a pruned role-playing model, on two CPU cores in some fifteen minutes:
+# From nothing to a pruned role-playing model, on two CPU cores in some eight minutes:
 # sets up .venv, chooses calibration data for a persona that ships with ppjax, prunes
 # and refits, exports the model, checks it, and shows the result. The same command goes on
 # where it stopped.

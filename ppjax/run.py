@@ -3,7 +3,7 @@
 python -m ppjax.run --persona=card.png --base_model=DIR --instructions=FILE \\
     --output_dir=runs/mine
 
-Keeps the channels with the largest activations, refits what they add, and learns gains.
+Keeps the channels with the largest activations, refits what they add, and learns adapters.
 The paper's way, a learned mask, is --steps=N or --epochs=3.
 """
 

@@ -102,9 +102,9 @@ class LearningSettings(config.StepSettings):
     nested: str | None = flags.setting(
         None,
         'Learn one order of the channels that serves all sparsities between two, as in '
-        '0.1:0.6: each step draws one, the higher ones more often. The mask file then has ranks, of which --sparsity '
-        'is the default and --mask_sparsity of chat, export, evaluate and recover '
-        'another.',
+        '0.1:0.6: each step draws one, the higher ones more often. The mask file then '
+        'has ranks, of which --sparsity is the default and --mask_sparsity of chat, '
+        'export, evaluate and recover another.',
     )
     budget: str = flags.setting(
         'uniform',
