@@ -63,6 +63,12 @@ def _penalty(sums: Sums, damping: float, biased: bool) -> np.ndarray:
     return penalty
 
 
+# What rounding to float32 may have made of an entry of G, as a share of the root of
+# its two diagonal entries: nothing, then ever more. Qwen2.5 has channels of activations
+# so large, and so much alike, that G's least eigenvalue is below 0 by 1e-6 of theirs.
+_ROUNDING = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+
+
 def solve(sums: Sums, damping: float, *, biased: bool) -> np.ndarray:
     """D, float64 [k, D]; takes a second matrix of G's size while it runs.
 
@@ -70,17 +76,29 @@ def solve(sums: Sums, damping: float, *, biased: bool) -> np.ndarray:
         sums: of the texts.
         damping: positive.
         biased: whether the last of the k is the bias.
+
+    Raises:
+        InputError: if G is not one of activations, whatever rounding did to it.
     """
     penalty = _penalty(sums, damping, biased)
     if not penalty.any():  # Channels that are never active: nothing to go by.
         return np.zeros_like(sums.cross)
-    system = sums.gram.copy()
-    system[np.diag_indices(len(system))] += penalty
-    # LAPACK's order, so that it works in place.
-    factor = scipy.linalg.cho_factor(
-        system.T, lower=True, overwrite_a=True, check_finite=False
+    for share in _ROUNDING:
+        system = sums.gram.copy()
+        system[np.diag_indices(len(system))] *= 1 + share
+        system[np.diag_indices(len(system))] += penalty
+        try:
+            # LAPACK's order, so that it works in place.
+            factor = scipy.linalg.cho_factor(
+                system.T, lower=True, overwrite_a=True, check_finite=False
+            )
+        except np.linalg.LinAlgError:
+            continue
+        return scipy.linalg.cho_solve(factor, sums.cross, check_finite=False)
+    raise errors.InputError(
+        f'No rows can be fitted with --damping={damping:g}: the activations are too '
+        'much alike for their precision; try larger ones, or --dtype=float32.'
     )
-    return scipy.linalg.cho_solve(factor, sums.cross, check_finite=False)
 
 
 def left(sums: Sums, change: np.ndarray, damping: float, *, biased: bool) -> float:

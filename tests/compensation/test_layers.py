@@ -261,6 +261,30 @@ def test_dead_channels_and_damaged_numbers():
         sums.check_finite(4)
 
 
+def test_rounded_sums_of_large_activations_alike_are_solved():
+    """Two channels 1e4 times the others, always together, summed in float32."""
+    rng = np.random.default_rng(3)
+    a = rng.normal(size=(400, 12))
+    a[:, :3] = 1e4 * rng.normal(size=(400, 1)) * (1 + 1e-5 * rng.normal(size=(400, 3)))
+    sums = fit.Sums(12, 5)
+    wanted = rng.normal(size=(400, 5))
+    sums.gram[:] = (np.float32(a).T @ np.float32(a)).astype(np.float64)
+    # As rounding may have it: each of the largest entries by one part in 10 million.
+    sums.gram[:3, :3] *= 1 - 3e-7 * (1 - np.eye(3))
+    sums.gram[0, 1] = sums.gram[1, 0] = sums.gram[0, 0] * (1 + 3e-7)
+    sums.cross[:] = a.T @ wanted
+    sums.energy, sums.weight = float(np.square(wanted).sum()), 400.0
+    damping = 1e-12
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(sums.gram + damping * np.eye(12))
+    change = fit.solve(sums, damping, biased=False)
+    exact = np.linalg.lstsq(a[:, 3:], wanted, rcond=None)[0]
+    np.testing.assert_allclose(change[3:], exact, atol=0.02)
+    sums.gram[0, 1] = sums.gram[1, 0] = 2 * sums.gram[0, 0]
+    with pytest.raises(errors.InputError, match='larger ones'):
+        fit.solve(sums, damping, biased=False)
+
+
 def test_examples_are_held_back_by_seed():
     held = texts_lib.hold_back(100, 0.15, seed=0)
     assert held.sum() == 15
