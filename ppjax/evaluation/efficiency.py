@@ -1,12 +1,9 @@
-"""Sizes and FLOPs of the dense and the pruned model, in closed form.
+"""Sizes and FLOPs of the dense and the pruned model side by side.
 
-A multiply-add is two FLOPs. Products of weights or attention with activations
-count; norms, RoPE, softmax, biases and element-wise products do not. Attention
-counts all S x S pairs of a prompt, not the causal half, as the paper's Table 11
-does.
+What counts, and how, is `models.costs`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -14,6 +11,7 @@ import jax.numpy as jnp
 
 from ppjax.base import errors
 from ppjax.models import config as config_lib
+from ppjax.models import costs
 from ppjax.pages import formats
 
 CONVENTION = (
@@ -82,77 +80,31 @@ class Efficiency:
     pruned: Figures
 
 
-def block_weights(cfg: config_lib.ModelConfig, keep: int) -> int:
-    """Entries of one block's matrices, which is its multiply-adds a token."""
-    d_q, d_kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    return cfg.d_model * (2 * d_q + 2 * d_kv + 3 * keep)
-
-
-def _block_vectors(cfg: config_lib.ModelConfig, keep: int) -> int:
-    """Entries of one block's norms and biases."""
-    d_q, d_kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    entries = 2 * cfg.d_model
-    if cfg.qkv_bias:
-        entries += d_q + 2 * d_kv
-    if cfg.out_bias:
-        entries += cfg.d_model
-    if cfg.mlp_bias:
-        entries += 2 * keep + cfg.d_model
-    if cfg.qk_norm:
-        entries += 2 * cfg.head_dim
-    return entries
-
-
-def prefill_flops(cfg: config_lib.ModelConfig, keep: int, tokens: float) -> float:
-    """2 S N_block + 4 L S^2 N H: a prompt through the blocks, unembedding left out.
-
-    Args:
-        cfg: of the dense model.
-        keep: k.
-        tokens: S; a mean over prompts need not be whole.
-
-    Source: Persona-Pruner, arXiv:2606.14695, Table 11.
-    """
-    attention = 4 * cfg.num_heads * cfg.head_dim * tokens**2
-    return cfg.num_layers * (2 * tokens * block_weights(cfg, keep) + attention)
-
-
-def decode_flops(cfg: config_lib.ModelConfig, keep: int, context: float) -> float:
-    """2 N_block + 4 L t N H + 2 V D: one token through the blocks and unembedding.
-
-    Args:
-        cfg: of the dense model.
-        keep: k.
-        context: t, the tokens that it attends to, itself included.
-    """
-    attention = 4 * cfg.num_heads * cfg.head_dim * context
-    blocks = cfg.num_layers * (2 * block_weights(cfg, keep) + attention)
-    return blocks + 2 * cfg.vocab_size * cfg.d_model
-
-
 def _figures(
-    cfg: config_lib.ModelConfig, keep: int, itemsize: int, prompt: float, answer: int
+    cfg: config_lib.ModelConfig,
+    sizes: Sequence[costs.BlockSize],
+    itemsize: int,
+    prompt: float,
+    answer: int,
 ) -> Figures:
     table = cfg.vocab_size * cfg.d_model
-    blocks = cfg.num_layers * (block_weights(cfg, keep) + _block_vectors(cfg, keep))
-    untied = blocks + 2 * table + cfg.d_model
-    unique = untied - table if cfg.tie_embeddings else untied
-    cached = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim
-    prefill = prefill_flops(cfg, keep, prompt)
+    count = costs.parameters(cfg, sizes)
+    cached = 2 * cfg.head_dim * sum(size.groups for size in sizes)
+    prefill = costs.prefill_flops(cfg, sizes, prompt)
     # The decoded tokens 2 to T attend to S + 1 .. S + T - 1 tokens, a mean of S + T/2.
-    decoded = (answer - 1) * decode_flops(cfg, keep, prompt + answer / 2)
+    decoded = (answer - 1) * costs.decode_flops(cfg, sizes, prompt + answer / 2)
     return Figures(
-        keep=keep,
-        layers=cfg.num_layers,
-        parameters=unique,
-        parameters_untied=untied,
-        parameters_blocks=blocks,
-        bytes=unique * itemsize,
-        decode_weight_bytes=(untied - table) * itemsize,
+        keep=max(size.channels for size in sizes),
+        layers=len(sizes),
+        parameters=count.unique,
+        parameters_untied=count.untied,
+        parameters_blocks=count.blocks,
+        bytes=count.unique * itemsize,
+        decode_weight_bytes=(count.untied - table) * itemsize,
         kv_bytes_per_token=cached * itemsize,
         prefill_flops=prefill,
         prefill_flops_with_head=prefill + 2 * table,
-        decode_flops=decode_flops(cfg, keep, prompt + 1),
+        decode_flops=costs.decode_flops(cfg, sizes, prompt + 1),
         total_flops=prefill + 2 * table + decoded,
     )
 
@@ -193,10 +145,12 @@ def measure(
             f'answer_length must be at least 1, got {answer_length}.'
         )
     itemsize = jnp.dtype(dtype).itemsize
-    shorter = dataclasses.replace(cfg, num_layers=layers)
     dense, pruned = (
-        _figures(model, k, itemsize, prompt_length, answer_length)
-        for model, k in ((cfg, cfg.d_ff), (shorter, keep))
+        _figures(cfg, sizes, itemsize, prompt_length, answer_length)
+        for sizes in (
+            costs.uniform(cfg),
+            costs.uniform(cfg, channels=keep, layers=layers),
+        )
     )
     return Efficiency(
         d_ff=cfg.d_ff,

@@ -21,6 +21,7 @@ from ppjax.evaluation import (
 from ppjax.evaluation.answers import judged_answers
 from ppjax.evaluation.dialogues import multi_turn
 from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choice_tasks
+from ppjax.models import costs
 
 # All that it may add to a folder.
 MAKES = (
@@ -204,8 +205,10 @@ class Evaluation:
                 loaded = model.load()
                 counted = timing.xla_prefill_flops(loaded, cfg.prompt_length)
                 # A masked model runs all channels, but no block that its mask drops.
-                closed = efficiency.prefill_flops(
-                    model.base.config, model.base.config.d_ff, cfg.prompt_length
+                closed = costs.prefill_flops(
+                    model.base.config,
+                    costs.uniform(model.base.config),
+                    cfg.prompt_length,
                 )
                 found['models'][model.name] = {
                     'keep': model.keep,

@@ -183,7 +183,7 @@ def xla_prefill_flops(model: apply.LoadedModel, tokens: int) -> float | None:
     """XLA's own count for the blocks over a prompt of S tokens; None if it has none.
 
     Of one compiled block, L times, since the loop over layers is counted once. Unlike
-    `efficiency.prefill_flops` it counts norms, softmax and element-wise products.
+    `costs.prefill_flops` it counts norms, softmax and element-wise products.
     """
     decoder = model.decoder
     block = jax.tree.map(lambda x: x[0], decoder.blocks)

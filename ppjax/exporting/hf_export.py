@@ -37,6 +37,8 @@ _ARCHITECTURES = {
     'qwen2': 'Qwen2ForCausalLM',
     'qwen3': 'Qwen3ForCausalLM',
 }
+# Nothing but this package loads it, and nothing mistakes it for something else.
+_ROTATED = 'SliceGPTForCausalLM'
 # Some licences oblige whoever passes weights on to pass these on with them.
 _LEGAL_FILES = ('LICENSE*', 'NOTICE*', 'USE_POLICY*')
 # What is read at a time: large enough for disks, small beside any model.
@@ -172,7 +174,9 @@ def _config(model: base_model.BaseModel, dtype: str) -> dict[str, Any]:
             'original_max_position_embeddings': cfg.rope_scaling.original_max_position,
         }
     config = model.reader.hf_config | {
-        'architectures': [_ARCHITECTURES[cfg.family]],
+        'architectures': [
+            _ARCHITECTURES[cfg.family] if cfg.out_width is None else _ROTATED
+        ],
         'intermediate_size': cfg.d_ff,
         # The file may hold another unembedding than it says.
         'tie_word_embeddings': cfg.tie_embeddings,

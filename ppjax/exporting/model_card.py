@@ -143,6 +143,39 @@ class Reconstruction:
     settings: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """What a card tells of a model that another method pruned.
+
+    Attributes:
+        base_name: as of `Facts`.
+        license: as of `Facts`.
+        method: its name.
+        amount: how much it removed, for people.
+        parameters: of the dense model, and of what is left.
+        stored: parameters in the files: more, where narrower layers are filled up.
+        is_stock: whether stock loaders take the model.
+        texts: that the method went by.
+        sequences: how many of them.
+        likelihood: `models` and `heldout`, if measured.
+        command: what was run.
+        settings: flags, one a line.
+    """
+
+    base_name: str
+    license: Mapping[str, Any]
+    method: str
+    amount: str
+    parameters: tuple[int, int]
+    stored: int
+    is_stock: bool
+    texts: str
+    sequences: int
+    likelihood: Mapping[str, Any]
+    command: str
+    settings: str
+
+
 def alignment(keep: int) -> int:
     """The largest of 256, 128 and 64 that divides k, or 1 if none does."""
     return next((size for size in _ALIGNMENTS if keep % size == 0), 1)
@@ -229,6 +262,12 @@ def with_recovery(card: str, facts: Recovery) -> str:
 def with_reconstruction(card: str, facts: Reconstruction) -> str:
     """A card with how rows of its model were refitted after it was written."""
     return _rendered('reconstruction.md.jinja', card=card, facts=facts)
+
+
+def of_rival(facts: Rival) -> str:
+    """The card of a model that another method pruned."""
+    front_matter = _front_matter(facts.base_name, facts.license, ('pruned', 'ppjax'))
+    return _rendered('rival.md.jinja', facts=facts, front_matter=front_matter)
 
 
 def _front_matter(

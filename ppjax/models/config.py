@@ -10,6 +10,10 @@ import transformers
 from ppjax.base import errors
 
 FAMILIES = ('llama', 'qwen2', 'qwen3')
+# What `model_type` is where a model of these is rotated and cut; what it was of, and
+# its whole width, stand beside it. No stock loader takes it for something else.
+ROTATED = 'slicegpt'
+ROTATED_OF, WHOLE_WIDTH = 'sliced_model_type', 'sliced_hidden_size'
 
 # Keys that change no logit of the architectures above. A key that is neither here, nor
 # read by `from_hf_config`, nor a setting of generation is refused: it may change the
@@ -102,6 +106,12 @@ class ModelConfig:
     """All that fixes the decoder's parameters and its maths.
 
     No field has a default: every value comes from the checkpoint.
+
+    Attributes:
+        out_width: what the last block puts out and the unembedding reads, where the
+            stream is rotated and narrower (SliceGPT); None where it is neither. A norm
+            there divides by the root of sum x^2 / out_width + eps, which is that of
+            d_model entries with the `norm_eps` here, times a weight in the checkpoint.
     """
 
     family: str
@@ -121,6 +131,7 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     tie_embeddings: bool
+    out_width: int | None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -283,12 +294,17 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
             that would change the maths and is not implemented, by name.
     """
     family = hf.get('model_type')
+    is_rotated = family == ROTATED
+    if is_rotated:
+        family = hf.get(ROTATED_OF)
     if family not in FAMILIES:
         raise errors.InputError(
             f'Model config: architecture {short(family)} is not implemented; '
             f'known are {", ".join(FAMILIES)}.'
         )
     read: set[str] = {'rope_parameters'}
+    if is_rotated:
+        read |= {ROTATED_OF, WHOLE_WIDTH}
 
     def get(key: str, *default: Any) -> Any:
         read.add(key)
@@ -328,6 +344,7 @@ def from_hf_config(hf: dict[str, Any]) -> ModelConfig:
         mlp_bias=switch('mlp_bias') if family == 'llama' else False,
         qk_norm=family == 'qwen3',
         tie_embeddings=switch('tie_word_embeddings'),
+        out_width=count(WHOLE_WIDTH) if is_rotated else None,
     )
     _refuse_unknown(hf, read)
     return config

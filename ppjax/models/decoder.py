@@ -5,7 +5,7 @@ H head dim, F FFN channels, L layers, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 from flax import nnx
@@ -55,8 +55,24 @@ def _per_row(mask: masks_lib.Array) -> jax.Array:
     return jnp.atleast_2d(mask)[:, None, :]
 
 
+class Inside(NamedTuple):
+    """What a block has computed on its way.
+
+    Attributes:
+        middle: the stream between attention and FFN, [B, T, D].
+        hidden: FFN activations before the mask, [B, T, F].
+    """
+
+    middle: jax.Array
+    hidden: jax.Array
+
+
 class DecoderBlock(nnx.Module):
-    """Pre-norm attention and SwiGLU. Holds parameters only; never mutated."""
+    """Pre-norm attention and SwiGLU. Holds parameters only; never mutated.
+
+    Where the model's stream is rotated (`ModelConfig.out_width`), `turn_attention` and
+    `turn_ffn` [D, D] multiply it on its way past each half.
+    """
 
     def __init__(
         self,
@@ -102,6 +118,9 @@ class DecoderBlock(nnx.Module):
         self.b_gate = bias(cfg.mlp_bias, f)
         self.b_up = bias(cfg.mlp_bias, f)
         self.b_down = bias(cfg.mlp_bias, d)
+        is_turned = cfg.out_width is not None
+        self.turn_attention = matrix(d, d) if is_turned else None
+        self.turn_ffn = matrix(d, d) if is_turned else None
 
     def __call__(
         self,
@@ -111,8 +130,8 @@ class DecoderBlock(nnx.Module):
         attend: attention.Attend,
         cache: Any,
         adapters: Adapters | None = None,
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        """x [B, T, D] -> (x [B, T, D], FFN activations [B, T, F], cache).
+    ) -> tuple[jax.Array, Inside, Any]:
+        """x [B, T, D] -> (x [B, T, D], what is inside, cache).
 
         The masks are those of this layer, without an axis for it.
         """
@@ -122,10 +141,37 @@ class DecoderBlock(nnx.Module):
         attended, cache = self.attention(
             normed, rope, attend, cache, adapters, masks.attention
         )
-        x = x + attended
-        normed = rms_norm(x, self.ffn_norm[...], eps, masks.ffn_norm)
+        middle = _past(x, self.turn_attention) + attended
+        normed = rms_norm(middle, self.ffn_norm[...], eps, masks.ffn_norm)
         y, hidden = self.ffn(normed, masks.channels, adapters)
-        return x + y, hidden, cache
+        return _past(middle, self.turn_ffn) + y, Inside(middle, hidden), cache
+
+    def heads(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        attend: attention.Attend,
+        cache: Any,
+        adapters: Adapters,
+    ) -> tuple[jax.Array, Any]:
+        """What the heads find, before `w_o`: x [B, T, D] -> ([B, T, N*H], cache)."""
+        cfg = self.cfg
+
+        def projected(name: str, b: nnx.Param | None, count: int) -> jax.Array:
+            y = self._linear(name, x, b, adapters)
+            return y.reshape((*x.shape[:2], count, cfg.head_dim))
+
+        q = projected('w_q', self.b_q, cfg.num_heads)
+        k = projected('w_k', self.b_k, cfg.num_kv_heads)
+        v = projected('w_v', self.b_v, cfg.num_kv_heads)
+        # Qwen3: each head is normalised before the rotation.
+        if self.q_norm is not None and self.k_norm is not None:
+            q = rms_norm(q, self.q_norm[...], cfg.norm_eps)
+            k = rms_norm(k, self.k_norm[...], cfg.norm_eps)
+        out, cache = attend(
+            rope_lib.rotate(q, rope), rope_lib.rotate(k, rope), v, cache
+        )
+        return out.reshape((*x.shape[:2], -1)), cache
 
     def attention(
         self,
@@ -140,26 +186,10 @@ class DecoderBlock(nnx.Module):
 
         What the heads found is masked by [N*H], or [B, N*H] for one mask a row.
         """
-        cfg = self.cfg
-
-        def heads(name: str, b: nnx.Param | None, count: int) -> jax.Array:
-            y = self._linear(name, x, b, adapters)
-            return y.reshape((*x.shape[:2], count, cfg.head_dim))
-
-        q = heads('w_q', self.b_q, cfg.num_heads)
-        k = heads('w_k', self.b_k, cfg.num_kv_heads)
-        v = heads('w_v', self.b_v, cfg.num_kv_heads)
-        # Qwen3: each head is normalised before the rotation.
-        if self.q_norm is not None and self.k_norm is not None:
-            q = rms_norm(q, self.q_norm[...], cfg.norm_eps)
-            k = rms_norm(k, self.k_norm[...], cfg.norm_eps)
-        out, cache = attend(
-            rope_lib.rotate(q, rope), rope_lib.rotate(k, rope), v, cache
-        )
-        flat = out.reshape((*x.shape[:2], -1))
+        found, cache = self.heads(x, rope, attend, cache, adapters)
         if mask is not None:
-            flat = products.scaled(flat, _per_row(mask))
-        return self._linear('w_o', flat, self.b_o, adapters), cache
+            found = products.scaled(found, _per_row(mask))
+        return self._linear('w_o', found, self.b_o, adapters), cache
 
     def ffn(
         self, x: jax.Array, channels: masks_lib.Array | None, adapters: Adapters
@@ -195,6 +225,11 @@ class DecoderBlock(nnx.Module):
         return y if b is None else products.shifted(y, b[...][None, None, :])
 
 
+def _past(x: jax.Array, turn: matrix_lib.Matrix | None) -> jax.Array:
+    """The stream on its way past one half of a block."""
+    return x if turn is None else turn.product(x)
+
+
 def _blend(x: jax.Array, y: jax.Array, share: jax.Array) -> jax.Array:
     """x + share (y - x), exactly x at 0 and y at 1; keeps x's dtype.
 
@@ -204,7 +239,12 @@ def _blend(x: jax.Array, y: jax.Array, share: jax.Array) -> jax.Array:
     return mixed.astype(x.dtype)
 
 
-def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+def rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """A layer of a scan, of which the backward pass recomputes what `REMAT` says.
+
+    Raises:
+        ValueError: if `remat` is none of it.
+    """
     if remat == 'none':
         return layer
     if remat == 'full':
@@ -241,19 +281,34 @@ class Decoder(nnx.Module):
         """
         embed_key, head_key, block_key = jax.random.split(key, 3)
 
-        def table(key: jax.Array) -> nnx.Param:
-            noise = jax.random.normal(key, (cfg.vocab_size, cfg.d_model), jnp.float32)
-            return nnx.Param((noise * cfg.d_model**-0.5).astype(dtype))
+        out = cfg.d_model if cfg.out_width is None else cfg.out_width
+
+        def table(key: jax.Array, width: int) -> nnx.Param:
+            noise = jax.random.normal(key, (cfg.vocab_size, width), jnp.float32)
+            return nnx.Param((noise * width**-0.5).astype(dtype))
+
+        def rest(used: bool, size: int) -> nnx.Param | None:
+            shape = (size, out - cfg.d_model)
+            return nnx.Param(jnp.zeros(shape, dtype)) if used else None
 
         self.cfg = cfg
-        self.embedding = table(embed_key)
+        self.embedding = table(embed_key, cfg.d_model)
 
         def block(key: jax.Array) -> DecoderBlock:
             return DecoderBlock(cfg, dtype=dtype, key=key, int8_matrices=int8_matrices)
 
         self.blocks = jax.vmap(block)(jax.random.split(block_key, cfg.num_layers))
-        self.final_norm = nnx.Param(jnp.ones((cfg.d_model,), dtype))
-        self.head = None if cfg.tie_embeddings else table(head_key)
+        self.final_norm = nnx.Param(jnp.ones((out,), dtype))
+        self.head = None if cfg.tie_embeddings else table(head_key, out)
+        # What the last block adds beyond its width, from its middle and its channels.
+        is_wider = out > cfg.d_model
+        self.last_turn = rest(is_wider, cfg.d_model)
+        self.last_down = rest(is_wider, cfg.d_ff)
+        self.last_bias = (
+            nnx.Param(jnp.zeros((out - cfg.d_model,), dtype))
+            if is_wider and cfg.mlp_bias
+            else None
+        )
 
     def __call__(
         self,
@@ -295,22 +350,48 @@ class Decoder(nnx.Module):
         x = execution.spread_looked_up(products.looked_up(self.embedding[...], tokens))
 
         def layer(carry: Any, scanned: Any) -> tuple[Any, Any]:
-            x, cache = carry
+            x, cache, inside = carry
             number, block, own_masks, low_rank = scanned
             own = None if cache is None else attention.LayerCache(cache, number)
-            y, hidden, own = block(x, own_masks, rope, attend, own, low_rank)
+            y, found, own = block(x, own_masks, rope, attend, own, low_rank)
             if own_masks.blocks is not None:
                 y = _blend(x, y, own_masks.blocks)
             y = execution.spread_rows(y)
             cache = None if own is None else own.whole
-            return (y, cache), None if tap is None else tap(x, y, hidden)
+            # The last block's is all that is wanted, and that of a wider output alone.
+            inside = None if inside is None else found
+            return (y, cache, inside), None if tap is None else tap(x, y, found.hidden)
 
-        body = _rematerialised(layer, remat)
+        body = rematerialised(layer, remat)
         numbers = jnp.arange(cfg.num_layers)
         scanned = (numbers, self.blocks, masks.of_layers(), adapters)
-        (x, cache), taps = jax.lax.scan(body, (x, cache), scanned)
-        x = rms_norm(x, self.final_norm[...], cfg.norm_eps, masks.final_norm)
+        start = None if self.last_turn is None else self._nothing_inside(x)
+        (x, cache, inside), taps = jax.lax.scan(body, (x, cache, start), scanned)
+        eps = cfg.norm_eps
+        if cfg.out_width is not None:
+            # That of the blocks is of their width; see `ModelConfig.out_width`.
+            eps *= cfg.d_model / cfg.out_width
+        if inside is not None:
+            x = jnp.concatenate([x, self._beyond(inside, masks.channels)], axis=-1)
+        x = rms_norm(x, self.final_norm[...], eps, masks.final_norm)
         return x, cache, taps
+
+    def _nothing_inside(self, x: jax.Array) -> Inside:
+        return Inside(
+            jnp.zeros_like(x), jnp.zeros((*x.shape[:2], self.cfg.d_ff), x.dtype)
+        )
+
+    def _beyond(self, inside: Inside, channels: masks_lib.Array | None) -> jax.Array:
+        """What the last block puts out beyond the width of the stream, [B, T, ...]."""
+        assert self.last_turn is not None and self.last_down is not None
+        kept = inside.hidden
+        if channels is not None:
+            kept = products.scaled(kept, _per_row(channels[-1]))
+        past = products.product('btd,de->bte', inside.middle, self.last_turn[...])
+        found = past + products.product('btf,fe->bte', kept, self.last_down[...])
+        if self.last_bias is None:
+            return found
+        return products.shifted(found, self.last_bias[...][None, None, :])
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""

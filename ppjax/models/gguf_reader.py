@@ -395,6 +395,7 @@ def _hf_names(layers: int) -> dict[str, str]:
         name.replace('blk.0.', f'blk.{layer}.'): hf_name.format(layer)
         for layer in range(layers)
         for name, hf_name in zip(stored, known, strict=True)
+        if name is not None  # A rotated model's own, of which GGUF knows nothing.
     }
 
 

@@ -55,11 +55,17 @@ BLOCK_WEIGHTS = {
     'b_gate': Weight(_LAYER + 'mlp.gate_proj.bias'),
     'b_up': Weight(_LAYER + 'mlp.up_proj.bias'),
     'b_down': Weight(_LAYER + 'mlp.down_proj.bias'),
+    # SliceGPT's alone.
+    'turn_attention': Weight(_LAYER + 'attn_shortcut.weight', transpose=True),
+    'turn_ffn': Weight(_LAYER + 'mlp_shortcut.weight', transpose=True),
 }
 TOP_WEIGHTS = {
     'embedding': Weight('model.embed_tokens.weight'),
     'final_norm': Weight('model.norm.weight'),
     'head': Weight('lm_head.weight'),
+    'last_turn': Weight('model.last_shortcut.weight', transpose=True),
+    'last_down': Weight('model.last_down_proj.weight', transpose=True),
+    'last_bias': Weight('model.last_down_proj.bias'),
 }
 
 _ALIGNMENT = 64
@@ -418,6 +424,8 @@ def fingerprint(
     constants = dataclasses.asdict(cfg)
     # How far the model was meant to run changes no weight and no logit.
     constants.pop('max_position')
+    if constants['out_width'] is None:  # As it was before there were such models.
+        constants.pop('out_width')
     digest.update(json.dumps(constants, sort_keys=True).encode())
     for name, rows in _sampled_rows(cfg):
         digest.update(name.encode())

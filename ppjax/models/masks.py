@@ -91,7 +91,7 @@ def shapes(cfg: config_lib.ModelConfig) -> dict[str, tuple[int, ...]]:
         'attention': (layers, cfg.num_heads * cfg.head_dim),
         'attn_norm': (layers, width),
         'ffn_norm': (layers, width),
-        'final_norm': (width,),
+        'final_norm': (width if cfg.out_width is None else cfg.out_width,),
     }
 
 

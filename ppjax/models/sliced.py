@@ -33,12 +33,13 @@ def keep_of(mask: np.ndarray, cfg: config_lib.ModelConfig) -> int:
     return int(counts.pop())
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """What of the dense model a tensor is.
 
     Attributes:
         source: its name there.
-        kept: which channels of it; None is all of it.
+        kept: which entries of it along an axis, -1 for zeros in the place of one; None
+            is all of it.
         axis: along which they lie.
     """
 
@@ -47,13 +48,13 @@ class _Part(NamedTuple):
     axis: int = 0
 
 
-class _PartsReader(checkpoint.CheckpointReader):
+class PartsReader(checkpoint.CheckpointReader):
     """Parts of another reader's tensors; nothing is read ahead."""
 
     def __init__(
         self,
         reader: checkpoint.CheckpointReader,
-        parts: dict[str, _Part],
+        parts: dict[str, Part],
         changes: dict[str, Any],
     ):
         """Args:
@@ -65,7 +66,7 @@ class _PartsReader(checkpoint.CheckpointReader):
         self.path = reader.path
         self.hf_config = reader.hf_config | changes
 
-    def _part(self, name: str) -> _Part:
+    def _part(self, name: str) -> Part:
         if name not in self._parts:
             raise errors.InputError(
                 f'{self.path} holds no tensor {name!r} in what is kept of it.'
@@ -90,11 +91,20 @@ class _PartsReader(checkpoint.CheckpointReader):
         if kept is None:
             return self._reader.read(source, rows)
         if axis == 1:
-            return self._reader.read(source, rows)[:, kept]
+            found = self._reader.read(source, rows)[:, kept]
+            found[:, kept < 0] = 0  # A copy, by its index.
+            return found
         wanted = kept[rows]
-        first = int(wanted[0])
-        span = slice(first, int(wanted[-1]) + 1)
-        return self._reader.read(source, span)[wanted - first]
+        real = wanted >= 0
+        if not real.any():
+            shape = (len(wanted), *self._reader.shape(source)[1:])
+            return np.zeros(shape, self._reader.dtype(source))
+        first, last = int(wanted[real].min()), int(wanted[real].max())
+        read = self._reader.read(source, slice(first, last + 1))
+        # Of a zero any row is read, and then cleared.
+        found = read[np.where(real, wanted - first, 0)]
+        found[~real] = 0
+        return found
 
 
 def sliced_model(base: base_model.BaseModel, mask: np.ndarray) -> base_model.BaseModel:
@@ -108,23 +118,23 @@ def sliced_model(base: base_model.BaseModel, mask: np.ndarray) -> base_model.Bas
         ValueError: if the mask is none; see `keep_of`.
     """
     keep = keep_of(mask, base.config)
-    parts = {name: _Part(name) for name in base.reader.names()}
+    parts = {name: Part(name) for name in base.reader.names()}
     for layer, row in enumerate(mask):
         for attribute, axis in _CHANNEL_AXES.items():
             name = loading.BLOCK_WEIGHTS[attribute].hf_name.format(layer)
             if name in parts:
-                parts[name] = _Part(name, np.flatnonzero(row), axis)
+                parts[name] = Part(name, np.flatnonzero(row), axis)
     return base_model.BaseModel(
         base.name,
-        _PartsReader(base.reader, parts, {'intermediate_size': keep}),
+        PartsReader(base.reader, parts, {'intermediate_size': keep}),
         dataclasses.replace(base.config, d_ff=keep),
     )
 
 
-_OF_A_BLOCK = re.compile(r'(model\.layers\.)(\d+)(\..+)')
+OF_A_BLOCK = re.compile(r'(model\.layers\.)(\d+)(\..+)')
 
 
-def _config_of_blocks(hf_config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+def config_of_blocks(hf_config: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """What of a config.json speaks of single blocks, for the kept ones.
 
     transformers refuses a `layer_types` of another length than the model.
@@ -149,13 +159,13 @@ def without_blocks(
     number = {old: new for new, old in enumerate(kept)}
     parts = {}
     for name in base.reader.names():
-        if (found := _OF_A_BLOCK.fullmatch(name)) is None:
-            parts[name] = _Part(name)
+        if (found := OF_A_BLOCK.fullmatch(name)) is None:
+            parts[name] = Part(name)
         elif (old := int(found[2])) in number:
-            parts[f'{found[1]}{number[old]}{found[3]}'] = _Part(name)
-    changes = _config_of_blocks(base.reader.hf_config, kept)
+            parts[f'{found[1]}{number[old]}{found[3]}'] = Part(name)
+    changes = config_of_blocks(base.reader.hf_config, kept)
     return base_model.BaseModel(
         base.name,
-        _PartsReader(base.reader, parts, changes),
+        PartsReader(base.reader, parts, changes),
         dataclasses.replace(base.config, num_layers=len(kept)),
     )

@@ -8,8 +8,8 @@ product for a weight's gradient, and none below the lowest mask.
 
 from collections.abc import Sequence
 
-from ppjax.evaluation import efficiency
 from ppjax.models import config as config_lib
+from ppjax.models import costs
 
 
 def mask_step(
@@ -34,7 +34,7 @@ def mask_step(
     pairs = _causal_pairs(prefix) + sum(
         length * prefix + _causal_pairs(length) for length in own
     )
-    weights = 2 * tokens * efficiency.block_weights(cfg, cfg.d_ff)
+    weights = 2 * tokens * costs.block_weights(cfg, costs.uniform(cfg)[0])
     attention = 4 * cfg.num_heads * cfg.head_dim * pairs
     head = 2 * answers * cfg.vocab_size * cfg.d_model
     forward = cfg.num_layers * (weights + attention) + head

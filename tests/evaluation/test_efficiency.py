@@ -12,7 +12,7 @@ import transformers
 
 from ppjax.base import errors
 from ppjax.evaluation import efficiency
-from ppjax.models import attention
+from ppjax.models import attention, costs
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
@@ -127,7 +127,8 @@ def test_an_answer_is_the_sum_of_its_steps():
     found = _measure(cfg, 6144, prompt_length=19, answer_length=7)
     for figures in (found.dense, found.pruned):
         steps = [
-            efficiency.decode_flops(cfg, figures.keep, 19 + i) for i in range(1, 7)
+            costs.decode_flops(cfg, costs.uniform(cfg, channels=figures.keep), 19 + i)
+            for i in range(1, 7)
         ]
         assert figures.decode_flops == steps[0]
         want = figures.prefill_flops_with_head + sum(steps)
@@ -194,7 +195,7 @@ def test_decode_is_what_xla_counts(wide):
         return model.unembed(hidden), cache
 
     counted = _xla_flops(step, model, attention.KVCache(keys, keys), tokens)
-    want = efficiency.decode_flops(cfg, cfg.d_ff, slots)
+    want = costs.decode_flops(cfg, costs.uniform(cfg), slots)
     np.testing.assert_allclose(counted, want, rtol=0.04)
 
 
