@@ -236,14 +236,21 @@ class Material:
     @functools.cached_property
     def mask(self) -> pathlib.Path:
         """A persona mask of the model."""
-        path = self.folder / 'ida.pmask'
+        return self._mask('ida.pmask', 0)
+
+    @functools.cached_property
+    def other_mask(self) -> pathlib.Path:
+        """A mask of the other channels, of another persona."""
+        return self._mask('other.pmask', 1)
+
+    def _mask(self, name: str, first: int) -> pathlib.Path:
+        path = self.folder / name
         bits = np.zeros((self.base.config.num_layers, self.base.config.d_ff), bool)
-        bits[:, ::2] = True
+        bits[:, first::2] = True
+        fingerprint, digest = self.base.fingerprint(), str(first) * 64
         pmask.save(
             path,
-            pmask.PersonaMask(
-                bits, str(self.model), self.base.fingerprint(), '0' * 64, PERSONA
-            ),
+            pmask.PersonaMask(bits, str(self.model), fingerprint, digest, PERSONA),
         )
         return path
 

@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'sweep': ('ppjax.sweeping.config:SweepConfig', ('output_dir',)),
     'export': ('ppjax.exporting.config:ExportConfig', ('output_dir',)),
     'report': ('ppjax.evaluation.reporting:ReportConfig', ('output_dir',)),
+    'masks': ('ppjax.analysis.config:MasksConfig', ('output_dir',)),
     'plan': ('ppjax.planning.config:PlanConfig', ()),
     'bench': ('ppjax.benchmarking.config:BenchConfig', ()),
     'chat': ('ppjax.chatting.config:ChatConfig', ()),
@@ -98,6 +99,12 @@ def whole_flags(
         'sweep': learning | rows | {'grid': 'sparsity=0.5'},
         'export': masked | {'materialize': 'true', 'output_dir': str(output)},
         'report': {'output_dir': str(output)},
+        'masks': {
+            'masks': f'{whole.mask},{whole.other_mask}',
+            'base_model': str(whole.model),
+            'embeddings': 'base',
+            'output_dir': str(output),
+        },
         'plan': {
             'base_model': str(whole.model / 'config.json'),
             'batch_size': '2',

@@ -11,7 +11,7 @@ _LARGEST_PORT = 65_535
 
 
 def checked(base_url: str, what: str = 'The server address') -> str:
-    """The address that `/chat/completions` follows.
+    """The address that `/chat/completions` and `/embeddings` follow.
 
     Args:
         base_url: as it was given.
@@ -45,6 +45,8 @@ def checked(base_url: str, what: str = 'The server address') -> str:
             f'{what} must look like http://host:port/v1, got '
             f'{replies.short(repr(base_url))}.'
         )
-    base = str(url).rstrip('/').removesuffix('/chat/completions')
+    base = str(url).rstrip('/')
+    for end in ('/chat/completions', '/embeddings'):
+        base = base.removesuffix(end)
     # Some services have another version, or a path behind it.
     return base if re.search(r'/v\d\w*(/|$)', base) else f'{base}/v1'

@@ -7,7 +7,7 @@ not take (that row fails, the run goes on); anything else (the run stops).
 """
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -134,6 +134,18 @@ class ChatClient:
     header, and taken out of every text of the server's that a message quotes.
     """
 
+    # What clients of the protocol's other parts have instead: where they ask, what
+    # all requests hold, what a reply is called and how it is read, and what any
+    # server can answer.
+    _path = 'chat/completions'
+    _fixed: Mapping[str, Any] = {'stream': False}
+    _reply = 'chat completion'
+    _first = staticmethod(replies.first_choice)
+    _hello: Mapping[str, Any] = {
+        'messages': [{'role': 'user', 'content': 'Hello.'}],
+        _LIMIT: 1,
+    }
+
     def __init__(
         self,
         base_url: str,
@@ -179,7 +191,7 @@ class ChatClient:
                 )
         if not timeout > 0:
             raise errors.InputError(f'timeout must be above 0, got {timeout}.')
-        self.url = f'{self._base}/chat/completions'
+        self.url = f'{self._base}/{self._path}'
         self.model = model
         self._api_key_env = api_key_env
         self._concurrency = concurrency
@@ -188,7 +200,7 @@ class ChatClient:
         self._longest_wait = longest_wait
         self._backoff = backoff
         self._notify = notify
-        self._answered = False  # Whether there was a chat completion yet.
+        self._answered = False  # Whether there was such a reply yet.
 
     def ask(self, calls: Sequence[ChatRequest]) -> Generator[Completion, None, None]:
         """Answers as they come; rows that the server did not answer are failures.
@@ -312,10 +324,9 @@ class ChatClient:
         async with run.question:
             if run.failed < _PATIENCE:
                 return
-            hello = {'messages': [{'role': 'user', 'content': 'Hello.'}], _LIMIT: 1}
             try:
                 with contextlib.suppress(_RowRefused):
-                    await self._ask(run, ChatRequest('', call.body | hello))
+                    await self._ask(run, ChatRequest('', {**call.body, **self._hello}))
             except _Passing as error:
                 raise errors.InputError(
                     f'{self._base} stays away: {run.failed} rows in a row failed after '
@@ -368,7 +379,7 @@ class ChatClient:
             Refused: if it takes none.
         """
         limit_name = run.limit_name
-        body = {'model': self.model, **call.body, 'stream': False}
+        body = {'model': self.model, **call.body, **self._fixed}
         if _LIMIT in body:
             body[limit_name] = body.pop(_LIMIT)
         try:
@@ -386,13 +397,13 @@ class ChatClient:
             raise _Passing(f'connection broken ({reason})') from None
         status = replies.status_of(response)
         if status == 200:
-            if choice := replies.first_choice(response):
+            if choice := self._first(response):
                 self._answered = True
                 return choice
             said = replies.short(run.hide(replies.error_of(response)[1])) or 'nothing'
             # Gateways send errors with status 200.
             kind = _Passing if replies.holds_error(response) else _NoCompletion
-            raise kind(f'a reply that is no chat completion: {said}')
+            raise kind(f'a reply that is no {self._reply}: {said}')
         refusal = self._error(call, response, status, run)
         if (
             isinstance(refusal, Refused)

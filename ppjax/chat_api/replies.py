@@ -40,6 +40,19 @@ def first_choice(response: httpx.Response) -> dict[str, Any] | None:
     return None
 
 
+def first_embedding(response: httpx.Response) -> dict[str, Any] | None:
+    """The first entry of a reply with an embedding; None if it is no such reply."""
+    value = _json(response)
+    data = value.get('data') if isinstance(value, dict) else None
+    entry = data[0] if isinstance(data, list) and data else None
+    vector = entry.get('embedding') if isinstance(entry, dict) else None
+    if not isinstance(vector, list) or not vector:
+        return None
+    numbers = [_number(x) for x in vector]
+    finite = all(x is not None and math.isfinite(x) for x in numbers)
+    return {'embedding': numbers} if finite else None
+
+
 def text_of(choice: dict[str, Any]) -> str:
     """What the model wrote; '' if that is nothing, or no text."""
     content = choice['message'].get('content')

@@ -89,7 +89,7 @@ def load_masked(
     elif mask_path is not None:
         persona_mask = pmask.load(mask_path)
         base = (
-            _open_own_base(persona_mask.base_model, mask_path)
+            open_own_base(persona_mask.base_model, mask_path)
             if base_model is None
             else base_lib.open_base_model(base_model)
         )
@@ -140,11 +140,14 @@ def open_exported(name: str) -> tuple[base_lib.BaseModel, str]:
     return base, system_prompt
 
 
-def _open_own_base(name: str, mask_path: str) -> base_lib.BaseModel:
+def open_own_base(name: str, mask_path: str) -> base_lib.BaseModel:
     """The base that a mask file names, if it is on this machine.
 
     The file may come from anyone, and nothing is downloaded that the user did not
     name.
+
+    Raises:
+        InputError: if it is not there.
     """
     where = name
     if name != base_lib.SMOLLM2 and not pathlib.Path(name).expanduser().exists():

@@ -8,6 +8,7 @@ from typing import Any
 
 import markupsafe
 import matplotlib
+from matplotlib import colors
 from matplotlib import figure as figure_lib
 import numpy as np
 
@@ -30,6 +31,8 @@ PAINTS = {
         start=1,  # Matplotlib leaves out black, SVG's own default.
     )
 }
+# Read at that strength on white and on black alike; weaker is more transparent.
+_HEAT_COLOUR = '#3b7ddd'
 _STYLE = {
     'axes.axisbelow': True,
     'axes.edgecolor': PAINTS['line'],
@@ -109,6 +112,12 @@ class Drawing:
         spoken = f' role="img" aria-label="{markupsafe.escape(label)}"'
         drawn = size.sub(lambda match: match[1] + spoken, drawn, count=1)
         return markupsafe.Markup(drawn)
+
+
+def fades() -> colors.ListedColormap:
+    """Colours of heat maps, from transparent to full."""
+    shades = np.linspace(0, 1, 256)
+    return colors.ListedColormap([(*colors.to_rgb(_HEAT_COLOUR), x) for x in shades])
 
 
 def readable_limits(

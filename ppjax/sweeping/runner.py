@@ -9,6 +9,7 @@ from ppjax import demo
 from ppjax.base import atomic, run_directory
 from ppjax.base import progress as progress_lib
 from ppjax.base import versions as versions_lib
+from ppjax.pages import markdown
 from ppjax.sweeping import cells as cells_lib
 from ppjax.sweeping import clock as clock_lib
 from ppjax.sweeping import config as config_lib
@@ -75,7 +76,7 @@ def _compare(
         found += own
     versions = versions_lib.versions()
     sections = page.sections(found, cfg.axes)
-    shown = tables.markdown([table for part in sections for table in part.tables])
+    shown = markdown.of_tables([table for part in sections for table in part.tables])
     atomic.write_json(
         path / 'sweep.json',
         {

@@ -1,4 +1,4 @@
-"""A sweep's results as tables: for the page, as Markdown, as CSV."""
+"""A sweep's results as tables: for the page and as CSV."""
 
 from collections.abc import Sequence
 import csv
@@ -61,26 +61,6 @@ def settings(
         title = f'{TO_DENSE}, by persona'
         tables.append(views.Table('personas', personas, by_persona, title))
     return tables
-
-
-def markdown(tables: Sequence[views.Table]) -> str:
-    """Tables as Markdown."""
-    parts = []
-    for table in tables:
-        lines = [
-            f'### {table.title}\n',
-            f'| | {" | ".join(map(_plain, table.columns))} |',
-            f'|---|{"---:|" * len(table.columns)}',
-        ]
-        for label, cells in table.rows:
-            texts = [f'{cell.text} {cell.detail}'.strip() for cell in cells]
-            lines.append(f'| {_plain(label)} | {" | ".join(texts)} |')
-        parts.append('\n'.join(lines))
-    return '\n\n'.join(parts) + '\n'
-
-
-def _plain(text: str) -> str:
-    return text.replace('|', '\\|')
 
 
 def as_csv(

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from ppjax.pages import markdown
 from ppjax.sweeping import config, grid, page, results, tables
 
 _HOSTILE = '"\'><script>alert(1)</script>&|'
@@ -107,7 +108,7 @@ def test_markdown_tables():
         for part in page.sections(_results(cfg), cfg.axes)
         for table in part.tables
     ]
-    text = tables.markdown(made)
+    text = markdown.of_tables(made)
     assert '| gumbel | +0.0500 ± 0.0707, n = 4 | 0.0000 ± 0.0000, n = 4 |' in (
         text.replace('\N{NO-BREAK SPACE}', ' ')
     )

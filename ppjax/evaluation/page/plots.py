@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import colors, ticker
+from matplotlib import ticker
 import numpy as np
 
 from ppjax.evaluation import efficiency
@@ -12,9 +12,6 @@ from ppjax.pages import drawing, formats
 from ppjax.pages.drawing import PAINTS
 
 _HEAT_BINS = 96
-
-# Read at that strength on white and on black alike; weaker is more transparent.
-_HEAT_COLOUR = '#3b7ddd'
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -235,14 +232,13 @@ def kept_share(mask: np.ndarray, bins: int) -> np.ndarray:
 def _heat_plot(mask: np.ndarray) -> drawing.Drawing:
     share = kept_share(mask, _HEAT_BINS)
     low, high = float(share.min()), float(share.max())
-    fades = [(*colors.to_rgb(_HEAT_COLOUR), alpha) for alpha in np.linspace(0, 1, 256)]
     layers = len(mask)
 
     def paint(axes: Any) -> None:
         axes.imshow(
             share,
             aspect='auto',
-            cmap=colors.ListedColormap(fades),
+            cmap=drawing.fades(),
             extent=(0, mask.shape[1], layers + 0.5, 0.5),
             interpolation='none',
             vmin=low,
