@@ -37,6 +37,7 @@ from ppjax import (
     compensate,
     evaluate,
     export,
+    prune,
     recover,
     report,
     run,
@@ -46,7 +47,10 @@ from ppjax import (
 )
 from ppjax.base import atomic, errors, flags, json_lines, progress, run_directory
 
-VERBS = (compensate, evaluate, export, recover, report, run, sweep, synthesize, train)
+VERBS = (
+    *(compensate, evaluate, export, prune, recover, report, run, sweep, synthesize),
+    train,
+)
 _GOOD = 'as unbroken'
 _MOST_TRIALS = 2000
 _MAKES = ('inputs', 'reference', 'trials', 'jax', 'trials.jsonl', 'chaos.json')

@@ -10,13 +10,21 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 _VERBS = (
     *('run', 'synthesize', 'train', 'compensate', 'recover', 'export', 'evaluate'),
-    *('sweep', 'report', 'masks', 'chat', 'bench', 'plan'),
+    *('sweep', 'report', 'masks', 'prune', 'chat', 'bench', 'plan'),
 )
 # From the top down: a room imports those behind it.
 _ROOMS = (
     *('benchmarking', 'planning', 'sweeping', 'recipes', 'evaluation', 'chatting'),
     'analysis',
-    *('recovery', 'compensation', 'exporting', 'training', 'learning', 'synthesis'),
+    *(
+        'recovery',
+        'compensation',
+        'baselines',
+        'exporting',
+        'training',
+        'learning',
+        'synthesis',
+    ),
     *(
         'masking',
         'demo',

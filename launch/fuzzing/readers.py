@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'sweep': ('ppjax.sweeping.config:SweepConfig', ('output_dir',)),
     'export': ('ppjax.exporting.config:ExportConfig', ('output_dir',)),
     'report': ('ppjax.evaluation.reporting:ReportConfig', ('output_dir',)),
+    'prune': ('ppjax.baselines.config:PruneConfig', ('output_dir',)),
     'masks': ('ppjax.analysis.config:MasksConfig', ('output_dir',)),
     'plan': ('ppjax.planning.config:PlanConfig', ()),
     'bench': ('ppjax.benchmarking.config:BenchConfig', ()),
@@ -99,6 +100,15 @@ def whole_flags(
         'sweep': learning | rows | {'grid': 'sparsity=0.5'},
         'export': masked | {'materialize': 'true', 'output_dir': str(output)},
         'report': {'output_dir': str(output)},
+        'prune': {
+            'base_model': str(whole.model),
+            'method': 'wanda_sp',
+            'match': '0.5',
+            'align': '1',
+            'calibration': str(whole.calibration),
+            'output_dir': str(output),
+            'verify': 'false',
+        },
         'masks': {
             'masks': f'{whole.mask},{whole.other_mask}',
             'base_model': str(whole.model),

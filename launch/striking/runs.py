@@ -118,6 +118,19 @@ CASES: Mapping[str, Case] = {
             '--batch_size=4',
         )
     ),
+    'prune': Case(
+        (
+            'ppjax.prune',
+            '--method=wanda_sp',
+            '--match=0.5',
+            '--align=1',
+            '--base_model={work}/inputs/model',
+            '--calibration={work}/inputs/ida.train.jsonl',
+            '--heldout={work}/inputs/ida.test.jsonl',
+            '--output_dir={run}',
+            '--noverify',
+        )
+    ),
     'export': Case(
         ('ppjax.export', '--output_dir={run}'), after='train', others=('train',)
     ),

@@ -47,7 +47,7 @@ class Verification:
     Attributes:
         ppjax: of the directory reloaded by this package.
         transformers: of the directory reloaded by transformers in PyTorch; None
-            where PyTorch is not installed.
+            where PyTorch is not installed, or the model is no stock one.
         dense: of the dense model's own directory, loaded by transformers, from what
             this package makes of it unmasked; None without PyTorch or directory.
     """
@@ -150,10 +150,11 @@ def verify_export(
         InputError: if the directory cannot be reloaded.
     """
     want = masked_logits(model, masks, tokens, dtype=dtype)
+    is_stock = model.config.out_width is None
     return Verification(
         ppjax=_difference(directory, 'ppjax', want, tokens),
         transformers=_difference(directory, 'transformers', want, tokens)
-        if has_torch()
+        if has_torch() and is_stock
         else None,
     )
 

@@ -12,8 +12,8 @@ from ppjax.base import errors
 from ppjax.evaluation import timing
 from ppjax.masking import apply
 from ppjax.models import config as config_lib
-from ppjax.models import decoder as decoder_lib
 from ppjax.models import costs, generation
+from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 
 
