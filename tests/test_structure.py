@@ -10,11 +10,12 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 _VERBS = (
     *('run', 'synthesize', 'train', 'compensate', 'recover', 'export', 'evaluate'),
-    *('sweep', 'report', 'chat', 'bench', 'plan'),
+    *('rank', 'sweep', 'report', 'chat', 'bench', 'plan'),
 )
 # From the top down: a room imports those behind it.
 _ROOMS = (
-    *('benchmarking', 'planning', 'sweeping', 'recipes', 'evaluation', 'chatting'),
+    *('benchmarking', 'planning', 'sweeping', 'recipes', 'ranking', 'evaluation'),
+    'chatting',
     *('recovery', 'compensation', 'exporting', 'training', 'learning', 'synthesis'),
     *(
         'masking',
