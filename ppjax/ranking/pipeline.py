@@ -31,13 +31,14 @@ def rank(cfg: config.RankConfig) -> str:
     """
     # The study itself is not among what a run made: --overwrite of a verb that uses
     # the same folder must not throw away what people gave their time for.
-    with (
-        run_directory.visiting(cfg.run, makes=results.FILES),
-        _opened(cfg) as opened,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_directory.visiting(cfg.run, makes=results.FILES))
         if cfg.serve:
-            server.serve(opened, cfg.host, cfg.port)
+            listening = server.listen(cfg.host, cfg.port)
+            stack.enter_context(listening)
+            server.serve(stack.enter_context(_opened(cfg)), listening, cfg.host)
             return ''
+        opened = stack.enter_context(_opened(cfg))
         if cfg.judge:
             _judge(cfg, opened)
         return results.text(results.write(cfg.run, opened))
@@ -45,7 +46,11 @@ def rank(cfg: config.RankConfig) -> str:
 
 @contextlib.contextmanager
 def _opened(cfg: config.RankConfig) -> Iterator[study.Study]:
-    """The study of the settings, begun if it is not there yet."""
+    """The study of the settings, begun if it is not there yet.
+
+    Raises:
+        InputError: if it is another one, or there is none and nothing to begin with.
+    """
     path = cfg.run / study.NAME
     wanted = None
     if cfg.answers:
@@ -53,14 +58,15 @@ def _opened(cfg: config.RankConfig) -> Iterator[study.Study]:
         wanted = questionnaire.draw(
             given, count=cfg.items, seed=cfg.seed, notes=progress.say
         )
-    elif not path.exists():
+    begins = wanted is not None and (cfg.serve or cfg.judge)
+    if not path.exists() and not begins:
         raise errors.InputError(
-            f'{path} does not exist; --answers must be given to begin a study.'
+            f'{path} does not exist; --answers with --serve or --judge begins a study.'
         )
     with contextlib.closing(study.Study(path)) as opened:
         if wanted is not None:
             opened.begin(wanted)
-        elif opened.questionnaire is None:
+        if opened.questionnaire is None:
             raise errors.InputError(
                 f'{path} holds no study yet; --answers must be given to begin one.'
             )

@@ -160,7 +160,7 @@ def test_ctrl_c_ends_the_server(flags):
 
 
 def test_a_port_in_use_is_one_line(flags):
-    given, _ = flags
+    given, run = flags
     with socket.socket() as other:
         other.bind(('127.0.0.1', 0))
         other.listen()
@@ -171,6 +171,7 @@ def test_a_port_in_use_is_one_line(flags):
     assert last.startswith(f'ERROR: Cannot serve on --host=127.0.0.1 --port={port}: ')
     assert 'Address already in use' in last
     assert 'Traceback' not in done.stderr
+    assert not run.exists()
 
 
 @pytest.mark.parametrize('host', ['none.invalid', '192.0.2.1', 'n' * 300, '::x'])
@@ -189,7 +190,8 @@ def test_a_host_that_is_not_this_machine(flags, host):
 
 def test_changed_answers_are_refused_by_name(flags, tmp_path):
     given, _ = flags
-    assert serving.run(*given, '--summary').returncode == 1  # It is begun now.
+    with serving.served(*given, '--port=0'):
+        pass
     rows = samples.rows('rival')
     rows = [row | {'answer': row['answer'] + ' Aye.'} for row in rows]
     samples.write_rows(tmp_path / 'rival.jsonl', rows)
@@ -272,6 +274,8 @@ def test_settings_that_say_nothing_or_too_much(tmp_path, changes, said):
 
 def test_nothing_to_begin_with_leaves_no_folder(tmp_path):
     cfg = config.RankConfig(output_dir=str(tmp_path / 'new'), summary=True)
-    with pytest.raises(errors.InputError, match='--answers must be given'):
+    with pytest.raises(
+        errors.InputError, match='--answers with --serve or --judge begins'
+    ):
         pipeline.rank(cfg)
     assert not (tmp_path / 'new').exists()

@@ -28,40 +28,46 @@ class _Server(uvicorn.Server):
             progress.say('Ctrl-C ends it; the same command goes on.')
 
 
-def serve(opened: study.Study, host: str, port: int) -> None:
+def serve(opened: study.Study, listening: socket.socket, host: str) -> None:
     """Serves until Ctrl-C; what was sent is in the study's file by then.
 
     Args:
         opened: a study that has begun.
+        listening: see `listen`.
+        host: as it was asked for there.
+    """
+    shown = f'[{host}]' if ':' in host else host
+    server = _Server(
+        uvicorn.Config(
+            app.application(opened),
+            # No log of requests: it would hold addresses of participants.
+            access_log=False,
+            log_level='warning',
+            lifespan='off',
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+            ws='none',
+        ),
+        f'http://{shown}:{listening.getsockname()[1]}/',
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run([listening])
+    people = [one for one in opened.participants() if one.kind == study.PERSON]
+    progress.say(f'Ended. {len(people)} people have taken part; see --summary.')
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections already; to be closed.
+
+    Before a study is begun or a URL is said: neither is to be in vain.
+
+    Args:
         host: address, or name, of this machine.
         port: 0 takes a free one.
 
     Raises:
         InputError: if the port is in use, or the address is not this machine's.
     """
-    with contextlib.closing(_listening(host, port)) as listening:
-        shown = f'[{host}]' if ':' in host else host
-        server = _Server(
-            uvicorn.Config(
-                app.application(opened),
-                # No log of requests: it would hold addresses of participants.
-                access_log=False,
-                log_level='warning',
-                lifespan='off',
-                server_header=False,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-                ws='none',
-            ),
-            f'http://{shown}:{listening.getsockname()[1]}/',
-        )
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run([listening])
-    people = [one for one in opened.participants() if one.kind == study.PERSON]
-    progress.say(f'Ended. {len(people)} people have taken part; see --summary.')
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that takes connections already, so that no URL is said in vain."""
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
