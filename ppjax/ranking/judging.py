@@ -6,7 +6,7 @@ often both agree is reported. A reply that is not exactly a list of the letters 
 ranking: it is kept and counted, and nothing is guessed from it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 import dataclasses
 import json
 import re
@@ -182,24 +182,36 @@ def judge(
     if progress is not None:
         progress(done, len(requests))
     failures = []
-    for index, said in speaker.speak(conversations) if todo else ():
-        request = todo[index]
-        done += 1
-        if said.failure:
-            failures.append(said.failure)
-        else:
-            order = parse(said.text, asked.letters)
-            models = dict(zip(asked.letters, shown(request), strict=True))
-            opened.hear(
-                own.code,
-                study.Reply(
-                    request.item,
-                    request.dimension.name,
-                    request.backwards,
-                    json_lines.encodable(said.text),
-                    None if order is None else tuple(models[x] for x in order),
-                ),
-            )
-        if progress is not None:
-            progress(done, len(requests))
+    replies = speaker.speak(conversations) if todo else iter(())
+    try:
+        for index, said in replies:
+            request = todo[index]
+            done += 1
+            if said.failure:
+                failures.append(said.failure)
+            else:
+                opened.hear(
+                    own.code, _read(request, said.text, asked.letters, shown(request))
+                )
+            if progress is not None:
+                progress(done, len(requests))
+    finally:
+        # An abandoned generator would go on asking until it is collected.
+        if isinstance(replies, Generator):
+            replies.close()
     return failures
+
+
+def _read(
+    request: Request, text: str, letters: str, shown: Sequence[str]
+) -> study.Reply:
+    """A reply, with its ranking if it is one."""
+    order = parse(text, letters)
+    models = dict(zip(letters, shown, strict=True))
+    return study.Reply(
+        request.item,
+        request.dimension.name,
+        request.backwards,
+        json_lines.encodable(text),
+        None if order is None else tuple(models[letter] for letter in order),
+    )

@@ -1,6 +1,7 @@
 """A real browser: a whole session, and what a person does to a page."""
 
 import base64
+import itertools
 import json
 import pathlib
 import sqlite3
@@ -22,8 +23,7 @@ def chromium(tmp_path_factory):
         yield found
 
 
-@pytest.fixture
-def flags(tmp_path):
+def _flags(folder: pathlib.Path) -> tuple[str, ...]:
     """Of a study of five items of three models, whose answers are hostile."""
     parts = []
     for model in samples.MODELS:
@@ -31,13 +31,18 @@ def flags(tmp_path):
             row | {'answer': f'{row["answer"]} {_HOSTILE} {"and so on " * 300}'}
             for row in samples.rows(model)
         ]
-        file = samples.write_rows(tmp_path / f'{model}.jsonl', rows)
+        file = samples.write_rows(folder / f'{model}.jsonl', rows)
         parts.append(f'{model}={file}')
     return (
         f'--answers={",".join(parts)}',
-        f'--output_dir={tmp_path / "run"}',
+        f'--output_dir={folder / "run"}',
         '--items=5',
     )
+
+
+@pytest.fixture
+def flags(tmp_path):
+    return _flags(tmp_path)
 
 
 def _asked(flags: tuple[str, ...]) -> questionnaire.Questionnaire:
@@ -172,14 +177,16 @@ def test_a_whole_session(chromium, flags):
             assert {row[2] for row in own} == set(samples.MODELS)
 
 
-@pytest.fixture
-def page(chromium, flags):
-    """The first item, in a window of a width."""
+@pytest.fixture(scope='module')
+def page(chromium, tmp_path_factory):
+    """The first item, in a window of a width, for somebody new."""
+    flags = _flags(tmp_path_factory.mktemp('study'))
+    codes = itertools.count()
     with serving.served(*flags, '--port=0') as server:
 
         def show(width: int = 1200, height: int = 900) -> browser.Tab:
             tab = chromium.tab(server.url, width=width, height=height)
-            _begin(tab, f'w{width}')
+            _begin(tab, f'code-{next(codes)}')
             return tab
 
         yield show

@@ -154,7 +154,7 @@ def test_what_failed_is_asked_again(make_study, ranking_server):
     assert len(opened.rankings()) == 2 * 3 * 3
 
 
-def test_a_judge_that_is_interrupted_goes_on(make_study, ranking_server):
+def test_a_judge_that_is_interrupted_goes_on(make_study, ranking_server, serve_json):
     opened = make_study()
 
     def stop(done: int, total: int) -> None:
@@ -166,9 +166,10 @@ def test_a_judge_that_is_interrupted_goes_on(make_study, ranking_server):
         judging.judge(opened, 'tiny', _speaker(ranking_server), progress=stop)
     kept = opened.replies(opened.participants()[0].code)
     assert len(kept) == 5
-    ranking_server.asked.clear()
-    _judge(opened, ranking_server)
-    assert len(ranking_server.asked) == 12 - 5
+    # A request that was under way may still reach the first one.
+    later = samples.RankingServer(serve_json)
+    _judge(opened, later)
+    assert len(later.asked) == 12 - 5
     assert len(opened.rankings()) == 2 * 3 * 3
 
 
