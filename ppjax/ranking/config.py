@@ -106,8 +106,6 @@ class RankConfig:
         if self.judge_url:
             addresses.checked(self.judge_url, '--judge_url')
         ranges.check(self)
-        if self.run.exists() and not self.run.is_dir():
-            raise errors.InputError(f'--output_dir={self.output_dir} is a file.')
 
     @property
     def run(self) -> pathlib.Path:

@@ -279,3 +279,14 @@ def test_nothing_to_begin_with_leaves_no_folder(tmp_path):
     ):
         pipeline.rank(cfg)
     assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('name', ['o' * 300, 'file/in'])
+def test_a_folder_that_cannot_be(tmp_path, sources, name):
+    (tmp_path / 'file').write_text('mine')
+    done = serving.run(
+        f'--answers={sources}', f'--output_dir={tmp_path / name}', '--serve', '--port=0'
+    )
+    assert (done.returncode, done.stdout) == (1, '')
+    assert len([x for x in done.stderr.splitlines() if x.startswith('ERROR: ')]) == 1
+    assert 'Traceback' not in done.stderr
