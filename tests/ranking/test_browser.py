@@ -111,6 +111,12 @@ def test_a_whole_session(chromium, flags):
         assert _problem(tab) == (
             'Not in order yet: Anthropomorphism, Character fidelity, Storyline quality.'
         )
+        # It is in sight, and nothing lies over it.
+        x, y = tab.run(
+            '(() => { const box = document.getElementById("problem")'
+            '.getBoundingClientRect(); return [box.x + 9, box.y + 9]; })()'
+        )
+        assert tab.run(f'document.elementFromPoint({x}, {y})?.id') == 'problem'
         tab.click(f'{_list(first)} li:nth-child(1) .down')
         assert _order(tab, first) == 'BAC'
         tab.click(f'{_list(second)} li:nth-child(3) .up')
