@@ -27,8 +27,8 @@ def _spoilt(
     if kind == 0:
         given['seeed'] = '1'
     elif kind == 1:
-        name = rng.choice([name for name in ('base_model',) if name in given])
-        given[name] = rng.choice(
+        # Of `rank` no flag at all, which is refused as well.
+        given['base_model'] = rng.choice(
             ['', 'n' * 300, 'two\nlines', '\x1b[31mred', '/dev/null', 'x' * 100_000]
         )
     elif kind == 2 and files:
@@ -61,7 +61,7 @@ def _spoilt(
         file = folder / 'a_file'
         file.write_text('mine')
         # Where results alone go may be any folder.
-        root = '/' if verb != 'evaluate' else ''
+        root = '/' if verb not in ('evaluate', 'rank') else ''
         given['output_dir'] = rng.choice(
             [str(file), str(file / 'in'), root, 'o' * 300, '/proc/none', '']
         )

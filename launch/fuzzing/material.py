@@ -303,3 +303,12 @@ class Material:
             for question in _QUESTIONS
         ]
         return self._written('rewrites.jsonl', _jsonl(rows))
+
+    @functools.cached_property
+    def answers(self) -> pathlib.Path:
+        """One model's answers, to be ranked."""
+        rows = [
+            {'persona': PERSONA, 'question': question, 'answer': 'Rye. Now go.'}
+            for question in _QUESTIONS
+        ]
+        return self._written('answers.jsonl', _jsonl(rows))

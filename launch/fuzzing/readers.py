@@ -30,6 +30,7 @@ from ppjax.models import base_model, loading
 from ppjax.parallel import sharding
 from ppjax.personas import evaluation_set, sources
 from ppjax.planning import topology
+from ppjax.ranking import answer_files, questionnaire
 from ppjax.recovery import lora
 from ppjax.synthesis import rewrite_file, rewrite_log, rewriting, sensitivity
 
@@ -44,6 +45,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'compensate': ('ppjax.compensation.config:CompensateConfig', ('output_dir',)),
     'run': ('ppjax.recipes.config:RunConfig', ('output_dir',)),
     'evaluate': ('ppjax.evaluation.config:EvaluateConfig', ('output_dir',)),
+    'rank': ('ppjax.ranking.config:RankConfig', ('output_dir',)),
     'sweep': ('ppjax.sweeping.config:SweepConfig', ('output_dir',)),
     'export': ('ppjax.exporting.config:ExportConfig', ('output_dir',)),
     'report': ('ppjax.evaluation.reporting:ReportConfig', ('output_dir',)),
@@ -96,6 +98,12 @@ def whole_flags(
             'heldout': str(whole.heldout),
             'tasks': 'likelihood',
             'output_dir': str(output),
+        },
+        'rank': {
+            'answers': f'a={whole.answers},b={whole.answers}',
+            'output_dir': str(output),
+            # Serving does not end by itself, and a judge is asked elsewhere.
+            'summary': 'true',
         },
         'sweep': learning | rows | {'grid': 'sparsity=0.5'},
         'export': masked | {'materialize': 'true', 'output_dir': str(output)},
@@ -331,6 +339,20 @@ def _benchmark(
     )
 
 
+def _answers(
+    rng: random.Random, folder: pathlib.Path, whole: material_lib.Material
+) -> Read:
+    path = folder / 'answers.jsonl'
+    shutil.copy(whole.answers, path)
+    damage.lines_file(rng, path)
+
+    def read() -> None:
+        given = answer_files.read(f'a={whole.answers},b={path}')
+        questionnaire.draw(given, count=3, seed=0)
+
+    return read
+
+
 # --- Personas -----------------------------------------------------------------
 
 
@@ -457,13 +479,14 @@ TARGETS: dict[str, tuple[Target, int]] = {
     'safetensors': (_tensors, 110),
     'config.json': (_config, 110),
     'tokenizer': (_tokenizer, 80),
-    'gguf': (_gguf, 120),
+    'gguf': (_gguf, 90),
     'pmask': (_mask, 60),
     'keep indices': (_kept, 50),
     'calibration': (_calibration, 80),
     'instructions': (_instructions, 80),
     'rewrites': (_rewrites, 50),
     'benchmark': (_benchmark, 50),
+    'answers': (_answers, 30),
     'persona': (_persona, 80),
     'evaluation set': (_evaluation_set, 40),
     'flags': (_flags, 50),
