@@ -16,6 +16,7 @@ the right to mount (root has it).
 from collections import Counter
 from collections.abc import Iterator, Sequence
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -29,28 +30,13 @@ import time
 from typing import Any
 
 from absl import flags as absl_flags
-
-# Imported once, for all commands.
 from striking import child, disks, runs
 
-from ppjax import (
-    compensate,
-    evaluate,
-    export,
-    prune,
-    recover,
-    report,
-    run,
-    sweep,
-    synthesize,
-    train,
-)
 from ppjax.base import atomic, errors, flags, json_lines, progress, run_directory
 
-VERBS = (
-    *(compensate, evaluate, export, prune, recover, report, run, sweep, synthesize),
-    train,
-)
+# Imported once, for all commands.
+for _case in runs.CASES.values():
+    importlib.import_module(_case.words[0])
 _GOOD = 'as unbroken'
 _MOST_TRIALS = 2000
 _MAKES = ('inputs', 'reference', 'trials', 'jax', 'trials.jsonl', 'chaos.json')

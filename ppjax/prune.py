@@ -7,12 +7,15 @@ python -m ppjax.prune --print_budget --match=0.25,0.5 --base_model=config.json
 
 from ppjax.base import compile_cache, flags, progress
 from ppjax.baselines import budget_table, config, run
+from ppjax.models import base_model
+from ppjax.models import config as config_lib
 
 
 def main(cfg: config.PruneConfig) -> int:
     """Prunes, or prints what would be left."""
     if cfg.print_budget:
-        print(budget_table.markdown(cfg, run.read_config(cfg.base_model)))
+        model = config_lib.from_hf_config(base_model.read_hf_config(cfg.base_model))
+        print(budget_table.markdown(cfg, model))
         return 0
     compile_cache.enable()
     progress.say(f'Pruned model: {run.prune(cfg)}')

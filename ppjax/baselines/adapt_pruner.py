@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppjax.base import errors
 from ppjax.base import progress as progress_lib
 from ppjax.baselines import budget, selection
 from ppjax.baselines import gradients as gradients_lib
@@ -17,6 +18,8 @@ from ppjax.models import structure as structure_lib
 
 # A block keeps a hundredth at least.
 _MOST = 0.99
+# Steps of which so many times T bring nothing are given up.
+_PATIENCE = 4
 # Halvings of the last step; the budget is met to a channel long before.
 _HALVINGS = 40
 
@@ -94,6 +97,9 @@ def prune(
 
     Returns:
         (what is left, the steps).
+
+    Raises:
+        InputError: if blocks stop shrinking before the target.
     """
     kept = structure_lib.Structure.dense(cfg)
     ratios = np.zeros(cfg.num_layers)
@@ -104,7 +110,13 @@ def prune(
 
     progress = progress_lib.Progress('Pruning steps', iterations)
     over = left(ratios) <= target
-    while not over and ratios.min() < _MOST:
+    while not over:
+        if len(steps) == _PATIENCE * iterations:
+            raise errors.InputError(
+                f'--method=adapt_pruner: after {len(steps)} steps '
+                f'{left(ratios):,} parameters of blocks are left, and {target:,} are '
+                'wanted: some blocks no longer shrink; lower --amplitude, or remove less.'
+            )
         found = measure(kept, len(steps))
         grown = 1 / iterations - amplitude * influence(found.cosines)
         after = np.clip(ratios + grown, 0, _MOST)

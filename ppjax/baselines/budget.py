@@ -126,24 +126,9 @@ def slicegpt(cfg: config_lib.ModelConfig, width: int) -> Amount:
 
     Source: SliceGPT, arXiv:2401.15024, section 3.
     """
-    layers, d, f = cfg.num_layers, cfg.d_model, cfg.d_ff
-    d_q, d_kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-    matrices = layers * (width * (2 * d_q + 2 * d_kv + 3 * f) + 2 * width**2)
-    matrices += (d - width) * (f + width)
-    vectors = layers * (d_q + 2 * d_kv if cfg.qkv_bias else 0)
-    vectors += layers * (2 * cfg.head_dim if cfg.qk_norm else 0)
-    blocks = matrices + vectors
-    whole = blocks + cfg.vocab_size * (width + d)
-
-    def flops(tokens: float) -> float:
-        return 2 * tokens * matrices + 4 * layers * d_q * tokens**2
-
-    return Amount(
-        width,
-        f'width {width:,} of {d:,}',
-        costs.Parameters(whole, whole, blocks),
-        flops,
-    )
+    own = config_lib.narrowed(cfg, width, out_width=cfg.d_model)
+    text = f'width {width:,} of {cfg.d_model:,}'
+    return of_sizes(own, width, text, costs.uniform(own))
 
 
 def nearest(

@@ -29,17 +29,15 @@ def amounts(
         yield match, 'persona mask', own
         for method, settings in _settings(cfg, model).items():
             yield match, method, budget.nearest(settings, own.parameters, method)
-    for method, amount in cfg.named_amounts:
+    for method, amount in cfg.named_amounts():
         yield '', method, _of_amount(cfg, model, method, amount)
 
 
 def _among(
     cfg: config_lib.PruneConfig, model: model_config.ModelConfig, method: str
 ) -> budget.Range:
-    usual = config_lib.METHODS[method]
-    first = usual.spare_first if cfg.spare_first is None else cfg.spare_first
-    last = usual.spare_last if cfg.spare_last is None else cfg.spare_last
-    return budget.Range.sparing(model, first, last, method)
+    usual = cfg.usual_of(method)
+    return budget.Range.sparing(model, usual.spare_first, usual.spare_last, method)
 
 
 def _settings(

@@ -40,6 +40,8 @@ METHODS = {
 # FLAP's: all layers together, or each with the same share gone.
 STRUCTURES = ('AL-AM', 'UL-UM')
 ROTATIONS = ('sites', 'single')
+# Of which some blocks can be left alone.
+_SPARING = ('depth', 'llm_pruner', 'wanda_sp', 'minitron', 'flap')
 # Whose knob alone says how much is left.
 _COUNTED = ('depth', 'slicegpt', 'llm_pruner', 'wanda_sp', 'minitron')
 
@@ -175,7 +177,7 @@ class PruneConfig(settings.CommonSettings):
         ranges.check(self)
         if self.print_budget:
             settings.require_given(self, 'match')
-            self.named_amounts  # noqa: B018  Refuses what is none.
+            self.named_amounts()
             return
         settings.require_given(self, 'method', 'output_dir')
         if (self.match is None) == (self.amount is None):
@@ -203,6 +205,9 @@ class PruneConfig(settings.CommonSettings):
             'iterations': ('adapt_pruner',),
             'amplitude': ('adapt_pruner',),
             'heads': ('wanda_sp', 'minitron', 'flap'),
+            'spare_first': _SPARING,
+            'spare_last': _SPARING,
+            'official': ('llm_pruner', 'adapt_pruner', 'slicegpt'),
         }
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -215,8 +220,12 @@ class PruneConfig(settings.CommonSettings):
 
     @property
     def usual(self) -> Usual:
-        """The method's defaults, with what flags say in their place."""
-        found = METHODS[self.method]
+        """What the method takes."""
+        return self.usual_of(self.method)
+
+    def usual_of(self, method: str) -> Usual:
+        """A method's defaults, with what flags say in their place."""
+        found = METHODS[method]
         given = {
             'sequences': self.sequences,
             'tokens': self.sequence_length,
@@ -230,7 +239,6 @@ class PruneConfig(settings.CommonSettings):
         """Sequences that are run at a time; gradients of each are squared alone."""
         return 1 if self.importance in ('second', 'mix') else self.batch_size
 
-    @property
     def named_amounts(self) -> list[tuple[str, float]]:
         """What --amounts names.
 

@@ -285,9 +285,15 @@ def _one_shot(task: Task) -> Outcome:
     if own.method != 'flap' or not biases.wanted(own.bias, task.base):
         return outcome
     means = one_shot.mean_outputs(model, kept, found.statistics)
+    pruned = biases.with_biases(outcome.model, means, kept.layers)
+    # Of the dense model's widths, with the biases of the pruned one.
+    biased = biases.config_with(cfg)
     return dataclasses.replace(
         outcome,
-        model=biases.with_biases(outcome.model, means, kept.layers),
+        model=pruned,
+        amount=budget.of_sizes(
+            biased, outcome.amount.setting, outcome.amount.text, kept.sizes
+        ),
         facts=outcome.facts | {'biases': sorted(means)},
     )
 

@@ -19,7 +19,6 @@ from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references
 from ppjax.masking import pmask
 from ppjax.models import base_model, costs, loading
-from ppjax.models import config as model_config
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 
@@ -152,10 +151,3 @@ def _likelihood(
         del decoder
         progress_lib.say(f'Held-out, {name}: {found[name].mean:.4f} nats/token')
     return references.likelihood(cfg.heldout, examples, found)
-
-
-def read_config(name: str) -> model_config.ModelConfig:
-    """Constants of a model of which only the config.json need be there."""
-    if name.endswith('.gguf') or name == base_model.SMOLLM2:
-        return base_model.open_base_model(name).config
-    return model_config.from_hf_config(base_model.read_hf_config(name))

@@ -15,7 +15,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from ppjax.base import atomic, errors
-from ppjax.models import base_model, checkpoint, loading
+from ppjax.models import base_model, biased, checkpoint, loading
 
 _ROWS, _BIAS = 'rows', 'bias'
 _ROWS_OF, _BIAS_OF = (
@@ -136,32 +136,6 @@ def refitted_model(
     return dataclasses.replace(pruned, reader=reader)
 
 
-class _BiasedReader(checkpoint.CheckpointReader):
-    """A Llama's tensors, and biases of 0 in its FFN layers."""
-
-    def __init__(
-        self, reader: checkpoint.CheckpointReader, zeros: dict[str, tuple[int, ...]]
-    ):
-        self.path = reader.path
-        self.hf_config = reader.hf_config | {'mlp_bias': True}
-        self._reader, self._zeros = reader, zeros
-
-    def names(self) -> list[str]:
-        return sorted([*self._reader.names(), *self._zeros])
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._zeros.get(name) or self._reader.shape(name)
-
-    def dtype(self, name: str) -> np.dtype:
-        own = name in self._zeros
-        return np.dtype(np.float32) if own else self._reader.dtype(name)
-
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        if name in self._zeros:
-            return np.zeros(self._zeros[name], np.float32)[rows]
-        return self._reader.read(name, rows)
-
-
 def with_biases(pruned: base_model.BaseModel) -> base_model.BaseModel:
     """A model whose FFN layers can hold biases, 0 where it had none.
 
@@ -169,7 +143,7 @@ def with_biases(pruned: base_model.BaseModel) -> base_model.BaseModel:
         InputError: if its architecture has no such biases.
     """
     cfg = pruned.config
-    if cfg.family != 'llama':
+    if not biased.has_room(pruned):
         raise errors.InputError(
             f'--bias: no stock {cfg.family} model has a bias in down_proj, so nothing '
             'would load the export; leave it out.'
@@ -177,13 +151,9 @@ def with_biases(pruned: base_model.BaseModel) -> base_model.BaseModel:
     if cfg.mlp_bias:
         return pruned
     widths = {'b_gate': cfg.d_ff, 'b_up': cfg.d_ff, 'b_down': cfg.d_model}
-    zeros: dict[str, tuple[int, ...]] = {
-        loading.BLOCK_WEIGHTS[name].hf_name.format(layer): (width,)
+    zeros = {
+        loading.BLOCK_WEIGHTS[name].hf_name.format(layer): np.zeros(width, np.float32)
         for layer in range(cfg.num_layers)
         for name, width in widths.items()
     }
-    return dataclasses.replace(
-        pruned,
-        reader=_BiasedReader(pruned.reader, zeros),
-        config=dataclasses.replace(cfg, mlp_bias=True),
-    )
+    return biased.with_added(pruned, zeros, dataclasses.replace(cfg, mlp_bias=True))

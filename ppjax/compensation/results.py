@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -62,8 +60,7 @@ class Exported:
     def identity(self) -> dict[str, str]:
         """Of the exported weights: the run that they are from."""
         settings = flags.to_flagfile(self.cfg, omit=tuple(config_lib.RESUMABLE))
-        text = settings + json.dumps(self.hashes)
-        return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
+        return record.of_run(settings, self.hashes)
 
     def is_finished(self) -> bool:
         """Whether `write` came to its end.
@@ -71,9 +68,7 @@ class Exported:
         Raises:
             InputError: if hf/ is damaged, or something else.
         """
-        if not (self.folder / FILE).exists() or not self.model_dir.exists():
-            return False
-        return not record.may_write(self.model_dir, self.identity, overwrite=False)
+        return record.is_finished(self.folder / FILE, self.model_dir, self.identity)
 
     def write(
         self,

@@ -87,7 +87,7 @@ def _figures(
     prompt: float,
     answer: int,
 ) -> Figures:
-    table = cfg.vocab_size * cfg.d_model
+    head = costs.head_entries(cfg)
     count = costs.parameters(cfg, sizes)
     cached = 2 * cfg.head_dim * sum(size.groups for size in sizes)
     prefill = costs.prefill_flops(cfg, sizes, prompt)
@@ -100,12 +100,12 @@ def _figures(
         parameters_untied=count.untied,
         parameters_blocks=count.blocks,
         bytes=count.unique * itemsize,
-        decode_weight_bytes=(count.untied - table) * itemsize,
+        decode_weight_bytes=(count.untied - costs.embedding_entries(cfg)) * itemsize,
         kv_bytes_per_token=cached * itemsize,
         prefill_flops=prefill,
-        prefill_flops_with_head=prefill + 2 * table,
+        prefill_flops_with_head=prefill + 2 * head,
         decode_flops=costs.decode_flops(cfg, sizes, prompt + 1),
-        total_flops=prefill + 2 * table + decoded,
+        total_flops=prefill + 2 * head + decoded,
     )
 
 
@@ -117,6 +117,7 @@ def measure(
     prompt_length: float,
     answer_length: int,
     layers: int | None = None,
+    pruned: config_lib.ModelConfig | None = None,
 ) -> Efficiency:
     """The dense model and the one with `keep` channels in each of `layers` layers.
 
@@ -127,6 +128,7 @@ def measure(
         prompt_length: S, positive.
         answer_length: T, at least 1.
         layers: of the pruned model, in [1, L]; by default all L.
+        pruned: its constants, where more than channels and blocks may be gone.
 
     Raises:
         InputError: if k, `layers` or a length is out of range.
@@ -145,11 +147,12 @@ def measure(
             f'answer_length must be at least 1, got {answer_length}.'
         )
     itemsize = jnp.dtype(dtype).itemsize
-    dense, pruned = (
-        _figures(cfg, sizes, itemsize, prompt_length, answer_length)
-        for sizes in (
-            costs.uniform(cfg),
-            costs.uniform(cfg, channels=keep, layers=layers),
+    other = pruned or cfg
+    whole, left = (
+        _figures(own, sizes, itemsize, prompt_length, answer_length)
+        for own, sizes in (
+            (cfg, costs.uniform(cfg)),
+            (other, costs.uniform(other, channels=keep, layers=layers)),
         )
     )
     return Efficiency(
@@ -158,8 +161,8 @@ def measure(
         dtype=dtype,
         prompt_length=prompt_length,
         answer_length=answer_length,
-        dense=dense,
-        pruned=pruned,
+        dense=whole,
+        pruned=left,
     )
 
 

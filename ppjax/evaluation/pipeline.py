@@ -196,6 +196,7 @@ class Evaluation:
                         prompt_length=cfg.prompt_length,
                         answer_length=cfg.answer_length,
                         layers=smallest.base.config.num_layers,
+                        pruned=smallest.base.config,
                     )
                 ),
                 'convention': efficiency.CONVENTION,

@@ -84,7 +84,12 @@ def _write_efficiency(
         keep = settings.get('keep', keep)
         layers, channels = granularity.pruned_size(*size, keep)
         found = efficiency.measure(
-            model, channels, dtype=trained.dtype, layers=layers, **lengths
+            model,
+            channels,
+            dtype=trained.dtype,
+            layers=layers,
+            prompt_length=cfg.prompt_length,
+            answer_length=cfg.answer_length,
         )
         return dataclasses.asdict(found) | {'convention': efficiency.CONVENTION}
 

@@ -6,6 +6,7 @@ folder is never without its identity, and damage is noticed.
 
 from collections.abc import Mapping
 import hashlib
+import json
 import os
 import pathlib
 from typing import Any
@@ -56,6 +57,30 @@ def _files(
     except (errors.InputError, KeyError, AttributeError):
         pass
     return None
+
+
+def of_run(settings: str, hashes: Mapping[str, str]) -> dict[str, str]:
+    """The identity of weights that a run makes.
+
+    Args:
+        settings: that decide them, as a flagfile.
+        hashes: name -> sha256 of what the run reads.
+    """
+    text = settings + json.dumps(hashes)
+    return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_finished(
+    figures: pathlib.Path, target: pathlib.Path, identity: Mapping[str, str]
+) -> bool:
+    """Whether a run has written its export, and the figures that come after it.
+
+    Raises:
+        InputError: if the export is damaged, or something else stands there.
+    """
+    if not figures.exists() or not target.exists():
+        return False
+    return not may_write(target, identity, overwrite=False)
 
 
 def identity(folder: pathlib.Path) -> dict[str, str] | None:

@@ -145,6 +145,25 @@ class ModelConfig:
             )
 
 
+def narrowed(
+    cfg: ModelConfig, width: int, *, out_width: int | None = None
+) -> ModelConfig:
+    """Constants of a stream of `width` in the place of the whole one.
+
+    Args:
+        cfg: of the whole model.
+        width: W, at most D.
+        out_width: see `ModelConfig`.
+    """
+    return dataclasses.replace(
+        cfg,
+        d_model=width,
+        norm_eps=cfg.norm_eps * cfg.d_model / width,
+        tie_embeddings=False,
+        out_width=out_width,
+    )
+
+
 def _checked(key: str, value: Any, right: bool, wanted: str) -> Any:
     if not right:
         raise errors.InputError(

@@ -63,7 +63,9 @@ def _query_heads(cfg: config_lib.ModelConfig, size: BlockSize) -> int:
 def block_weights(cfg: config_lib.ModelConfig, size: BlockSize) -> int:
     """Entries of one block's matrices, which is its multiply-adds a token."""
     d_q, d_kv = _query_heads(cfg, size) * cfg.head_dim, size.groups * cfg.head_dim
-    return cfg.d_model * (2 * d_q + 2 * d_kv + 3 * size.channels)
+    found = cfg.d_model * (2 * d_q + 2 * d_kv + 3 * size.channels)
+    # A rotation past either half.
+    return found if cfg.out_width is None else found + 2 * cfg.d_model**2
 
 
 def block_vectors(cfg: config_lib.ModelConfig, size: BlockSize) -> int:
@@ -81,13 +83,35 @@ def block_vectors(cfg: config_lib.ModelConfig, size: BlockSize) -> int:
     return entries
 
 
+def _matrices(cfg: config_lib.ModelConfig, sizes: Sequence[BlockSize]) -> int:
+    """Entries of all blocks' matrices, what the last puts out beyond its width too."""
+    found = sum(block_weights(cfg, size) for size in sizes)
+    beyond = _out_width(cfg) - cfg.d_model
+    return found + beyond * (cfg.d_model + sizes[-1].channels if beyond else 0)
+
+
+def _out_width(cfg: config_lib.ModelConfig) -> int:
+    return cfg.d_model if cfg.out_width is None else cfg.out_width
+
+
+def embedding_entries(cfg: config_lib.ModelConfig) -> int:
+    """V times the width of the stream."""
+    return cfg.vocab_size * cfg.d_model
+
+
+def head_entries(cfg: config_lib.ModelConfig) -> int:
+    """V times the width of what is unembedded, which is the multiply-adds of a token."""
+    return cfg.vocab_size * _out_width(cfg)
+
+
 def parameters(cfg: config_lib.ModelConfig, sizes: Sequence[BlockSize]) -> Parameters:
     """Of a model of blocks of these sizes."""
-    blocks = sum(block_weights(cfg, x) + block_vectors(cfg, x) for x in sizes)
-    table = cfg.vocab_size * cfg.d_model
-    untied = blocks + 2 * table + cfg.d_model
+    blocks = _matrices(cfg, sizes) + sum(block_vectors(cfg, x) for x in sizes)
+    if cfg.mlp_bias:
+        blocks += _out_width(cfg) - cfg.d_model
+    untied = blocks + embedding_entries(cfg) + head_entries(cfg) + _out_width(cfg)
     return Parameters(
-        unique=untied - table if cfg.tie_embeddings else untied,
+        unique=untied - head_entries(cfg) if cfg.tie_embeddings else untied,
         untied=untied,
         blocks=blocks,
     )
@@ -112,8 +136,7 @@ def prefill_flops(
 
     Source: Persona-Pruner, arXiv:2606.14695, Table 11.
     """
-    weights = sum(block_weights(cfg, size) for size in sizes)
-    return 2 * tokens * weights + _attention(cfg, sizes, tokens**2)
+    return 2 * tokens * _matrices(cfg, sizes) + _attention(cfg, sizes, tokens**2)
 
 
 def decode_flops(
@@ -126,6 +149,5 @@ def decode_flops(
         sizes: of the blocks.
         context: t, the tokens that it attends to, itself included.
     """
-    weights = sum(block_weights(cfg, size) for size in sizes)
-    head = cfg.vocab_size * cfg.d_model
-    return 2 * (weights + head) + _attention(cfg, sizes, context)
+    weights = _matrices(cfg, sizes) + head_entries(cfg)
+    return 2 * weights + _attention(cfg, sizes, context)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ppjax.pages import views
+from ppjax.pages import formats, views
 
 
 def of_tables(tables: Sequence[views.Table]) -> str:
@@ -22,4 +22,4 @@ def of_tables(tables: Sequence[views.Table]) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace('|', '\\|')
+    return formats.printable(text).replace('|', '\\|')

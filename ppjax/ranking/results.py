@@ -8,6 +8,7 @@ from typing import Any
 
 from ppjax.base import atomic, errors, versions
 from ppjax.pages import formats, texts, views
+from ppjax.pages import markdown as markdown_lib
 from ppjax.ranking import dimensions, figures, study
 
 PEOPLE = 'people'
@@ -197,23 +198,7 @@ def text(found: dict[str, Any]) -> str:
 
 def markdown(found: dict[str, Any]) -> str:
     """The tables as Markdown."""
-    parts = ['# Rankings', f'{_head(found)} {_NOTE}']
-    for table in tables(found):
-        columns = [_plain(column) for column in ('', *table.columns)]
-        lines = [
-            f'## {_plain(table.title)}\n',
-            f'| {" | ".join(columns)} |',
-            f'|---|{"---:|" * len(table.columns)}',
-        ]
-        for label, cells in table.rows:
-            values = [f'{cell.text} {cell.detail}'.strip() for cell in cells]
-            lines.append(f'| {_plain(label)} | {" | ".join(values)} |')
-        parts.append('\n'.join(lines))
-    return '\n\n'.join(parts) + '\n'
-
-
-def _plain(shown: str) -> str:
-    return formats.printable(shown).replace('|', '\\|')
+    return f'# Rankings\n\n{_head(found)} {_NOTE}\n\n{markdown_lib.of_tables(tables(found))}'
 
 
 def as_csv(rankings: Sequence[study.Ranking]) -> str:

@@ -20,7 +20,8 @@ from ppjax.models import decoder as decoder_lib
 TARGETS = {
     weight.hf_name.split('.')[-2]: attribute
     for attribute, weight in loading.BLOCK_WEIGHTS.items()
-    if weight.transpose
+    # Rotations of a stream are no modules of a stock model.
+    if weight.transpose and attribute.startswith('w_')
 }
 
 # Weight -> {'a': [L, in, r], 'b': [L, r, out]}, float32.

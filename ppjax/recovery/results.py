@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import hashlib
-import json
 import math
 import pathlib
 from typing import Any
@@ -37,8 +35,7 @@ def _identity(run: run_lib.RecoveryRun) -> dict[str, str]:
         and getattr(run.cfg, field.name) == field.default
     ]
     settings = flags.to_flagfile(run.cfg, omit=(*config_lib.RESUMABLE, *unset))
-    text = settings + json.dumps(run.data.hashes | run.source.hashes)
-    return {'run_sha256': hashlib.sha256(text.encode()).hexdigest()}
+    return record.of_run(settings, run.data.hashes | run.source.hashes)
 
 
 def is_finished(run: run_lib.RecoveryRun) -> bool:
@@ -47,9 +44,7 @@ def is_finished(run: run_lib.RecoveryRun) -> bool:
     Raises:
         InputError: if hf/ is damaged, or something else.
     """
-    if not _results_file(run).exists() or not run.model_dir.exists():
-        return False
-    return not record.may_write(run.model_dir, _identity(run), overwrite=False)
+    return record.is_finished(_results_file(run), run.model_dir, _identity(run))
 
 
 def write(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ppjax.base import errors
 from ppjax.baselines import adapt_pruner, gradients
 from ppjax.models import costs
 
@@ -68,7 +69,7 @@ def test_blocks_that_turn_the_stream_shrink_less(tiny_models):
 
 def test_what_is_gone_stays_so(tiny_models):
     cfg = tiny_models('llama').config
-    kept, _, seen, _ = _pruned(cfg, 0.4, cosines=(0.2, 0.9, 0.7), amplitude=0.2)
+    kept, _, seen, _ = _pruned(cfg, 0.6, cosines=(0.2, 0.9, 0.7), amplitude=0.2)
     for before, after in zip(seen, [*seen[1:], kept], strict=True):
         assert not (after.channels & ~before.channels).any()
         assert not (after.groups & ~before.groups).any()
@@ -80,3 +81,9 @@ def test_nothing_to_remove_takes_no_step(tiny_models):
     kept, steps, _, _ = _pruned(cfg, 1.0)
     assert not steps
     assert kept.sizes == costs.uniform(cfg)
+
+
+def test_blocks_that_no_longer_shrink_are_said(tiny_models):
+    cfg = tiny_models('llama').config
+    with pytest.raises(errors.InputError, match='lower --amplitude'):
+        _pruned(cfg, 0.05, cosines=(0.2, 0.9, 0.9), amplitude=0.1)

@@ -155,7 +155,7 @@ def block_of(
 
     What it writes may be of another width: its products ask for none.
     """
-    narrow = narrow_config(cfg, width, out_width=None)
+    narrow = config_lib.narrowed(cfg, width)
     norm = norm_weights(cfg, width)
     whole = layer | {'attn_norm': norm, 'ffn_norm': norm}
     names = weights.abstract(narrow)['blocks']
@@ -168,19 +168,6 @@ def block_of(
 def norm_weights(cfg: config_lib.ModelConfig, width: int) -> np.ndarray:
     """Of a norm over `width` entries that divides by the root of sum x^2 / D + eps."""
     return np.full(width, (width / cfg.d_model) ** -0.5)
-
-
-def narrow_config(
-    cfg: config_lib.ModelConfig, width: int, *, out_width: int | None
-) -> config_lib.ModelConfig:
-    """Constants of a stream of `width`; see `ModelConfig.out_width`."""
-    return dataclasses.replace(
-        cfg,
-        d_model=width,
-        norm_eps=cfg.norm_eps * cfg.d_model / width,
-        tie_embeddings=False,
-        out_width=out_width,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ def sliced_base(base: base_model.BaseModel, sliced: fit.Sliced) -> base_model.Ba
         sliced: from `fit.fit` or `fit.fit_single`.
     """
     whole = base.config.d_model
-    cfg = fit.narrow_config(
+    cfg = config_lib.narrowed(
         base.config, sliced.width, out_width=None if sliced.is_single else whole
     )
     changes: dict[str, Any] = {
