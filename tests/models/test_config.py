@@ -135,6 +135,7 @@ def test_llama():
         mlp_bias=False,
         qk_norm=False,
         tie_embeddings=True,
+        out_width=None,
     )
 
 
@@ -411,6 +412,12 @@ _MATTERS: dict[str, dict[str, Any]] = {
     'qk_norm': {'model_type': 'qwen3', 'mlp_bias': None},
     'family': {'model_type': 'qwen2', 'mlp_bias': None},
     'tie_embeddings': {'tie_word_embeddings': True},
+    'out_width': {
+        'model_type': 'slicegpt',
+        'sliced_model_type': 'llama',
+        'sliced_hidden_size': 40,
+        'mlp_bias': None,
+    },
 }
 # Those that the shapes of the checkpoint's tensors contradict.
 _CAUGHT_BY_TENSORS = {
@@ -425,6 +432,8 @@ _CAUGHT_BY_TENSORS = {
     'mlp_bias': r"proj\.bias' is missing",
     'qk_norm': r"norm\.weight' is missing",
     'family': r"proj\.bias' is missing",
+    # The rest of the last block, rotations and all.
+    'out_width': r"last_down_proj\.weight' is missing",
 }
 
 

@@ -211,3 +211,36 @@ def test_more_width_carries_more_and_padding_nothing(tiny_models, texts):
     np.testing.assert_allclose(found, table[ids].T @ table[ids], rtol=1e-4, atol=1e-4)
     centred = fit.Walk(tiny.base, texts, centred=True, mesh=None)
     np.testing.assert_allclose(centred.top['embedding'].mean(axis=1), 0, atol=1e-12)
+
+
+_ROTATIONS = (
+    'model.layers.1.attn_shortcut.weight',
+    'model.layers.2.mlp_shortcut.weight',
+    'model.last_shortcut.weight',
+    'model.last_down_proj.weight',
+    'model.last_down_proj.bias',
+)
+
+
+@pytest.mark.parametrize('name', _ROTATIONS)
+def test_a_rotation_lands_where_its_name_says_and_is_fingerprinted(
+    name, tiny_models, texts
+):
+    tiny = tiny_models('llama-biased')
+    base = model.sliced_base(tiny.base, fit.fit(tiny.base, texts, 16))
+    tensors = {key: base.reader.read(key) for key in base.reader.names()}
+    decoder = loading.load_decoder(base.reader, base.config, dtype=np.float32)
+    held = {
+        'model.layers.1.attn_shortcut.weight': decoder.blocks.turn_attention.dense()[1],
+        'model.layers.2.mlp_shortcut.weight': decoder.blocks.turn_ffn.dense()[2],
+        'model.last_shortcut.weight': decoder.last_turn[...],
+        'model.last_down_proj.weight': decoder.last_down[...],
+        'model.last_down_proj.bias': decoder.last_bias[...],
+    }
+    np.testing.assert_array_equal(np.asarray(held[name]).T, tensors[name])
+    changed = tensors[name].copy()
+    changed[0] = np.nextafter(changed[0], np.float32(9))
+    reader = in_memory.InMemoryReader(
+        base.reader.path, base.reader.hf_config, tensors | {name: changed}
+    )
+    assert loading.fingerprint(reader, base.config) != base.fingerprint()
