@@ -183,9 +183,12 @@ class Evaluation:
         cfg, models = self.cfg, self.candidates.models
 
         def measure() -> dict[str, Any]:
-            smallest = min(
-                models, key=lambda model: (model.base.config.num_layers, model.keep)
-            )
+            def blocks(model: candidates.Candidate) -> int:
+                own = model.base.config
+                sizes = costs.uniform(own, channels=model.keep)
+                return costs.parameters(own, sizes).blocks
+
+            smallest = min(models, key=blocks)
             dense = models[0].base.config
             found: dict[str, Any] = {
                 'closed_form': dataclasses.asdict(

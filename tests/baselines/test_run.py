@@ -15,9 +15,10 @@ import pytest
 import torch
 import transformers
 
-from ppjax import prune
+from ppjax import evaluate, prune
 from ppjax.base import errors, flags
 from ppjax.baselines import biases, config, gradients, methods, results, run
+from ppjax.evaluation import config as evaluate_config
 from ppjax.exporting import verify
 from ppjax.masking import apply, pmask
 from ppjax.models import base_model
@@ -281,3 +282,27 @@ def test_the_budget_is_printed_from_a_config_alone(chatty_model, tmp_path, capsy
     assert len(lines) == 2 + 1 + 2 * 6
     with pytest.raises(errors.InputError, match='is not METHOD=AMOUNT'):
         dataclasses.replace(cfg, amounts='depth:3')
+
+
+def test_the_smallest_model_is_that_of_fewest_parameters_of_blocks(
+    settings, chatty_model, calibration_files
+):
+    """A rotated model has all blocks and all channels, and a narrower stream."""
+    cfg = _of(settings, 'slicegpt')
+    folder = run.prune(cfg)
+    found = _figures(cfg)['amounts']
+    output = pathlib.Path(cfg.output_dir).parent / 'evaluated'
+    evaluate.main(
+        evaluate_config.EvaluateConfig(
+            base_model=str(chatty_model),
+            model=str(folder),
+            tasks='efficiency',
+            timing=False,
+            output_dir=str(output),
+        )
+    )
+    closed = json.loads((output / 'results' / 'measured_efficiency.json').read_text())
+    for name in ('dense', 'pruned'):
+        own = closed['closed_form'][name]
+        assert own['parameters'] == found[name]['parameters']['unique']
+        assert own['parameters_blocks'] == found[name]['parameters']['blocks']
