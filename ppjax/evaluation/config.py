@@ -10,6 +10,7 @@ from ppjax.evaluation.multiple_choice import benchmarks
 TASKS = (
     'likelihood',
     'plain',
+    'answers',
     'judge',
     *benchmarks.TASKS,
     'efficiency',
@@ -68,7 +69,7 @@ class EvaluateConfig:
     )
     heldout: str | None = flags.setting(
         None,
-        "Held-out JSONL for likelihood, and for judge; by default the run's.",
+        "Held-out JSONL for likelihood, answers and judge; by default the run's.",
         path=True,
     )
     prompts: str = flags.setting(
@@ -92,7 +93,7 @@ class EvaluateConfig:
     )
     eval_sets: str | None = flags.setting(
         None,
-        'For judge, failures and multiturn: evaluation sets (JSON), or folders of '
+        'For answers, judge, failures and multiturn: evaluation sets (JSON), or folders of '
         'them, separated by commas; the held-out questions otherwise.',
         path=True,
     )
@@ -131,11 +132,13 @@ class EvaluateConfig:
         least=1,
     )
     max_new_tokens: int = flags.setting(
-        2048, 'For judge and multiturn: the longest answer, in tokens.', least=1
+        2048,
+        'For answers, judge and multiturn: the longest answer, in tokens.',
+        least=1,
     )
     questions: int | None = flags.setting(
         None,
-        'For judge and failures: the first so many questions of each set.',
+        'For answers, judge and failures: the first so many questions of each set.',
         least=1,
     )
     judge: str = flags.setting(

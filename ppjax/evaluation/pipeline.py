@@ -18,7 +18,7 @@ from ppjax.evaluation import (
     results_store,
     timing,
 )
-from ppjax.evaluation.answers import judged_answers
+from ppjax.evaluation.answers import judged_answers, unjudged
 from ppjax.evaluation.dialogues import multi_turn
 from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choice_tasks
 from ppjax.models import costs
@@ -65,6 +65,7 @@ class Evaluation:
             'likelihood': self.likelihood,
             'plain': self.plain,
             'efficiency': self.efficiency,
+            'answers': lambda: unjudged.measure(cfg, self.candidates),
             'judge': lambda: self.judged,
             'failures': lambda: judged_answers.failures(cfg, self.judged),
             'multiturn': lambda: multi_turn.measure(cfg, self.candidates),

@@ -112,17 +112,29 @@ def render(
         seconds: cell -> what it took.
         versions: what the sweep ran with.
     """
+    axes = [(axis.name, ', '.join(map(grid.text_of, axis.values))) for axis in cfg.axes]
+    names = ', '.join(name for name, _ in axes)
     return templates.render(
-        'ppjax.sweeping',
-        'sweep.html.jinja',
-        cfg=cfg,
-        axes=[
-            (axis.name, ', '.join(map(grid.text_of, axis.values))) for axis in cfg.axes
+        'ppjax.pages',
+        'grid.html.jinja',
+        title=f'Sweep over {names}',
+        kicker='Sweep of mask learning',
+        heading=names,
+        facts=[
+            ('Base model', cfg.base_model, ''),
+            (
+                'Cells',
+                len(seconds),
+                f'learned in {clock.duration(sum(seconds.values()))}',
+            ),
         ],
-        cells=len(seconds),
-        time=clock.duration(sum(seconds.values())),
+        axes=axes,
         note=_NOTE,
         sections=parts,
+        again='The same command goes on with this sweep; more values on an axis extend '
+        'it.',
+        command=f'python -m ppjax.sweep --flagfile={cfg.output_dir}/config.flags',
         settings=flags.to_flagfile(cfg, omit=('overwrite',)),
         versions=list(versions.items()),
+        where='Every cell is a run directory of its own under cells/.',
     )

@@ -145,14 +145,15 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
                 own[kind]['to_dense'] = judging.paired_difference(
                     by_model[models.names[0]], by_model[name], groups
                 )
-        own |= _length_figures(said)
+        own |= length_figures(said)
         found['models'][name] = own
     found['answers'] = _rows(asked, given, verdicts)
     atomic.write_text(cfg.run / 'results' / 'judge.csv', _csv(found['answers']))
     return results_store.measured(path, settings, lambda: found, overwrite=True)
 
 
-def _length_figures(given: Sequence[speakers.Said]) -> dict[str, float]:
+def length_figures(given: Sequence[speakers.Said]) -> dict[str, float]:
+    """How long answers are, and how much they repeat: means over those given."""
     given = [one for one in given if not one.failure]
     count = len(given)
     return {

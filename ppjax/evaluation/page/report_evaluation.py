@@ -405,6 +405,7 @@ def sections(results: Mapping[str, dict[str, Any]]) -> list[views.Section]:
             ' No persona prompt is sent; a system prompt that the chat template inserts '
             'by itself stays, the same for all models.',
         ),
+        report_judged.unjudged_answers(found['answers']),
         report_judged.judge(found['judge'], found['failures'], of_page),
         report_judged.failure_types(found['failures']),
         report_judged.multi_turn(found['multiturn'], of_page),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax.evaluation.answers import failures
+from ppjax.evaluation.answers import failures, unjudged
 from ppjax.evaluation.page import report_views
 from ppjax.evaluation.page.report_views import at
 from ppjax.evaluation.page.run_results import mapping
@@ -249,6 +249,26 @@ def failure_types(result: Mapping[str, Any]) -> views.Section:
         [plot],
         [views.Table('failures', ['Low-scored', *labels], rows)],
         "Shares of the types: of the low-scored answers, as in the paper's Table 10.",
+    )
+
+
+def unjudged_answers(result: Mapping[str, Any]) -> views.Section:
+    """results/answers.json: what rules find in answers that nobody judged."""
+    models = report_views.models(result)
+    rows: list[tuple[str, str, formats.Show, str]] = [
+        ('Answers', 'n', _COUNT, ''),
+        *(
+            (kind.capitalize(), f'shares.{kind}', formats.percent, '')
+            for kind in unjudged.TYPES
+        ),
+    ]
+    return views.Section(
+        'Answers, by rule',
+        'Greedy answers, and what rules find wrong with them: repetition first, then '
+        'refusal, then incomplete, which all are that the limit of tokens stops.',
+        tables=[report_views.table('answers', models, [*rows, *_TEXT_ROWS])],
+        note='results/answers.json has every answer.',
+        settings=report_views.settings(result),
     )
 
 

@@ -1,0 +1,213 @@
+"""What makes a model of the grid, each in a run directory that others may share."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+from ppjax import demo
+from ppjax.base import flags
+from ppjax.baselines import run as prune_run
+from ppjax.comparing import config as config_lib
+from ppjax.comparing import methods
+from ppjax.compensation import loop as compensation
+from ppjax.exporting import export
+from ppjax.learning import config as learning_config
+from ppjax.recovery import loop as recovery
+from ppjax.sweeping import grid
+from ppjax.training import loop as training
+
+# Where stages go, and the general rows that some of them read.
+MODELS = 'models'
+GENERAL_ROWS = 'data/general.jsonl'
+_ELSEWHERE = frozenset({'base_model', 'calibration', 'heldout', 'mask', 'model'})
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step on the way to a model.
+
+    Attributes:
+        name: of its folder.
+        verb: that does it.
+        path: its run directory.
+        makes: the model's folder, or a mask file; there only when it is whole.
+        run: does it, or goes on; False if it was told to stop before its end.
+        settings: that decide what comes out, as text, wherever files lie.
+    """
+
+    name: str
+    verb: str
+    path: pathlib.Path
+    makes: pathlib.Path
+    run: Callable[[], bool]
+    settings: str
+
+    @property
+    def is_done(self) -> bool:
+        return self.makes.exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How the model of a cell comes about.
+
+    Attributes:
+        name: of its last stage; that of the dense model where there is none.
+        stages: in their order.
+        model: the folder of the model; None is the dense one.
+        of_persona: the persona whose rows it has seen; '' if none.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    model: pathlib.Path | None
+    of_persona: str
+
+
+def used_values(
+    cfg: config_lib.CompareConfig, values: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values on which a cell's model rests, before and after recovery.
+
+    Args:
+        cfg: the settings.
+        values: of the cell, on all axes and those that are always there.
+    """
+    method = methods.METHODS[values[config_lib.METHOD]]
+    recovery = methods.Recovery.parse(values[config_lib.RECOVERY])
+    sees_rows = method.mask or method.refit
+    if method.rival:
+        sees_rows = cfg.rival_texts == config_lib.PERSONA
+    is_dense = not (method.mask or method.refit or method.rival)
+    always = {config_lib.METHOD}
+    if not is_dense:
+        always |= {config_lib.SPARSITY, config_lib.SEED}
+    of_rows = set(values) - config_lib.FIXED - config_lib.LEARNING
+    own = always | (of_rows if sees_rows else set())
+    if method.mask and method.steps is None:
+        own |= config_lib.LEARNING
+    after = set(own)
+    if recovery.texts:
+        after |= {config_lib.RECOVERY, config_lib.SEED}
+    if recovery.texts == config_lib.PERSONA:
+        after |= of_rows
+    return (
+        {k: x for k, x in values.items() if k in own},
+        {k: x for k, x in values.items() if k in after},
+    )
+
+
+def way(cfg: config_lib.CompareConfig, values: dict[str, Any]) -> Way:
+    """The stages of a cell.
+
+    Raises:
+        InputError: if the settings of one contradict each other.
+    """
+    before, after = used_values(cfg, values)
+    folder = pathlib.Path(cfg.output_dir) / MODELS
+    # Without values that only say that nothing is done.
+    name = grid.name_of(before, ())
+    found = _made(cfg, values, folder / name)
+    model = found[-1].makes if found else None
+    if methods.Recovery.parse(values[config_lib.RECOVERY]).texts:
+        name = grid.name_of(after, ())
+        found.append(_recovered(cfg, values, folder / name, model))
+        model = found[-1].makes
+    return Way(name, tuple(found), model, after.get(config_lib.PERSONA, ''))
+
+
+def _made(
+    cfg: config_lib.CompareConfig, values: dict[str, Any], path: pathlib.Path
+) -> list[Stage]:
+    method = methods.METHODS[values[config_lib.METHOD]]
+    if method.rival:
+        texts = cfg.filled(cfg.calibration, values)
+        if cfg.rival_texts == config_lib.GENERAL:
+            texts = str(_general(cfg))
+        settings = cfg.prune_of(values, path, texts)
+        return [
+            _stage('prune', path, settings, lambda: bool(prune_run.prune(settings)))
+        ]
+    found: list[Stage] = []
+    mask = None
+    if method.mask:
+        folder = path.with_name(f'{path.name}--mask') if method.refit else path
+        mask = folder / 'mask.pmask'
+        steps = {} if method.steps is None else {'steps': method.steps}
+        train = cfg.train_of(values, folder, **steps)
+        rows = _rows(train.calibration)
+        found.append(
+            _stage(
+                'train',
+                folder,
+                train,
+                lambda: bool(training.learn_mask(train, rows(), [])),
+                mask,
+            )
+        )
+        if not method.refit:
+            exported = cfg.export_of(folder)
+            found.append(
+                _stage('export', folder, exported, lambda: not export.export(exported))
+            )
+    if method.refit:
+        refit = cfg.compensate_of(values, path, mask)
+        own = _rows(str(refit.calibration))
+        found.append(
+            _stage(
+                'compensate',
+                path,
+                refit,
+                lambda: bool(compensation.compensate(refit.resolved(), own(), [])),
+            )
+        )
+    return found
+
+
+def _recovered(
+    cfg: config_lib.CompareConfig,
+    values: dict[str, Any],
+    path: pathlib.Path,
+    model: pathlib.Path | None,
+) -> Stage:
+    recovers = methods.Recovery.parse(values[config_lib.RECOVERY])
+    texts = str(_general(cfg))
+    if recovers.texts == config_lib.PERSONA:
+        texts = cfg.filled(cfg.calibration, values)
+    settings = cfg.recover_of(values, path, model or cfg.base_model, texts)
+    rows = _rows(texts)
+    return _stage(
+        'recover', path, settings, lambda: bool(recovery.recover(settings, rows(), []))
+    )
+
+
+def _stage(
+    verb: str,
+    path: pathlib.Path,
+    settings: Any,
+    run: Callable[[], bool],
+    makes: pathlib.Path | None = None,
+) -> Stage:
+    # Paths are told by what is there.
+    names = {field.name for field in dataclasses.fields(settings)}
+    omit = (_ELSEWHERE | learning_config.RESUMABLE) & names
+    text = flags.to_flagfile(settings, omit=tuple(omit))
+    return Stage(path.name, verb, path, makes or path / 'hf', run, text)
+
+
+def _rows(source: str) -> Callable[[], list[Any]]:
+    return lambda: demo.read_rows(source, split='train')
+
+
+def _general(cfg: config_lib.CompareConfig) -> pathlib.Path:
+    return pathlib.Path(cfg.output_dir) / GENERAL_ROWS
+
+
+def all_stages(ways: Sequence[Way]) -> list[Stage]:
+    """Each once, in the order in which they come up."""
+    found: dict[tuple[str, str], Stage] = {}
+    for own in ways:
+        for stage in own.stages:
+            found.setdefault((stage.verb, stage.name), stage)
+    return list(found.values())
