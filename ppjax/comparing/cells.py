@@ -54,7 +54,9 @@ def plan(cfg: config_lib.CompareConfig, hashes: Mapping[str, str]) -> list[Cell]
     always = (config_lib.PERSONA, config_lib.RECOVERY)
     for values in cfg.combinations():
         _, after = stages.used_values(cfg, values)
-        kept = {k: values[k] for k in axes if k in after or k in always}
+        kept = {
+            k: values[k] for k in axes if k in values and (k in after or k in always)
+        }
         name = grid.name_of(kept, ())
         if name in found:
             continue

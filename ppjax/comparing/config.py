@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 import functools
+import itertools
 import pathlib
 import re
 import shlex
@@ -39,7 +40,8 @@ class CompareConfig(settings.CommonSettings):
         'What varies: axis=value,value and semicolons between axes. Axes are method '
         f'({", ".join(methods.METHODS)}), persona, sparsity, recovery (none, or what it '
         'learns from, general or persona, and how, as in persona:lora), seed, settings '
-        'of mask learning, and names that stand in braces in --calibration.',
+        'of mask learning, and names that stand in braces in --calibration. Several '
+        'grids, with | between them, are compared together.',
     )
     calibration: str = flags.setting(
         None,
@@ -102,7 +104,13 @@ class CompareConfig(settings.CommonSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         settings.require_given(self, 'grid', 'calibration', 'heldout')
-        named = {axis.name for axis in self.axes}
+        for grid in self.grids:
+            self._check_grid({axis.name for axis in grid})
+
+    def _check_grid(self, named: set[str]) -> None:
+        """Raises:
+        InputError: if the axes of a grid are not those that sources ask for.
+        """
         if METHOD not in named:
             raise errors.InputError('--grid has no axis method.')
         for flag in ('calibration', 'heldout', 'evaluate'):
@@ -120,17 +128,28 @@ class CompareConfig(settings.CommonSettings):
             )
 
     @functools.cached_property
-    def axes(self) -> tuple[grid_lib.Axis, ...]:
-        """The axes of the grid, in its order."""
+    def grids(self) -> tuple[tuple[grid_lib.Axis, ...], ...]:
+        """The axes of each grid, in its order."""
         named = set(_NAME.findall(self.calibration)) - {PERSONA}
-        return grid_lib.parse(
-            self.grid, FIXED | LEARNING | named, functools.partial(self._read, named)
+        read = functools.partial(self._read, named)
+        return tuple(
+            grid_lib.parse(part, FIXED | LEARNING | named, read)
+            for part in self.grid.split('|')
         )
+
+    @functools.cached_property
+    def axes(self) -> tuple[grid_lib.Axis, ...]:
+        """The axes of all grids together, in the order in which they come up."""
+        values: dict[str, dict[Any, None]] = {}
+        for axis in itertools.chain.from_iterable(self.grids):
+            values.setdefault(axis.name, {}).update(dict.fromkeys(axis.values))
+        return tuple(grid_lib.Axis(name, tuple(own)) for name, own in values.items())
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Values of every cell: on the axes, and those that are always there."""
         usual = {SPARSITY: None, RECOVERY: NO_RECOVERY, SEED: self.seed}
-        for given in grid_lib.combinations(self.axes):
+        each = map(grid_lib.combinations, self.grids)
+        for given in itertools.chain.from_iterable(each):
             found = usual | given
             if found[SPARSITY] is None:
                 found[SPARSITY] = self.default_sparsity

@@ -66,9 +66,7 @@ def of_cells(
         cells: in the order of the grid.
         figures: of each by its name.
     """
-    found: dict[
-        tuple[str, str, float | None, str], list[Mapping[str, Any]]
-    ] = {}
+    found: dict[tuple[str, str, float | None, str], list[Mapping[str, Any]]] = {}
     for cell in cells:
         method = cell.values[config_lib.METHOD]
         fixed = config_lib.FIXED | {config_lib.PERSONA}

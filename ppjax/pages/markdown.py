@@ -15,7 +15,10 @@ def of_tables(tables: Sequence[views.Table]) -> str:
             f'|---|{"---:|" * len(table.columns)}',
         ]
         for label, cells in table.rows:
-            texts = [f'{cell.text} {cell.detail}'.strip() for cell in cells]
+            texts = [
+                f'{cell.text} ({cell.detail})' if cell.detail else cell.text
+                for cell in cells
+            ]
             lines.append(f'| {_plain(label)} | {" | ".join(texts)} |')
         parts.append('\n'.join(lines))
     return '\n\n'.join(parts) + '\n'

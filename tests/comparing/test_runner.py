@@ -216,7 +216,8 @@ def test_values_that_change_nothing_make_no_cells_of_their_own(chatty_model, fil
         files,
         'nowhere',
         grid='method=dense,depth,mask;persona=ferryman;sparsity=0.25,0.5;'
-        'estimator=ste,gumbel;seed=0,1',
+        'estimator=ste,gumbel;seed=0,1|method=depth;persona=ferryman;sparsity=0.5;'
+        'recovery=none,general',
     )
 
     class Anything(dict):
@@ -228,6 +229,6 @@ def test_values_that_change_nothing_make_no_cells_of_their_own(chatty_model, fil
         name: sum(cell.values['method'] == name for cell in planned)
         for name in ('dense', 'depth', 'mask')
     }
-    assert count == {'dense': 1, 'depth': 4, 'mask': 8}
+    assert count == {'dense': 1, 'depth': 5, 'mask': 8}
     assert len({cell.identity for cell in planned}) == len(planned)
     assert np.all([cell.name for cell in planned])

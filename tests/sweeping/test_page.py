@@ -109,7 +109,7 @@ def test_markdown_tables():
         for table in part.tables
     ]
     text = markdown.of_tables(made)
-    assert '| gumbel | +0.0500 ± 0.0707, n = 4 | 0.0000 ± 0.0000, n = 4 |' in (
+    assert '| gumbel | +0.0500 (± 0.0707, n = 4) | 0.0000 (± 0.0000, n = 4) |' in (
         text.replace('\N{NO-BREAK SPACE}', ' ')
     )
     rows = [line for line in text.splitlines() if line.startswith('|')]
