@@ -4,6 +4,8 @@ FILE of --rolebench holds `{"role", "question", "generated": [...]}`, one a line
 persona texts are ours (rolebench_personas.jsonl). Each role's rows are shuffled with a
 fixed seed and split 440 / 60; `train.jsonl` has the first answer to each question,
 `train_all_answers.jsonl` all of them. `dev` splits the 440 again, 380 / 60.
+
+    python launch/rolebench_rows.py --rolebench=FILE --output_dir=runs/rolebench
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +15,7 @@ import pathlib
 import random
 from typing import Any
 
-from ppjax.base import atomic, json_lines
+from ppjax.base import atomic, flags, json_lines, settings
 from ppjax.personas import prompts
 
 _HERE = pathlib.Path(__file__).parent
@@ -148,3 +150,28 @@ def write_all(
         groups = read_chats(rows, persona['name'], persona['persona'])
         splits[name] = write_splits(groups, output / name)
     return roles, splits
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is split, and where to."""
+
+    rolebench: str = flags.setting(None, 'RoleBench rows as JSONL.', path=True)
+    output_dir: str = flags.setting(
+        'runs/rolebench', 'Gets a folder for each role.', path=True
+    )
+
+    def __post_init__(self) -> None:
+        settings.require_given(self, 'rolebench')
+
+
+def main(cfg: Settings) -> int:
+    """Writes all splits, and says where."""
+    roles, splits = write_all(cfg.rolebench, pathlib.Path(cfg.output_dir))
+    for name, role in roles.items():
+        print(f'{role}: {splits[name]["test"].train.parent}')
+    return 0
+
+
+if __name__ == '__main__':
+    flags.run(Settings, main)
