@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ppjax.base import flags
+from ppjax.comparing import config as compare_config
 from ppjax.evaluation import config as evaluation_config
 from ppjax.masking import topk
 from ppjax.recipes import config as recipe_config
@@ -36,6 +37,7 @@ _FILL = {
     ),
     recovery_config.RecoverConfig: ('run', 'output_dir'),
     sweep_config.SweepConfig: (),
+    compare_config.CompareConfig: ('output_dir',),
 }
 # Where a name is no value.
 _VALUES = {'judge_url': 'http://judge:8000/v1'}
@@ -43,6 +45,7 @@ _KINDS = {
     'evaluate-paper': evaluation_config.EvaluateConfig,
     'quickstart': recipe_config.RunConfig,
     'authors-scorer': synthesis_config.SynthesizeConfig,
+    'small-table-1': compare_config.CompareConfig,
     'recover-paper': recovery_config.RecoverConfig,
     'sweep-estimators': sweep_config.SweepConfig,
     'sweep-objectives': sweep_config.SweepConfig,

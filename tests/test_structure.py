@@ -10,11 +10,12 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 _VERBS = (
     *('run', 'synthesize', 'train', 'compensate', 'recover', 'export', 'evaluate'),
-    *('sweep', 'report', 'masks', 'prune', 'rank', 'chat', 'bench', 'plan'),
+    *('compare', 'sweep', 'report', 'masks', 'prune', 'rank', 'chat', 'bench', 'plan'),
 )
 # From the top down: a room imports those behind it.
 _ROOMS = (
-    *('benchmarking', 'planning', 'sweeping', 'recipes', 'ranking', 'evaluation'),
+    *('benchmarking', 'planning', 'comparing', 'sweeping', 'recipes', 'ranking'),
+    'evaluation',
     *('chatting', 'analysis'),
     *(
         'recovery',

@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'run': ('ppjax.recipes.config:RunConfig', ('output_dir',)),
     'evaluate': ('ppjax.evaluation.config:EvaluateConfig', ('output_dir',)),
     'rank': ('ppjax.ranking.config:RankConfig', ('output_dir',)),
+    'compare': ('ppjax.comparing.config:CompareConfig', ('output_dir',)),
     'sweep': ('ppjax.sweeping.config:SweepConfig', ('output_dir',)),
     'export': ('ppjax.exporting.config:ExportConfig', ('output_dir',)),
     'report': ('ppjax.evaluation.reporting:ReportConfig', ('output_dir',)),
@@ -106,6 +107,9 @@ def whole_flags(
             'summary': 'true',
         },
         'sweep': learning | rows | {'grid': 'sparsity=0.5'},
+        'compare': rows
+        | {name: learning[name] for name in ('base_model', 'output_dir')}
+        | {'grid': 'method=mask', 'train': '--steps=1 --batch_size=2 --align=1'},
         'export': masked | {'materialize': 'true', 'output_dir': str(output)},
         'report': {'output_dir': str(output)},
         'prune': {

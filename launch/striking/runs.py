@@ -25,6 +25,7 @@ _FIELDS = frozenset(
         'seconds',
         'created',
         'reused',
+        'minutes',
     }
 )
 # Event files, Orbax's own records, pages and tables with speeds.
@@ -34,7 +35,11 @@ _FILES = frozenset(
         'checkpoints',
         'report.html',
         'sessions.json',
-        *(f'sweep.{ending}' for ending in ('csv', 'html', 'json', 'md')),
+        *(
+            f'{name}.{ending}'
+            for name in ('sweep', 'compare')
+            for ending in ('csv', 'html', 'json', 'md')
+        ),
     }
 )
 _TEMPORARY = ('.tmp', '-tmp', '.ppjax-old-')
@@ -163,6 +168,19 @@ CASES: Mapping[str, Case] = {
             '--grid=seed=0,1',
             '--steps=2',
             *_LEARNING,
+        )
+    ),
+    'compare': Case(
+        (
+            'ppjax.compare',
+            '--base_model={work}/inputs/model',
+            '--calibration={work}/inputs/ida.train.jsonl',
+            '--heldout={work}/inputs/ida.test.jsonl',
+            '--output_dir={run}',
+            '--grid=method=dense|method=wanda_sp,mask;sparsity=0.5;recovery=none,persona',
+            '--rival_texts=persona',
+            f'--train=--steps=2 {" ".join(_LEARNING)}',
+            '--recover=--steps=2 --batch_size=4 --lora_rank=2',
         )
     ),
 }

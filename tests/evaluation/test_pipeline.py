@@ -23,14 +23,14 @@ from ppjax.evaluation import (
     pipeline,
     timing,
 )
-from ppjax.evaluation.answers import judged_answers
+from ppjax.evaluation.answers import failures, judged_answers
 from ppjax.evaluation.judges import judge_scoring
 from ppjax.evaluation.multiple_choice import choice_tasks
 from ppjax.masking import apply
 from ppjax.models import base_model, loading
 from ppjax.models import masks as masks_lib
 
-_TASKS = 'likelihood,piqa,openbookqa,mmlu,efficiency,judge,failures'
+_TASKS = 'likelihood,piqa,openbookqa,mmlu,efficiency,answers,judge,failures'
 _NEW_TOKENS = 7
 _PIQA = [
     {
@@ -147,6 +147,7 @@ def test_all_tasks_of_a_run(finished, chatty_model, monkeypatch, capsys):
     _check_benchmarks(run, chatty_model)
     _check_efficiency(run)
     _check_judged(run, chatty_model)
+    _check_sorted(run)
     # Everything is there: the same command reads no weights and changes no file.
     for module, name in (
         (loading, 'load_decoder'),
@@ -160,13 +161,28 @@ def test_all_tasks_of_a_run(finished, chatty_model, monkeypatch, capsys):
     assert _contents(run) == before
     again = capsys.readouterr()
     assert again.out == said.out
-    assert again.err.count('is there already, of the same settings') == 7
+    assert again.err.count('is there already, of the same settings') == 8
     # And so it is asked for task by task, in any order.
     assert evaluate.main(dataclasses.replace(cfg, tasks='failures, mmlu')) == 0
     assert _contents(run) == before
     said = capsys.readouterr().out
     assert said.startswith('Benchmarks\n')
     assert said.index('MMLU, acc, 1-shot') < said.index('What goes wrong')
+
+
+def _check_sorted(run) -> None:
+    """Answers without a judge are those that were judged, and sorted by the rules."""
+    stored, judged = _stored(run, 'answers'), _stored(run, 'judge')
+    keys = ('model', 'group', 'question', 'answer', 'answer_tokens', 'finished')
+    assert [[row[key] for key in keys] for row in stored['answers']] == [
+        [row[key] for key in keys] for row in judged['answers']
+    ]
+    for row in stored['answers']:
+        found = failures.classify(row['answer'], finished=row['finished'])
+        assert row['type'] == ('none' if found == 'assistant_like' else found)
+    own = [row['type'] for row in stored['answers'] if row['model'] == 'pruned']
+    counts = stored['models']['pruned']['counts']
+    assert counts == {kind: own.count(kind) for kind in counts}
 
 
 def _check_printed(run, said) -> None:

@@ -16,6 +16,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = {
         'persona_likelihood': samples.likelihood_result(),
         'plain_likelihood': samples.likelihood_result(),
+        'answers': samples.answers_result(),
         'judge': judged,
         'failures': samples.failures_result(
             judged, tmp_path_factory.mktemp('failures')

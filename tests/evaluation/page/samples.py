@@ -33,6 +33,7 @@ TURNS = 6
 TITLES = {
     'persona_likelihood': 'Persona likelihood, model by model',
     'plain_likelihood': 'Likelihood of plain answers, without the persona',
+    'answers': 'Answers, by rule',
     'judge': 'Judged answers',
     'failures': 'What goes wrong',
     'multiturn': 'Over many turns',
@@ -151,6 +152,24 @@ def judge_result() -> dict[str, Any]:
             result['answers'].append(row)
     settings = {'judge_model': 'judge-3', 'max_new_tokens': 64, 'questions': [['P']]}
     return result | {'settings': settings | {'models': {'dense': 'd880 no mask'}}}
+
+
+def answers_result() -> dict[str, Any]:
+    counts = {'repetition': 3, 'refusal': 1, 'incomplete': 2}
+    models = {
+        name: {
+            'n': 60,
+            'counts': counts,
+            'shares': {kind: count / 60 for kind, count in counts.items()},
+            'mean_answer_tokens': 71.5,
+            'at_limit': 0.2,
+            'distinct_2': 0.9,
+            'repeat_rate': 0.05,
+        }
+        for name in NAMES
+    }
+    settings = {'max_new_tokens': 64, 'models': {'dense': 'd880 no mask'}}
+    return {'models': models, 'answers': [], 'settings': settings}
 
 
 def failures_result(judged: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ def test_the_whole_page(tmp_path, results):
     order = [
         'Persona likelihood, model by model',
         'Likelihood of plain answers, without the persona',
+        'Answers, by rule',
         'Judged answers',
         'What goes wrong',
         'Over many turns',
