@@ -46,6 +46,7 @@ _KINDS = {
     'quickstart': recipe_config.RunConfig,
     'authors-scorer': synthesis_config.SynthesizeConfig,
     'small-table-1': compare_config.CompareConfig,
+    'small-table-3': compare_config.CompareConfig,
     'recover-paper': recovery_config.RecoverConfig,
     'sweep-estimators': sweep_config.SweepConfig,
     'sweep-objectives': sweep_config.SweepConfig,
