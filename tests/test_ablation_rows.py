@@ -10,7 +10,7 @@ from ppjax.base import errors
 
 _LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 sys.path.insert(0, str(_LAUNCH))
-import ablation_rows  # noqa: E402
+import ablation_rows
 
 
 def _row(number):

@@ -82,7 +82,7 @@ def _identity(
     }
     if cfg.instructions:
         parts['general'] = [hashes['general'], cfg.rival_texts]
-    if way.of_persona or config_lib.PERSONA not in values:
+    if stages.reads_rows(cfg, values):
         parts['calibration'] = hashes[cfg.filled(cfg.calibration, values)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -105,20 +105,17 @@ class CompareConfig(settings.CommonSettings):
         super().__post_init__()
         settings.require_given(self, 'grid', 'calibration', 'heldout')
         for grid in self.grids:
-            self._check_grid({axis.name for axis in grid})
-
-    def _check_grid(self, named: set[str]) -> None:
-        """Raises:
-        InputError: if the axes of a grid are not those that sources ask for.
-        """
-        if METHOD not in named:
-            raise errors.InputError('--grid has no axis method.')
+            if METHOD not in {axis.name for axis in grid}:
+                raise errors.InputError('--grid has no axis method.')
+        named = {axis.name for axis in self.axes}
         for flag in ('calibration', 'heldout', 'evaluate'):
-            for name in _NAME.findall(getattr(self, flag)):
-                if name not in named:
-                    raise errors.InputError(
-                        f'--{flag} holds {{{name}}}, and --grid has no axis {name}.'
-                    )
+            lacking = self.unfilled(
+                self.filled(getattr(self, flag), dict.fromkeys(named, ''))
+            )
+            if lacking is not None:
+                raise errors.InputError(
+                    f'--{flag} holds {{{lacking}}}, and --grid has no axis {lacking}.'
+                )
         if PERSONA in named and not all(
             '{persona}' in source for source in (self.calibration, self.heldout)
         ):
@@ -126,6 +123,12 @@ class CompareConfig(settings.CommonSettings):
                 '--calibration and --heldout must hold {persona}, since persona is an '
                 'axis of --grid.'
             )
+
+    @staticmethod
+    def unfilled(text: str) -> str | None:
+        """The first name in braces that is still there, or None."""
+        found = _NAME.search(text)
+        return found[1] if found else None
 
     @functools.cached_property
     def grids(self) -> tuple[tuple[grid_lib.Axis, ...], ...]:

@@ -78,8 +78,16 @@ def _hashes(
         'general': calibration.content_hash(list(rows)),
     }
     for values in cfg.combinations():
-        for template, split in ((cfg.calibration, 'train'), (cfg.heldout, 'test')):
+        read_from = [(cfg.heldout, 'test')]
+        if stages.reads_rows(cfg, values):
+            read_from.append((cfg.calibration, 'train'))
+        for template, split in read_from:
             source = cfg.filled(template, values)
+            if (lacking := cfg.unfilled(source)) is not None:
+                raise errors.InputError(
+                    f'{template} holds {{{lacking}}}, and a grid that reads it has no '
+                    f'axis {lacking}.'
+                )
             if source not in found:
                 read = demo.read_rows(source, split=split)
                 found[source] = calibration.content_hash(read)

@@ -65,6 +65,20 @@ class Way:
     of_persona: str
 
 
+def reads_rows(cfg: config_lib.CompareConfig, values: dict[str, Any]) -> bool:
+    """Whether a cell's model learns from the rows of --calibration."""
+    return _prunes_by_rows(cfg, values) or (
+        methods.Recovery.parse(values[config_lib.RECOVERY]).texts == config_lib.PERSONA
+    )
+
+
+def _prunes_by_rows(cfg: config_lib.CompareConfig, values: dict[str, Any]) -> bool:
+    method = methods.METHODS[values[config_lib.METHOD]]
+    if method.rival:
+        return cfg.rival_texts == config_lib.PERSONA
+    return method.mask or method.refit
+
+
 def used_values(
     cfg: config_lib.CompareConfig, values: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,15 +90,12 @@ def used_values(
     """
     method = methods.METHODS[values[config_lib.METHOD]]
     recovery = methods.Recovery.parse(values[config_lib.RECOVERY])
-    sees_rows = method.mask or method.refit
-    if method.rival:
-        sees_rows = cfg.rival_texts == config_lib.PERSONA
     is_dense = not (method.mask or method.refit or method.rival)
     always = {config_lib.METHOD}
     if not is_dense:
         always |= {config_lib.SPARSITY, config_lib.SEED}
     of_rows = set(values) - config_lib.FIXED - config_lib.LEARNING
-    own = always | (of_rows if sees_rows else set())
+    own = always | (of_rows if _prunes_by_rows(cfg, values) else set())
     if method.mask and method.steps is None:
         own |= config_lib.LEARNING
     after = set(own)

@@ -200,6 +200,15 @@ def test_an_interrupted_cell_is_gone_on_with(
         ({'prune': 'magic: --batch_size=1'}, "'magic' is no rival"),
         ({'evaluate': '--tasks=piqa'}, '--evaluate: .*--piqa'),
         ({'calibration': 'rows.jsonl'}, r'must hold \{persona\}'),
+        ({'heldout': '{persona}.{kind}.jsonl'}, r'--heldout holds \{kind\}'),
+        (
+            {
+                'grid': 'method=mask;persona=ferryman|method=dense;persona=ferryman;'
+                'kind=a',
+                'calibration': '{persona}.{kind}.jsonl',
+            },
+            r'holds \{kind\}, and a grid that reads it has no axis kind',
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused_before_anything_is_made(
