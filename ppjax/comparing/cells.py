@@ -84,6 +84,8 @@ def _identity(
         parts['general'] = [hashes['general'], cfg.rival_texts]
     if stages.reads_rows(cfg, values):
         parts['calibration'] = hashes[cfg.filled(cfg.calibration, values)]
+    if cfg.curves:
+        parts['curves'] = True
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

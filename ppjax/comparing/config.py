@@ -97,6 +97,11 @@ class CompareConfig(settings.CommonSettings):
         'of the same settings and data are not made again.',
         path=True,
     )
+    curves: bool = flags.setting(
+        False,
+        'Measure the held-out answers while a model learns as well, for curves over '
+        'the examples that it has seen.',
+    )
     keep_models: bool = flags.setting(
         True, 'Keep models that no unfinished cell needs any more.'
     )
@@ -246,6 +251,10 @@ class CompareConfig(settings.CommonSettings):
         except (errors.InputError, ValueError) as error:
             raise errors.InputError(f'--{flag}: {error}') from None
 
+    def while_learning(self, values: dict[str, Any]) -> str | None:
+        """The held-out rows that `curves` are measured on; None without curves."""
+        return self.filled(self.heldout, values) if self.curves else None
+
     def train_of(
         self, values: dict[str, Any], output: pathlib.Path, **own: Any
     ) -> train_config.TrainConfig:
@@ -258,6 +267,7 @@ class CompareConfig(settings.CommonSettings):
             'train',
             base_model=self.base_model,
             calibration=self.filled(self.calibration, values),
+            heldout=self.while_learning(values),
             output_dir=output,
             **(axes | own),
         )
@@ -344,6 +354,7 @@ class CompareConfig(settings.CommonSettings):
             shlex.join(own),
             'recover',
             calibration=texts,
+            heldout=self.while_learning(values),
             output_dir=output,
             **(start | how),
         ).resolved()

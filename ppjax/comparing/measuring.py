@@ -6,7 +6,7 @@ from typing import Any
 
 from ppjax.base import progress as progress_lib
 from ppjax.base import run_directory, versions
-from ppjax.comparing import cells, measures, sizes
+from ppjax.comparing import cells, curves, measures, sizes
 from ppjax.comparing import config as config_lib
 from ppjax.evaluation import pipeline
 
@@ -35,6 +35,7 @@ def measure(cfg: config_lib.CompareConfig, cell: cells.Cell) -> dict[str, Any]:
         'measures': measures.items(results),
         'types': measures.types(results),
         'answers': measures.answers(results),
+        'curve': curves.read(stages) if cfg.curves else [],
         'size': sizes.measure(
             cell.way.model or cfg.base_model, stages[0].path if stages else None
         ),

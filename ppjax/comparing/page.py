@@ -5,7 +5,7 @@ from typing import Any
 
 from ppjax.base import flags
 from ppjax.comparing import config as config_lib
-from ppjax.comparing import measures, methods, tables
+from ppjax.comparing import curves, measures, methods, tables
 from ppjax.comparing import rows as rows_lib
 from ppjax.pages import charts, drawing, templates, views
 from ppjax.sweeping import clock, grid
@@ -91,6 +91,17 @@ def sections(rows: Sequence[rows_lib.Row]) -> list[views.Section]:
         plots = [_bars(f'{measures.MEASURES[x].label}', own, x) for x in names]
         found.append(
             views.Section(table.title, 'Lower is better of NLL.', plots, [table])
+        )
+    if curve := curves.plot(rows):
+        found.append(
+            views.Section(
+                'Curves',
+                'Held-out NLL while models learn, over the examples that they have '
+                'seen: steps times examples a step, stage after stage, and rows that '
+                'a refit takes.',
+                [curve],
+                [tables.curve_ends(rows)],
+            )
         )
     found.append(
         views.Section(

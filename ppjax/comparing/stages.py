@@ -34,6 +34,7 @@ class Stage:
         makes: the model's folder, or a mask file; there only when it is whole.
         run: does it, or goes on; False if it was told to stop before its end.
         settings: that decide what comes out, as text, wherever files lie.
+        batch_size: examples of a step; 0 of what takes none.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stage:
     makes: pathlib.Path
     run: Callable[[], bool]
     settings: str
+    batch_size: int
 
     @property
     def is_done(self) -> bool:
@@ -147,13 +149,13 @@ def _made(
         mask = folder / 'mask.pmask'
         steps = {} if method.steps is None else {'steps': method.steps}
         train = cfg.train_of(values, folder, **steps)
-        rows = _rows(train.calibration)
+        rows, measured = _rows(train.calibration), _heldout(train.heldout)
         found.append(
             _stage(
                 'train',
                 folder,
                 train,
-                lambda: bool(training.learn_mask(train, rows(), [])),
+                lambda: bool(training.learn_mask(train, rows(), measured())),
                 mask,
             )
         )
@@ -187,9 +189,12 @@ def _recovered(
     if recovers.texts == config_lib.PERSONA:
         texts = cfg.filled(cfg.calibration, values)
     settings = cfg.recover_of(values, path, model or cfg.base_model, texts)
-    rows = _rows(texts)
+    rows, measured = _rows(texts), _heldout(settings.heldout)
     return _stage(
-        'recover', path, settings, lambda: bool(recovery.recover(settings, rows(), []))
+        'recover',
+        path,
+        settings,
+        lambda: bool(recovery.recover(settings, rows(), measured())),
     )
 
 
@@ -204,11 +209,16 @@ def _stage(
     names = {field.name for field in dataclasses.fields(settings)}
     omit = (_ELSEWHERE | learning_config.RESUMABLE) & names
     text = flags.to_flagfile(settings, omit=tuple(omit))
-    return Stage(path.name, verb, path, makes or path / 'hf', run, text)
+    taken = settings.batch_size if verb in ('train', 'recover') else 0
+    return Stage(path.name, verb, path, makes or path / 'hf', run, text, taken)
 
 
 def _rows(source: str) -> Callable[[], list[Any]]:
     return lambda: demo.read_rows(source, split='train')
+
+
+def _heldout(source: str | None) -> Callable[[], list[Any]]:
+    return lambda: demo.read_rows(source, split='test') if source else []
 
 
 def _general(cfg: config_lib.CompareConfig) -> pathlib.Path:

@@ -214,6 +214,19 @@ def spreads(rows: Sequence[rows_lib.Row], measure: str) -> views.Table:
     return views.Table(f'spread-{measure}', [of.label, 'Answers'], found, title, True)
 
 
+def curve_ends(rows: Sequence[rows_lib.Row]) -> views.Table:
+    """How many examples a model has seen, and what it came to."""
+    found = []
+    for row in rows:
+        ends = [cell['curve'][-1] for cell in row.cells if cell.get('curve')]
+        if ends:
+            examples, nll = (sum(x) / len(ends) for x in zip(*ends, strict=True))
+            cells = [views.TableCell(f'{examples:.0f}'), views.TableCell(f'{nll:.3f}')]
+            found.append((f'{row.full_label}, {_recovery(row.recovery)}', cells))
+    columns = ['Examples seen', 'Held-out NLL']
+    return views.Table('curves', columns, found, 'Ends of the curves')
+
+
 def as_csv(figures: Sequence[Mapping[str, Any]]) -> str:
     """A line for each cell: values on axes, means, sizes, minutes."""
     axes = list(dict.fromkeys(name for cell in figures for name in cell['values']))

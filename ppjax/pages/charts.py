@@ -217,6 +217,7 @@ def curves_plot(
     axis: str,
     unit: str,
     reference: str = '',
+    from_zero: bool = True,
 ) -> drawing.Drawing:
     """Lines over an axis of numbers, with whiskers.
 
@@ -225,8 +226,8 @@ def curves_plot(
         lines: (name or '', (place, value, how far its whisker reaches down, and up)).
         axis: what the places are.
         unit: of the values.
-        reference: names a line at 0, across places on a logarithmic axis; without one
-            both axes begin at 0.
+        reference: names a line at 0, across places on a logarithmic axis.
+        from_zero: without one, whether values begin at 0 as places do.
     """
     styles = [(colour, style) for style in _STYLES for colour in _COLOURS]
     drawn = list(zip(styles * (1 + len(lines) // len(styles)), lines, strict=False))
@@ -252,7 +253,8 @@ def curves_plot(
             axes.set_xscale('log')
         else:
             axes.set_xlim(left=0)
-            axes.set_ylim(bottom=0)
+            if from_zero:
+                axes.set_ylim(bottom=0)
         ticks = sorted({point[0] for _, points in lines for point in points})
         axes.xaxis.set_major_locator(ticker.FixedLocator(ticks))
         axes.xaxis.set_minor_locator(ticker.NullLocator())

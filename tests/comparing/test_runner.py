@@ -152,10 +152,18 @@ def test_cells_of_other_settings_are_not_taken_over(
         known_cells=str(run / 'cells'),
         train='--align=1 --batch_size=3 --steps=1',
         keep_models=False,
+        curves=True,
     )
-    runner.compare(settings)
+    shown = runner.compare(settings)
     figures = _figures(tmp_path / 'run')
     assert len(figures) == 2
+    [(examples, nll)] = next(x['curve'] for x in figures.values() if x['curve'])
+    assert examples == 3
+    assert f'| {examples:.0f} | {nll:.3f} |' in shown
+    [mask] = [x for x in figures.values() if x['values']['method'] == 'mask']
+    items = mask['measures']['nll']
+    own = sum(x for _, x, _ in items) / sum(x for _, _, x in items)
+    assert nll == pytest.approx(own, abs=1e-4)
     # The mask was learned anew, and its model is gone again.
     assert not any((tmp_path / 'run' / 'models').glob('*'))
 
