@@ -18,12 +18,14 @@ from safetensors import numpy as safetensors_numpy
 import ppjax
 from ppjax.base import atomic, errors, reading
 from ppjax.masking import budget as budget_lib
+from ppjax.masking import card_masks
 from ppjax.masking import gains as gains_lib
 from ppjax.masking import granularity as granularity_lib
 from ppjax.masking import ranking as ranking_lib
 from ppjax.models import base_model as base_lib
 from ppjax.models import folded
 from ppjax.models import masks as masks_lib
+from ppjax.personas import card_output
 
 FORMAT, FORMAT_2 = 'ppjax.pmask.v1', 'ppjax.pmask.v2'
 CHANNELS, BLOCKS = granularity_lib.CHANNELS.name, granularity_lib.BLOCKS.name
@@ -256,7 +258,28 @@ def load_for(
 
 
 def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
-    """Writes a mask file atomically: bits packed little-endian within a byte."""
+    """Writes a mask file atomically."""
+    with atomic.file(path) as temporary:
+        # Not save_file, which makes files that only their owner may read.
+        temporary.write_bytes(to_bytes(persona_mask))
+
+
+def in_card(persona_mask: PersonaMask) -> card_output.Addition:
+    """A mask as a character card carries it."""
+    rows, units = persona_mask.mask.shape
+    of_blocks = persona_mask.granularity == BLOCKS
+    return card_masks.addition(
+        to_bytes(persona_mask),
+        base_model=persona_mask.base_model,
+        base_fingerprint=persona_mask.base_fingerprint,
+        keep=persona_mask.keep,
+        shape=(units, 0) if of_blocks else (rows, units),
+        system_prompt=persona_mask.system_prompt,
+    )
+
+
+def to_bytes(persona_mask: PersonaMask) -> bytes:
+    """A mask file: bits packed little-endian within a byte."""
     packed = np.packbits(persona_mask.chosen, axis=-1, bitorder='little')
     rows, units = persona_mask.mask.shape
     sizes = {'num_layers': str(rows), 'd_ff': str(units)}
@@ -286,10 +309,7 @@ def save(path: str | pathlib.Path, persona_mask: PersonaMask) -> None:
         'tool_version': ppjax.__version__,
         'system_prompt': persona_mask.system_prompt,
     }
-    content = in_order(safetensors_numpy.save(tensors, metadata=metadata))
-    with atomic.file(path) as temporary:
-        # Not save_file, which makes files that only their owner may read.
-        temporary.write_bytes(content)
+    return in_order(safetensors_numpy.save(tensors, metadata=metadata))
 
 
 def in_order(content: bytes) -> bytes:
@@ -302,7 +322,7 @@ def in_order(content: bytes) -> bytes:
 
 
 def load(path: str | pathlib.Path) -> PersonaMask:
-    """Reads a mask file.
+    """Reads a mask file, or the mask that a character card carries.
 
     Raises:
         InputError: if the file is absent, damaged, of another format, or its bits
@@ -310,11 +330,16 @@ def load(path: str | pathlib.Path) -> PersonaMask:
     """
     reading.require_file(path, 'Mask file')
     try:
-        with safetensors.safe_open(path, framework='np') as handle:
-            metadata = handle.metadata() or {}
-            second = metadata.get('format') == FORMAT_2
-            names = set(handle.keys()) if second else {'mask'}
-            tensors = {name: handle.get_tensor(name) for name in names & _SECOND}
+        if card_masks.is_card(path):
+            metadata, every = _of_bytes(card_masks.content(path))
+            names = set(every) if metadata.get('format') == FORMAT_2 else {'mask'}
+            tensors = {name: every[name] for name in names & _SECOND & every.keys()}
+        else:
+            with safetensors.safe_open(path, framework='np') as handle:
+                metadata = handle.metadata() or {}
+                second = metadata.get('format') == FORMAT_2
+                names = set(handle.keys()) if second else {'mask'}
+                tensors = {name: handle.get_tensor(name) for name in names & _SECOND}
     # safetensors raises AttributeError for a dtype that NumPy lacks.
     except (safetensors.SafetensorError, OSError, AttributeError) as error:
         raise errors.InputError(f'{path} is no readable mask file ({error}).') from None
@@ -369,6 +394,17 @@ def load(path: str | pathlib.Path) -> PersonaMask:
         )
     except (ValueError, errors.InputError) as error:
         raise errors.InputError(f'{path} is damaged: {error}') from None
+
+
+def _of_bytes(content: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Metadata and tensors of a mask file in memory.
+
+    Raises:
+        SafetensorError: if it is none.
+    """
+    tensors = safetensors_numpy.load(content)
+    size = int.from_bytes(content[:8], 'little')
+    return json.loads(content[8 : 8 + size]).get('__metadata__', {}), tensors
 
 
 def _of_widths(

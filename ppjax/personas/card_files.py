@@ -28,14 +28,14 @@ MAX_CARD_BYTES = 16 * 2**20
 # What tells kinds of files apart.
 HEAD_BYTES = 64
 
-_PNG = b'\x89PNG\r\n\x1a\n'
+PNG = b'\x89PNG\r\n\x1a\n'
 _KEYWORDS = ('ccv3', 'chara')
 _OTHER_IMAGES = {b'\xff\xd8\xff': 'JPEG', b'GIF8': 'GIF', b'BM': 'BMP'}
 
 
 def container_of(data: bytes) -> str | None:
     """'PNG', 'CHARX', another image's format, or None for anything else."""
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         return 'PNG'
     if data.startswith((b'PK\x03\x04', b'PK\x05\x06')):
         return 'CHARX'
@@ -83,7 +83,7 @@ def read_card(path: str | pathlib.Path, notes: inputs.Notes = inputs.no_notes) -
 
 
 @dataclasses.dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """One chunk of a PNG.
 
     Attributes:
@@ -102,9 +102,14 @@ class _Chunk:
         return zlib.crc32(self.data, zlib.crc32(self.kind)) == self.stored_crc
 
 
-def _chunks(data: bytes, where: str) -> Iterator[_Chunk]:
+def chunks(data: bytes, where: str) -> Iterator[Chunk]:
+    """The chunks of a PNG, up to its end.
+
+    Raises:
+        InputError: if it is cut short.
+    """
     view = memoryview(data)
-    start = len(_PNG)
+    start = len(PNG)
     while True:
         # Length, kind, data, checksum.
         length = int.from_bytes(view[start : start + 4], 'big')
@@ -116,7 +121,7 @@ def _chunks(data: bytes, where: str) -> Iterator[_Chunk]:
                 'it again.'
             )
         crc = int.from_bytes(view[end : end + 4], 'big')
-        yield _Chunk(kind, view[start + 8 : end], crc)
+        yield Chunk(kind, view[start + 8 : end], crc)
         if kind == b'IEND':
             return
         start = end + 4
@@ -144,7 +149,7 @@ def _check_size(size: int, where: str) -> None:
         )
 
 
-def _text_of(chunk: _Chunk, where: str) -> bytes:
+def _text_of(chunk: Chunk, where: str) -> bytes:
     """The text of a text chunk, unpacked.
 
     tEXt: keyword NUL text. zTXt: keyword NUL method packed. iTXt: keyword NUL packed?
@@ -183,15 +188,38 @@ def _unwrap(text: bytes, where: str, notes: inputs.Notes) -> Any:
     return inputs.parse_json(text, where)
 
 
-def _card_chunks(data: bytes, where: str, notes: inputs.Notes) -> dict[str, _Chunk]:
+def keyword(chunk: Chunk) -> str:
+    """What a text chunk is called, in lower case; '' if it has no name."""
+    found, separator, _ = bytes(chunk.data[:80]).partition(b'\0')
+    return found.decode('latin-1').lower() if separator else ''
+
+
+def png_cards(data: bytes, where: str) -> dict[str, Any]:
+    """The readable cards of a PNG by their chunks' names, the newest kind first."""
+    found = {}
+    chunks_found = _card_chunks(data, where, inputs.no_notes)
+    for name in (name for name in _KEYWORDS if name in chunks_found):
+        try:
+            text = _text_of(chunks_found[name], where)
+            found[name] = _unwrap(text, where, inputs.no_notes)
+        except errors.InputError:
+            continue
+    return found
+
+
+def read_png(data: bytes, where: str) -> Any:
+    """The card of a PNG; see `read_card`."""
+    return _read_png(_card_chunks(data, where, inputs.no_notes), where, inputs.no_notes)
+
+
+def _card_chunks(data: bytes, where: str, notes: inputs.Notes) -> dict[str, Chunk]:
     """The last chunk of each keyword of cards."""
-    found: dict[str, _Chunk] = {}
+    found: dict[str, Chunk] = {}
     several: dict[str, None] = {}
-    for chunk in _chunks(data, where):
+    for chunk in chunks(data, where):
         if chunk.kind in (b'tEXt', b'zTXt', b'iTXt'):
-            keyword, separator, _ = bytes(chunk.data[:80]).partition(b'\0')
-            name = keyword.decode('latin-1').lower()
-            if separator and name in _KEYWORDS:
+            name = keyword(chunk)
+            if name in _KEYWORDS:
                 several |= {name: None} if name in found else {}
                 found[name] = chunk
     for name in several:
@@ -199,7 +227,7 @@ def _card_chunks(data: bytes, where: str, notes: inputs.Notes) -> dict[str, _Chu
     return found
 
 
-def _read_png(found: dict[str, _Chunk], where: str, notes: inputs.Notes) -> Any:
+def _read_png(found: dict[str, Chunk], where: str, notes: inputs.Notes) -> Any:
     if not found:
         raise errors.InputError(
             f'{where}: this PNG carries no character card (no "chara" and no "ccv3" '
@@ -291,7 +319,7 @@ def _user_comment(exif: bytes) -> bytes | None:
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def _card_entry(entries: list[zipfile.ZipInfo], where: str) -> zipfile.ZipInfo:
+def card_entry(entries: list[zipfile.ZipInfo], where: str) -> zipfile.ZipInfo:
     """Where the card is: `card.json` in any case, at the root or one folder down."""
     for depth in (1, 2):
         found = []
@@ -310,24 +338,34 @@ def _card_entry(entries: list[zipfile.ZipInfo], where: str) -> zipfile.ZipInfo:
     )
 
 
+def charx_card(archive: zipfile.ZipFile, where: str) -> Any:
+    """The JSON value of a CHARX file's card.json.
+
+    Raises:
+        InputError: if it has none, or one that cannot be read.
+    """
+    entry = card_entry(archive.infolist(), where)
+    if entry.flag_bits & 1:
+        raise errors.InputError(
+            f'{where}: card.json is encrypted; save the card without a password.'
+        )
+    if entry.compress_type not in _METHODS:
+        raise errors.InputError(
+            f'{where}: card.json is packed in an unusual way; pack it again with '
+            'deflate.'
+        )
+    _check_size(entry.file_size, where)
+    with archive.open(entry) as file:
+        text = file.read(MAX_CARD_BYTES + 1)
+    _check_size(len(text), where)
+    return inputs.parse_json(text, f'{where}: card.json')
+
+
 def _read_charx(path: str | pathlib.Path, where: str) -> Any:
     try:
         # Only its table of contents and card.json are read, however large it is.
         with zipfile.ZipFile(path) as archive:
-            entry = _card_entry(archive.infolist(), where)
-            if entry.flag_bits & 1:
-                raise errors.InputError(
-                    f'{where}: card.json is encrypted; save the card without a '
-                    'password.'
-                )
-            if entry.compress_type not in _METHODS:
-                raise errors.InputError(
-                    f'{where}: card.json is packed in an unusual way; pack it again '
-                    'with deflate.'
-                )
-            _check_size(entry.file_size, where)
-            with archive.open(entry) as file:
-                text = file.read(MAX_CARD_BYTES + 1)
+            return charx_card(archive, where)
     except errors.InputError:
         raise
     except Exception as error:  # A damaged zip file fails in many ways.
@@ -335,5 +373,3 @@ def _read_charx(path: str | pathlib.Path, where: str) -> Any:
         raise errors.InputError(
             f'{where}: the CHARX file is damaged ({reason}); get it again.'
         ) from error
-    _check_size(len(text), where)
-    return inputs.parse_json(text, f'{where}: card.json')
