@@ -11,6 +11,7 @@ TASKS = (
     'likelihood',
     'plain',
     'judge',
+    'fidelity',
     *benchmarks.TASKS,
     'efficiency',
     'failures',
@@ -68,7 +69,7 @@ class EvaluateConfig:
     )
     heldout: str | None = flags.setting(
         None,
-        "Held-out JSONL for likelihood, and for judge; by default the run's.",
+        "Held-out JSONL for likelihood, judge and fidelity; by default the run's.",
         path=True,
     )
     prompts: str = flags.setting(
@@ -92,8 +93,8 @@ class EvaluateConfig:
     )
     eval_sets: str | None = flags.setting(
         None,
-        'For judge, failures and multiturn: evaluation sets (JSON), or folders of '
-        'them, separated by commas; the held-out questions otherwise.',
+        'For judge, fidelity, failures and multiturn: evaluation sets (JSON), or '
+        'folders of them, separated by commas; the held-out questions otherwise.',
         path=True,
     )
     piqa: str | None = flags.setting(
@@ -131,17 +132,20 @@ class EvaluateConfig:
         least=1,
     )
     max_new_tokens: int = flags.setting(
-        2048, 'For judge and multiturn: the longest answer, in tokens.', least=1
+        2048,
+        'For judge, fidelity and multiturn: the longest answer, in tokens.',
+        least=1,
     )
     questions: int | None = flags.setting(
         None,
-        'For judge and failures: the first so many questions of each set.',
+        'For judge, fidelity and failures: the first so many questions of each set.',
         least=1,
     )
     judge: str = flags.setting(
         'openai',
-        'Who judges: an OpenAI-compatible server that sends probabilities, or a local '
-        'model, whose probabilities of 0 to 100 are computed exactly.',
+        'Who judges: an OpenAI-compatible server that sends probabilities (fidelity '
+        'needs none), or a local model, whose probabilities of 0 to 100 are computed '
+        'exactly.',
         choices=JUDGES,
     )
     judge_model: str | None = flags.setting(
@@ -237,7 +241,7 @@ class EvaluateConfig:
             raise errors.InputError('--mmlu_shots needs --mmlu_dev.')
         # Before hours of other tasks: it fails sooner.
         for role, tasks in (
-            ('judge', ('judge', 'failures', 'multiturn')),
+            ('judge', ('judge', 'fidelity', 'failures', 'multiturn')),
             ('partner', ('multiturn',)),
         ):
             needed = [task for task in tasks if task in self.task_list]
