@@ -30,7 +30,7 @@ import time
 from typing import Any
 
 from absl import flags as absl_flags
-from striking import child, disks, runs
+from striking import child, disks, judge, runs
 
 from ppjax.base import atomic, errors, flags, json_lines, progress, run_directory
 
@@ -39,7 +39,10 @@ for _case in runs.CASES.values():
     importlib.import_module(_case.words[0])
 _GOOD = 'as unbroken'
 _MOST_TRIALS = 2000
-_MAKES = ('inputs', 'reference', 'trials', 'jax', 'trials.jsonl', 'chaos.json')
+_MAKES = (
+    *('inputs', 'reference', 'trials', 'jax', 'trials.jsonl', 'chaos.json'),
+    runs.JUDGE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +194,8 @@ def _kill(ground: Ground) -> int:
     """
     killed = 0
     for _ in range(ground.trial.blows):
-        if not ground.settings.places and ground.random.random() < 0.25:
+        share = runs.CASES[ground.trial.case].moments
+        if not ground.settings.places and ground.random.random() < share:
             moment = ground.random.uniform(0, ground.seconds)
             ground.story.append(f'kill after {moment:.2f} s')
             blow = child.Blow('moment', seconds=moment)
@@ -455,7 +459,8 @@ def main(settings: Settings) -> int:
         overwrite=settings.overwrite,
         makes=_MAKES,
     )
-    with opened, directory.stage('chaos'):
+    asked = judge.serving(settings.work / runs.JUDGE)
+    with opened, directory.stage('chaos'), asked:
         os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(settings.work / 'jax'))
         _make_references(settings)
         log = json_lines.AppendLog(settings.work / 'trials.jsonl')

@@ -26,7 +26,7 @@ from typing import Any
 import rolebench_rows
 import rolebench_table
 
-from ppjax.base import atomic, errors, flags, ranges, settings
+from ppjax.base import atomic, errors, flags, ranges, run_directory, settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,35 +106,35 @@ def run(verb: str, output: pathlib.Path, *options: str) -> pathlib.Path:
     """Runs a verb in a run directory, or goes on there; returns the directory.
 
     One that has ended by the same command is not started again. How long it took, in
-    all its parts, stands in its `made.json`.
+    all its parts, stands in its `made.json`; a verb that made no run leaves none.
 
     Raises:
         InputError: if it fails; it has said why.
     """
     file = output / 'made.json'
-    made: dict[str, Any] = {
-        'command': [verb, *options],
-        'seconds': 0.0,
-        'finished': False,
-    }
+    command = [verb, *options]
+    made: dict[str, Any] = {'command': command, 'seconds': 0.0, 'finished': False}
     if file.exists():
         before = json.loads(file.read_text('utf-8'))
-        if before['command'] == made['command']:
+        if before['command'] == command:
             made = before
     if made['finished']:
         return output
     print(f'== {verb} {output}', file=sys.stderr, flush=True)
-    command = [sys.executable, '-m', f'ppjax.{verb}', f'--output_dir={output}']
     began = time.monotonic()
     # Stdout is the table's.
     code = subprocess.run(
-        [*command, *options], stdout=sys.stderr, check=False
+        [sys.executable, '-m', f'ppjax.{verb}', f'--output_dir={output}', *options],
+        stdout=sys.stderr,
+        check=False,
     ).returncode
     made |= {
         'seconds': made['seconds'] + time.monotonic() - began,
         'finished': not code,
     }
-    atomic.write_json(file, made)
+    # Without the marker, the next would take it for somebody's own file.
+    if not code or (output / run_directory.MARKER).exists():
+        atomic.write_json(file, made)
     if code:
         raise errors.InputError(f'{verb} in {output} ended with exit code {code}.')
     return output

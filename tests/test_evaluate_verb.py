@@ -88,6 +88,7 @@ def test_measured_once_and_kept_when_a_later_task_fails(
         ({'mmlu_shots': 6}, r'--mmlu_shots must be in \[0, 5\], got 6'),
         ({'mmlu_shots': -1}, r'--mmlu_shots must be in \[0, 5\], got -1'),
         ({'tasks': 'judge'}, '--tasks=judge needs --judge_model'),
+        ({'tasks': 'fidelity'}, '--tasks=fidelity needs --judge_model'),
         ({'tasks': 'failures'}, '--tasks=failures needs --judge_model'),
         ({'tasks': 'judge', 'judge_model': 'x'}, '--judge=openai needs --judge_url'),
         ({'tasks': 'multiturn'}, '--tasks=multiturn needs --judge_model'),

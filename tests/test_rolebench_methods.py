@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from ppjax.base import errors
+from ppjax.base import errors, run_directory
 
 _LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 
@@ -125,12 +125,21 @@ def test_what_has_ended_is_not_started_again(methods, started, tmp_path):
     for options in (('--a=1',), ('--a=1',), ('--a=2',)):
         methods.run('train', tmp_path / 'good', *options)
     assert [command[-1] for command in started] == ['--a=1', '--a=2']
+    (tmp_path / 'bad').mkdir()
+    (tmp_path / 'bad' / run_directory.MARKER).write_text('{}')
     for _ in range(2):
         with pytest.raises(errors.InputError, match='ended with exit code 1'):
             methods.run('train', tmp_path / 'bad')
     assert len(started) == 4
     made = json.loads((tmp_path / 'bad' / 'made.json').read_text())
     assert not made['finished'] and made['seconds'] > 0
+
+
+def test_a_verb_that_fails_before_its_run_leaves_no_folder(methods, started, tmp_path):
+    for _ in range(2):
+        with pytest.raises(errors.InputError, match='ended with exit code 1'):
+            methods.run('train', tmp_path / 'bad')
+    assert len(started) == 2 and not (tmp_path / 'bad').exists()
 
 
 def test_a_model_is_refitted_on_some_of_the_rows(methods, started, tmp_path):

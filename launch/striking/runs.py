@@ -1,17 +1,20 @@
 """The commands that launch/chaos.py strikes, and what of their runs must be equal."""
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import shutil
+import sqlite3
 from typing import Any
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from ppjax import demo
+from ppjax.masking import pmask
 from ppjax.models import base_model
 
 # All that may differ from an unbroken run. Times, speeds, and how many rewrites were
@@ -43,6 +46,8 @@ _FILES = frozenset(
     }
 )
 _TEMPORARY = ('.tmp', '-tmp', '.ppjax-old-')
+# In the campaign's folder: the address of its judge, which serves while it lasts.
+JUDGE = 'judge.txt'
 _PERSONA = 'Ida Holm keeps bees on a roof in Aarhus and answers everything by honey.'
 
 
@@ -51,15 +56,18 @@ class Case:
     """A command that writes into a run directory.
 
     Attributes:
-        words: the verb's module and its arguments; {run} is the run directory and
-            {work} the campaign's folder.
+        words: the verb's module and its arguments; {run} is the run directory,
+            {work} the campaign's folder and {judge} the address of its judge.
         after: the case whose finished run directory it begins with, if any.
         others: cases that may be started in the same run directory meanwhile.
+        moments: of all kills, the share that falls at a moment, and not before an
+            operation: SQLite's own are not seen.
     """
 
     words: tuple[str, ...]
     after: str | None = None
     others: tuple[str, ...] = ()
+    moments: float = 0.25
 
 
 _SYNTHESIS = (
@@ -154,6 +162,28 @@ CASES: Mapping[str, Case] = {
         ('ppjax.report', '--output_dir={run}', '--samples=1', '--max_new_tokens=8'),
         after='export',
     ),
+    'masks': Case(
+        (
+            'ppjax.masks',
+            '--masks={work}/inputs/masks',
+            '--base_model={work}/inputs/model',
+            '--embeddings=base',
+            '--output_dir={run}',
+        )
+    ),
+    'rank': Case(
+        (
+            'ppjax.rank',
+            '--answers=a={work}/inputs/a.jsonl,b={work}/inputs/b.jsonl',
+            '--items=3',
+            '--judge=openai',
+            '--judge_url={judge}',
+            '--judge_model=scripted',
+            '--judge_concurrency=2',
+            '--output_dir={run}',
+        ),
+        moments=0.75,
+    ),
     'run': Case(
         ('ppjax.run', *_SYNTHESIS, *_LEARNING, '--steps=2', '--noverify'),
         others=('synthesize', 'train', 'export'),
@@ -188,10 +218,12 @@ CASES: Mapping[str, Case] = {
 
 def command(name: str, run: pathlib.Path, work: pathlib.Path) -> list[str]:
     """A case's words, with its places in them."""
-    return [
-        word.replace('{run}', str(run)).replace('{work}', str(work))
-        for word in CASES[name].words
-    ]
+    address = (work / JUDGE).read_text('utf-8')
+    places = {'{run}': str(run), '{work}': str(work), '{judge}': address}
+    words = list(CASES[name].words)
+    for place, there in places.items():
+        words = [word.replace(place, there) for word in words]
+    return words
 
 
 def begin(name: str, run: pathlib.Path, work: pathlib.Path) -> None:
@@ -280,6 +312,26 @@ def write_inputs(folder: pathlib.Path, seed: int) -> None:
             for number in range(4)
         ],
     )
+    for name in ('a', 'b'):
+        _write_rows(
+            folder / f'{name}.jsonl',
+            [
+                {'persona': _PERSONA, 'question': q, 'answer': f'{name}: {a[:60]}'}
+                for _, q, a in general[:4]
+            ],
+        )
+    base = base_model.open_base_model(str(model))
+    (folder / 'masks').mkdir()
+    for name in ('ida', 'bram', 'jix'):
+        mask = np.zeros((2, 40), bool)
+        for row in mask:
+            row[rng.permutation(40)[:20]] = True
+        prompt = f'You are {name}.'
+        digest = hashlib.sha256(prompt.encode()).hexdigest()
+        pmask.save(
+            folder / 'masks' / f'{name}.pmask',
+            pmask.PersonaMask(mask, 'random', base.fingerprint(), digest, prompt),
+        )
     for name, persona in (('ida', 'ferryman'), ('bram', 'starpilot')):
         for split, count in (('train', 16), ('test', 4)):
             _write_rows(
@@ -300,7 +352,20 @@ def _without(value: Any) -> Any:
     return value
 
 
+def _rows_of(path: pathlib.Path) -> str:
+    """All rows of a database, whose order in it is that in which replies came."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return '\n'.join(
+            f'{name} {row}'
+            for (name,) in sorted(tables)
+            for row in sorted(map(repr, database.execute(f'SELECT * FROM {name}')))
+        )
+
+
 def _content(path: pathlib.Path, run: pathlib.Path) -> str:
+    if path.suffix == '.sqlite':
+        return _rows_of(path)
     data = path.read_bytes()
     if path.suffix in ('.json', '.jsonl', '.flags'):
         text = data.decode('utf-8').replace(str(run), '<run>')

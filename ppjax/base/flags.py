@@ -107,9 +107,21 @@ def _settings_of(settings: type[Settings], flag_values: flags.FlagValues) -> Set
             given[field.name] = ','.join(map(os.path.expanduser, value.split(',')))
         if value and field.metadata['writes']:
             _refuse_unwritable(field.name, pathlib.Path(given[field.name]))
-    found = settings(**given)
+    try:
+        found = settings(**given)
+    except OSError as error:
+        # Settings look at what they name, which no file system may be able to name.
+        raise errors.InputError(_of_flag(given, error)) from None
     ranges.check(found)
     return found
+
+
+def _of_flag(given: dict[str, Any], error: OSError) -> str:
+    """What is said of a name that could not be looked at, and whose it is."""
+    name = str(error.filename)
+    of = [flag for flag, text in given.items() if isinstance(text, str) and text]
+    flag = next((f'--{x}: ' for x in of if given[x] in name or name in given[x]), '')
+    return f'{flag}{name}: {error.strerror}.'
 
 
 def _refuse_unwritable(name: str, path: pathlib.Path) -> None:

@@ -100,14 +100,15 @@ def _enter(folder: pathlib.Path, makes: Sequence[str]) -> None:
 def _make_folder(folder: pathlib.Path) -> list[str]:
     """Makes it and its parents; those that were not there, innermost first."""
     fresh = []
-    for parent in (folder, *folder.parents):
-        if parent.exists():
-            break
-        fresh.append(str(parent))
     try:
+        for parent in (folder, *folder.parents):
+            if parent.exists():
+                break
+            fresh.append(str(parent))
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = 'it is a file' if folder.is_file() else error.strerror
+        is_file = isinstance(error, FileExistsError) and folder.is_file()
+        reason = 'it is a file' if is_file else error.strerror
         raise errors.DiskError(f'--output_dir={folder}: {reason}.') from error
     return fresh
 

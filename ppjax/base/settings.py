@@ -26,18 +26,6 @@ def dtype_setting() -> Any:
     )
 
 
-def verify_tolerance_setting() -> Any:
-    """A field for --verify_tolerance, beside --verify."""
-    return flags.setting(
-        # Of a refitted SmolLM2-135M, whose logits reach 37, PyTorch's float32 is off by
-        # 0.8e-3 from its float64, and ours by 1.6e-3; without one of its channels, any
-        # of 16 drawn, it is off by 0.27 at least.
-        1e-2,
-        'Largest absolute difference of float32 logits that --verify accepts.',
-        within='(0, 1000000]',
-    )
-
-
 def mask_sparsity_setting() -> Any:
     """A field for --mask_sparsity."""
     return flags.setting(

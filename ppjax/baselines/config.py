@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ppjax.base import errors, flags, ranges, settings
 from ppjax.baselines import depth, gradients
 from ppjax.data import order
-from ppjax.exporting import hf_export, pruned_source
+from ppjax.exporting import options, pruned_source
 from ppjax.masking import topk
 
 
@@ -159,18 +159,9 @@ class PruneConfig(settings.CommonSettings):
         'Of --print_budget: tokens of a prompt whose FLOPs are counted.',
         within='(0, 100000000]',
     )
-    export_dtype: str | None = flags.setting(
-        None,
-        'Precision of the exported weights; by default the one that the base model is '
-        'stored in, or float32 if that is quantised.',
-        choices=tuple(hf_export.DTYPES),
-    )
-    verify: bool = flags.setting(
-        True,
-        'Reload the export in fresh processes, with ppjax and (if PyTorch is '
-        'installed) transformers, and compare logits.',
-    )
-    verify_tolerance: float = settings.verify_tolerance_setting()
+    export_dtype: str | None = options.export_dtype_setting()
+    verify: bool = options.verify_setting(True)
+    verify_tolerance: float = options.verify_tolerance_setting()
 
     def __post_init__(self) -> None:
         settings.require_given(self, 'base_model')

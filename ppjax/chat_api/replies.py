@@ -8,6 +8,7 @@ import datetime
 import email.utils
 import json
 import math
+import re
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ _UNFINISHED = frozenset(
         *('model_context_window_exceeded', 'abort', 'cancelled', 'error'),
     }
 )
+_FENCED = re.compile(r'```(?:json)?\s*\n(.*)\n\s*```', re.DOTALL)
 _TEXT_PARTS = ('text', 'output_text')
 _FILTERED = frozenset(
     {
@@ -65,6 +67,21 @@ def text_of(choice: dict[str, Any]) -> str:
             and isinstance(part.get('text'), str)
         )
     return content if isinstance(content, str) else ''
+
+
+def json_in(text: str) -> Any:
+    """The JSON value that a model wrote; None if it wrote anything beside it.
+
+    It may stand in a fenced block of Markdown, without which many models cannot write
+    JSON.
+    """
+    text = text.strip()
+    if fenced := _FENCED.fullmatch(text):
+        text = fenced[1]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def only_reasoned(choice: dict[str, Any]) -> bool:

@@ -86,6 +86,15 @@ def _judged(result: Mapping[str, Any]) -> list[Item]:
     ]
 
 
+def _fidelity(result: Mapping[str, Any]) -> list[Item]:
+    """Scores; an answer without a list of flaws has none, and is left out."""
+    return [
+        (f'{row["group"]} {row["question"]}', row['fidelity_score'], 1.0)
+        for row in result['answers']
+        if row['fidelity_score'] is not None
+    ]
+
+
 def _wrong(result: Mapping[str, Any]) -> list[Item]:
     return [
         (
@@ -102,6 +111,7 @@ _OF_TASK: dict[str, tuple[str, Callable[[Mapping[str, Any]], list[Item]]]] = {
     'likelihood': ('nll', _likelihood),
     'plain': ('plain', _likelihood),
     'judge': ('judge', _judged),
+    'fidelity': ('fidelity', _fidelity),
     'answers': ('wrong', _wrong),
     **{task: (task, _choices) for task in benchmarks.TASKS},
 }

@@ -5,7 +5,7 @@ import math
 
 from ppjax.base import errors, flags, ranges, settings
 from ppjax.data import order
-from ppjax.exporting import hf_export, pruned_source
+from ppjax.exporting import options, pruned_source
 
 # What a layer's FFN is to add: what brings the pruned model's stream to the dense
 # one's; what the dense FFN adds to its own stream; what it would add to the pruned one.
@@ -82,18 +82,9 @@ class CompensateConfig(settings.CommonSettings):
     batch_size: int = flags.setting(
         16, 'Examples that are run at a time.', within=order.BATCH_SIZES
     )
-    export_dtype: str | None = flags.setting(
-        None,
-        'Precision of the exported weights; by default the one that the base model is '
-        'stored in, or float32 if that is quantised.',
-        choices=tuple(hf_export.DTYPES),
-    )
-    verify: bool = flags.setting(
-        True,
-        'Reload the export in fresh processes, with ppjax and (if PyTorch is '
-        "installed) transformers, and compare logits with the refitted model's.",
-    )
-    verify_tolerance: float = settings.verify_tolerance_setting()
+    export_dtype: str | None = options.export_dtype_setting()
+    verify: bool = options.verify_setting(True, "with the refitted model's")
+    verify_tolerance: float = options.verify_tolerance_setting()
     stop_after: int | None = flags.setting(
         None, 'Pause after this layer, as if interrupted; for short trials.', least=1
     )

@@ -12,6 +12,7 @@ TASKS = (
     'plain',
     'answers',
     'judge',
+    'fidelity',
     *benchmarks.TASKS,
     'efficiency',
     'failures',
@@ -69,7 +70,8 @@ class EvaluateConfig:
     )
     heldout: str | None = flags.setting(
         None,
-        "Held-out JSONL for likelihood, answers and judge; by default the run's.",
+        'Held-out JSONL for likelihood, answers, judge and fidelity; by default the '
+        "run's.",
         path=True,
     )
     prompts: str = flags.setting(
@@ -93,8 +95,8 @@ class EvaluateConfig:
     )
     eval_sets: str | None = flags.setting(
         None,
-        'For answers, judge, failures and multiturn: evaluation sets (JSON), or folders of '
-        'them, separated by commas; the held-out questions otherwise.',
+        'For answers, judge, fidelity, failures and multiturn: evaluation sets (JSON), '
+        'or folders of them, separated by commas; the held-out questions otherwise.',
         path=True,
     )
     piqa: str | None = flags.setting(
@@ -133,18 +135,20 @@ class EvaluateConfig:
     )
     max_new_tokens: int = flags.setting(
         2048,
-        'For answers, judge and multiturn: the longest answer, in tokens.',
+        'For answers, judge, fidelity and multiturn: the longest answer, in tokens.',
         least=1,
     )
     questions: int | None = flags.setting(
         None,
-        'For answers, judge and failures: the first so many questions of each set.',
+        'For answers, judge, fidelity and failures: the first so many questions of '
+        'each set.',
         least=1,
     )
     judge: str = flags.setting(
         'openai',
-        'Who judges: an OpenAI-compatible server that sends probabilities, or a local '
-        'model, whose probabilities of 0 to 100 are computed exactly.',
+        'Who judges: an OpenAI-compatible server that sends probabilities (fidelity '
+        'needs none), or a local model, whose probabilities of 0 to 100 are computed '
+        'exactly.',
         choices=JUDGES,
     )
     judge_model: str | None = flags.setting(
@@ -240,7 +244,7 @@ class EvaluateConfig:
             raise errors.InputError('--mmlu_shots needs --mmlu_dev.')
         # Before hours of other tasks: it fails sooner.
         for role, tasks in (
-            ('judge', ('judge', 'failures', 'multiturn')),
+            ('judge', ('judge', 'fidelity', 'failures', 'multiturn')),
             ('partner', ('multiturn',)),
         ):
             needed = [task for task in tasks if task in self.task_list]

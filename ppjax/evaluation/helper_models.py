@@ -14,6 +14,8 @@ from ppjax.parallel import sharding
 
 # The partner's part of a dialogue is a few sentences a turn.
 PARTNER_TOKENS = 256
+# A list of many flaws, and more than that is cut off and no JSON.
+CRITIC_TOKENS = 1024
 
 
 def local_speaker(
@@ -57,19 +59,26 @@ class HelperModels:
             batch_size=cfg.batch_size,
         )
 
+    def critic(self) -> speakers.Speaker:
+        """The judge where it is asked for words instead of a number; as `partner`."""
+        return self._speaker('judge', CRITIC_TOKENS)
+
     def partner(self) -> speakers.Speaker:
         """Greedy, and of the same seed, whoever it talks with.
 
         Raises:
             InputError: if it cannot be used.
         """
+        return self._speaker('partner', PARTNER_TOKENS)
+
+    def _speaker(self, role: str, max_new_tokens: int) -> speakers.Speaker:
         cfg = self._cfg
-        if cfg.partner == 'openai':
+        if getattr(cfg, role) == 'openai':
             return speakers.ServerSpeaker(
-                self._client('partner'), max_new_tokens=PARTNER_TOKENS, seed=cfg.seed
+                self._client(role), max_new_tokens=max_new_tokens, seed=cfg.seed
             )
-        local = self._local('partner')
-        return local_speaker(cfg, local, local.base.fingerprint(), PARTNER_TOKENS)
+        local = self._local(role)
+        return local_speaker(cfg, local, local.base.fingerprint(), max_new_tokens)
 
     def _client(self, role: str) -> client_lib.ChatClient:
         cfg = self._cfg

@@ -18,7 +18,7 @@ from ppjax.evaluation import (
     results_store,
     timing,
 )
-from ppjax.evaluation.answers import judged_answers, unjudged
+from ppjax.evaluation.answers import fidelity, judged_answers, unjudged
 from ppjax.evaluation.dialogues import multi_turn
 from ppjax.evaluation.multiple_choice import benchmark_sources, benchmarks, choice_tasks
 from ppjax.models import costs
@@ -27,8 +27,10 @@ from ppjax.models import costs
 MAKES = (
     *(f'results/{name}.json' for name in config.RESULTS.values()),
     'results/judge.csv',
+    'results/fidelity.csv',
     'evaluation/answers.jsonl',
     'evaluation/verdicts.jsonl',
+    'evaluation/flaws.jsonl',
     'evaluation/dialogues.jsonl',
     'report.html',
 )
@@ -67,6 +69,7 @@ class Evaluation:
             'efficiency': self.efficiency,
             'answers': lambda: unjudged.measure(cfg, self.candidates),
             'judge': lambda: self.judged,
+            'fidelity': lambda: fidelity.judge(cfg, self.candidates),
             'failures': lambda: judged_answers.failures(cfg, self.judged),
             'multiturn': lambda: multi_turn.measure(cfg, self.candidates),
         }

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ppjax.base import errors, flags, ranges, settings
-from ppjax.exporting import hf_export
+from ppjax.exporting import options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +34,10 @@ class ExportConfig:
     keep_indices: str | None = flags.setting(
         None, 'Also write the kept channels to this file, as JSON.', writes=True
     )
-    export_dtype: str | None = flags.setting(
-        None,
-        'Precision of the exported weights; by default the one that the base model is '
-        'stored in, or float32 if that is quantised.',
-        choices=tuple(hf_export.DTYPES),
-    )
+    export_dtype: str | None = options.export_dtype_setting()
     system_prompt: str | None = settings.system_prompt_setting()
-    verify: bool = flags.setting(
-        False,
-        'Reload the export in fresh processes, with ppjax and (if PyTorch is '
-        "installed) transformers, and compare logits with the masked dense model's.",
-    )
-    verify_tolerance: float = settings.verify_tolerance_setting()
+    verify: bool = options.verify_setting(False, "with the masked dense model's")
+    verify_tolerance: float = options.verify_tolerance_setting()
     overwrite: bool = flags.setting(False, 'Replace what stands where the export goes.')
 
     def __post_init__(self) -> None:

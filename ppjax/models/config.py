@@ -20,7 +20,6 @@ ROTATED_OF, WHOLE_WIDTH = 'sliced_model_type', 'sliced_hidden_size'
 # maths unseen.
 _HARMLESS = frozenset(
     [
-        '_name_or_path',
         'architectures',
         'attention_dropout',
         'auto_map',
@@ -55,8 +54,6 @@ _HARMLESS = frozenset(
         'transformers.js_config',
         'use_cache',
         # What trains or stores, and never enters the forward pass.
-        '_commit_hash',
-        '_flash_attn_2_enabled',
         'generation_config',
         'gradient_checkpointing',
         'ignore_index',
@@ -71,6 +68,20 @@ _HARMLESS = frozenset(
         'tokenizer_model_max_length',
         'tokenizer_padding_side',
         'use_bfloat16',
+        # Hugging Face's own notes: where a model came from (_model_name_or_path if from
+        # a GGUF file), and how it was loaded. A key is not harmless for its underscore:
+        # _remove_final_layer_norm and _sliding_window_pattern are maths.
+        '_auto_class',
+        '_commit_hash',
+        '_flash_attn_2_enabled',
+        '_from_model_config',
+        '_model_name_or_path',
+        '_name_or_path',
+        '_num_labels',
+        '_original_object_hash',
+        '_output_attentions',
+        '_post_init_done',
+        '_pre_quantization_dtype',
     ]
 )
 # Notes of tools, and which kernel computes the same attention.

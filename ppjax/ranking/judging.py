@@ -8,10 +8,9 @@ ranking: it is kept and counted, and nothing is guessed from it.
 
 from collections.abc import Callable, Generator, Sequence
 import dataclasses
-import json
-import re
 
 from ppjax.base import json_lines
+from ppjax.chat_api import replies as replies_lib
 from ppjax.evaluation.dialogues import speakers
 from ppjax.personas import prompts
 from ppjax.ranking import dimensions, questionnaire, study
@@ -43,9 +42,6 @@ _ANSWER = """\
 [ANSWER {letter} START]
 {answer}
 [ANSWER {letter} END]"""
-
-# Many models cannot write JSON without one.
-_FENCED = re.compile(r'```(?:json)?\s*\n(.*)\n\s*```', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +94,7 @@ def parse(reply: str, letters: str) -> list[str] | None:
 
     The list may stand in a fenced block of Markdown, and nothing beside it.
     """
-    text = reply.strip()
-    if fenced := _FENCED.fullmatch(text):
-        text = fenced[1]
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    found = replies_lib.json_in(reply)
     if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
         return None
     return found if sorted(found) == sorted(letters) else None

@@ -5,7 +5,7 @@ import pathlib
 
 from ppjax.base import errors, flags, ranges, settings
 from ppjax.compensation import results as compensation
-from ppjax.exporting import hf_export, pruned_source
+from ppjax.exporting import options, pruned_source
 from ppjax.learning import config
 from ppjax.recovery import gains as gains_lib
 from ppjax.recovery import lora, rates, records
@@ -86,20 +86,10 @@ class RecoverConfig(config.StepSettings):
         'parameter; they are removed when the model is exported.',
         least=1,
     )
-    export_dtype: str | None = flags.setting(
-        None,
-        'Precision of the exported weights; by default the one that the model given '
-        'is stored in, or float32 if that is quantised.',
-        choices=tuple(hf_export.DTYPES),
-    )
-
+    export_dtype: str | None = options.export_dtype_setting('the model given')
     system_prompt: str | None = settings.system_prompt_setting()
-    verify: bool = flags.setting(
-        False,
-        'Reload the export in fresh processes, with ppjax and (if PyTorch is '
-        "installed) transformers, and compare logits with the recovered model's.",
-    )
-    verify_tolerance: float = settings.verify_tolerance_setting()
+    verify: bool = options.verify_setting(False, "with the recovered model's")
+    verify_tolerance: float = options.verify_tolerance_setting()
 
     def __post_init__(self) -> None:
         # Not the shared check: there are other ways to name a model here.

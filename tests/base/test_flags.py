@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import string
 from typing import Any
 
@@ -313,3 +314,27 @@ def test_seeds_of_all_verbs_have_32_bits():
                 errors.InputError, match=r'--seed must be in \[0, 4294967295'
             ):
                 settings(**given, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Looks:
+    """Settings that look at the path they are given."""
+
+    seed: int = flags.setting(1, 'A number.')
+    model: str | None = flags.setting(None, 'Models, with names.', path=True)
+    output_dir: str | None = flags.setting(None, 'Where to.', path=True)
+
+    def __post_init__(self) -> None:
+        if self.model:
+            os.stat(self.model.partition('=')[2] or self.model)
+        if self.output_dir:
+            os.stat(pathlib.Path(self.output_dir) / 'config.flags')
+
+
+@pytest.mark.parametrize('start', ['--output_dir=', '--model=', '--model=a='])
+def test_a_name_too_long_for_a_file_is_one_line(start):
+    with pytest.raises(
+        errors.InputError, match=r'nn[^ ]*: File name too long'
+    ) as found:
+        flags.parse(_Looks, [start + 'n' * 300])
+    assert str(found.value).startswith(start.partition('=')[0] + ': nn')

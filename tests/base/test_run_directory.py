@@ -336,3 +336,17 @@ def test_a_record_that_is_a_pipe_keeps_nobody_waiting(run, tmp_path, name):
     with pytest.raises(errors.InputError, match='is a pipe and no regular file'):
         run()
     writer.cancel()
+
+
+def test_a_name_too_long_for_a_folder_is_one_line():
+    name = 'n' * 300
+    directory = run_directory.RunDirectory(name)
+    opened = directory.opened(
+        _Settings(output_dir=name),
+        {},
+        resumable=frozenset(),
+        overwrite=False,
+        makes=(),
+    )
+    with pytest.raises(errors.DiskError, match=r'^--output_dir=n+: File name too long'):
+        opened.__enter__()

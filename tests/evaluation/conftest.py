@@ -138,6 +138,8 @@ class JudgeServer:
     Attributes:
         asked: prompts in the order they came; that for the numbers check left out.
         score: 0 to 100; None refuses; an error code answers with it.
+        say: what it writes where no probabilities are asked for: of the messages.
+        told: those messages, in the order they came.
         before: called ahead of every answer.
     """
 
@@ -147,7 +149,20 @@ class JudgeServer:
         self.asked: list[str] = []
         self.score: Callable[[str], int | str | None] = lambda prompt: len(prompt) % 101
         self.before: Callable[[], None] = lambda: None
-        self.url = serve(lambda body: self.answer(body['messages'][0]['content']))
+        self.told: list[list[dict[str, str]]] = []
+        self.say: Callable[[list[dict[str, str]]], str] = lambda _: '{"flaws": []}'
+        self.url = serve(self._reply)
+
+    def _reply(self, body: Any) -> tuple[int, Any]:
+        if body.get('logprobs'):
+            return self.answer(body['messages'][0]['content'])
+        self.told.append(body['messages'])
+        self.before()
+        text = self.say(body['messages'])
+        if text.isdecimal():
+            return int(text), {'error': {'message': 'no', 'code': 'context_length'}}
+        message = {'role': 'assistant', 'content': text}
+        return 200, {'choices': [{'message': message, 'finish_reason': 'stop'}]}
 
     def answer(self, prompt: str) -> tuple[int, Any]:
         if prompt.startswith('Write the number'):

@@ -15,6 +15,7 @@ import transformers
 from ppjax.base import errors
 from ppjax.models import config as config_lib
 from ppjax.models import loading, safetensors_reader
+from tests.models import gguf_files
 
 _LLAMA3 = {
     'rope_type': 'llama3',
@@ -165,6 +166,18 @@ def test_the_form_that_transformers_saves_reads_the_same(tmp_path, family):
     assert config_lib.from_hf_config(new) == config_lib.from_hf_config(old)
 
 
+@pytest.mark.parametrize('family', ['llama', 'qwen2'])
+def test_what_transformers_saves_of_a_gguf_file_is_read(tmp_path, family):
+    model = gguf_files.model_of(gguf_files.config_of(family))
+    name = {'general.name': 'Tiny'}
+    file = gguf_files.write_model(tmp_path / 'm.gguf', family, model, metadata=name)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path, gguf_file=file.name)
+    theirs.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / 'config.json').read_text())
+    assert '_model_name_or_path' in saved
+    assert config_lib.from_hf_config(saved).d_ff == model.config.intermediate_size
+
+
 @pytest.mark.parametrize('family', sorted(_PUBLISHED))
 def test_left_out_keys_take_transformers_defaults(family):
     given = _without(
@@ -282,6 +295,8 @@ _NO_ROPE = {'rope_theta': None, 'rope_scaling': None}
         ),
         ('llama', {'logit_scale': 0.5, 'zebra': 1}, ['logit_scale', 'zebra']),
         ('llama', {'num_experts': 8}, ['num_experts']),
+        ('llama', {'_remove_final_layer_norm': True}, ['_remove_final_layer_norm']),
+        ('llama', {'_sliding_window_pattern': 6}, ['_sliding_window_pattern']),
         ('qwen2', {'mlp_bias': True}, ['mlp_bias']),
         ('qwen3', {'use_mrope': True}, ['use_mrope']),
         ('llama', {'num_key_value_heads': 7}, ['24', '7']),
@@ -336,6 +351,10 @@ def test_missing_keys_are_named(key):
         {'quantization_config': None},
         {'hidden_act': 'swish'},
         {'attention_dropout': 0.1},  # Of training alone.
+        {'_model_name_or_path': 'Qwen3 4B'},
+        {'_name_or_path': 'Qwen/Qwen3-4B', '_commit_hash': None},
+        {'_attn_implementation_autoset': True, '_experts_implementation': 'eager'},
+        {'_pre_quantization_dtype': 'bfloat16'},
     ],
 )
 def test_what_changes_nothing_is_accepted(changes):

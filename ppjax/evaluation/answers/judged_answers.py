@@ -127,14 +127,7 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
         if not one.failure
     ]
     judging.refuse_unscored(cfg.judge_model, wanted)
-    lacking = [verdict.failure for verdict in wanted if verdict.failure]
-    if lacking:
-        progress_lib.say(
-            f'{len(lacking)} answers have no verdict yet, the first because: '
-            f'{lacking[0]}; the same command asks again.'
-        )
-        # Never taken for a whole result.
-        settings |= {'without_verdict': len(lacking)}
+    settings |= lacking([verdict.failure for verdict in wanted])
     groups = [question.group for question in asked]
     found: dict[str, Any] = {'judge': judging_model.identity, 'models': {}}
     for name, said in given.items():
@@ -148,8 +141,26 @@ def judge(cfg: config.EvaluateConfig, models: candidates.Candidates) -> dict[str
         own |= length_figures(said)
         found['models'][name] = own
     found['answers'] = _rows(asked, given, verdicts)
-    atomic.write_text(cfg.run / 'results' / 'judge.csv', _csv(found['answers']))
+    atomic.write_text(cfg.run / 'results' / 'judge.csv', csv_of(found['answers']))
     return results_store.measured(path, settings, lambda: found, overwrite=True)
+
+
+def lacking(failures: Sequence[str]) -> dict[str, int]:
+    """Says that verdicts are lacking, if some are; what then goes into settings.
+
+    With that a result is never taken for a whole one.
+
+    Args:
+        failures: why an answer has no verdict, or ''.
+    """
+    reasons = [failure for failure in failures if failure]
+    if not reasons:
+        return {}
+    progress_lib.say(
+        f'{len(reasons)} answers have no verdict yet, the first because: '
+        f'{reasons[0]}; the same command asks again.'
+    )
+    return {'without_verdict': len(reasons)}
 
 
 def length_figures(given: Sequence[speakers.Said]) -> dict[str, float]:
@@ -164,6 +175,18 @@ def length_figures(given: Sequence[speakers.Said]) -> dict[str, float]:
     }
 
 
+def row_of(name: str, question: answers.Question, one: speakers.Said) -> dict[str, Any]:
+    """What files say of one model's answer, whatever its verdict."""
+    return {
+        'model': name,
+        'group': question.group,
+        'question': question.question,
+        'answer': one.text,
+        'answer_tokens': one.tokens,
+        'finished': one.finished,
+    }
+
+
 def _rows(
     asked: Sequence[answers.Question],
     given: dict[str, list[speakers.Said]],
@@ -172,14 +195,7 @@ def _rows(
     rows = []
     for name, own in given.items():
         for number, (question, one) in enumerate(zip(asked, own, strict=True)):
-            row: dict[str, Any] = {
-                'model': name,
-                'group': question.group,
-                'question': question.question,
-                'answer': one.text,
-                'answer_tokens': one.tokens,
-                'finished': one.finished,
-            }
+            row = row_of(name, question, one)
             for kind, by_model in verdicts.items():
                 verdict = dataclasses.asdict(by_model[name][number])
                 row |= {
@@ -190,7 +206,8 @@ def _rows(
     return rows
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def csv_of(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of the same keys, one at least, as a table with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
     writer.writeheader()

@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ppjax.evaluation.page import report_judged, report_views, run_results
+from ppjax.evaluation.page import (
+    report_fidelity,
+    report_judged,
+    report_views,
+    run_results,
+)
 from ppjax.evaluation.page.report_views import at
 from ppjax.evaluation.page.run_results import mapping
 from ppjax.pages import charts, formats, views
@@ -408,6 +413,7 @@ def sections(results: Mapping[str, dict[str, Any]]) -> list[views.Section]:
         report_judged.unjudged_answers(found['answers']),
         report_judged.judge(found['judge'], found['failures'], of_page),
         report_judged.failure_types(found['failures']),
+        report_fidelity.fidelity(found['fidelity'], of_page),
         report_judged.multi_turn(found['multiturn'], of_page),
         _benchmarks(found, of_page),
         _speed(found['measured_efficiency'], of_page),

@@ -1,6 +1,6 @@
 """Judged answers, dialogues and failure types as sections of the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any
 
@@ -74,19 +74,20 @@ def judge(
     tables.append(
         report_views.table('judge-text', models, _TEXT_ROWS, title, folded=True)
     )
-    tables.append(_persona_table(kinds['roleplay']))
+    tables.append(
+        persona_table('judge-personas', 'Persona score by persona', kinds['roleplay'])
+    )
     note = (
         'Ranges: 95 % bootstrap intervals. A refusal gets no score: one mean leaves it '
         'out, the other counts it as 0.'
     )
-    if missing := number(at(result, 'settings.without_verdict')):
-        note += f' {missing:.0f} answers have no verdict yet; evaluate again for them.'
-    questions, count = _judged(result, failed)
-    below = ''
-    if questions:
-        part = f'{len(questions)} of {count} questions, ' * (len(questions) < count)
-        last = questions[0].answers[-1][0]
-        below = f'Below: {part}the worst answers of the {last} model first.'
+    rows = map(mapping, _listed(failed.get('answers')))
+    types = {_key(row): str(row.get('type', '')) for row in rows}
+    questions, below = worst_first(
+        result,
+        'roleplay',
+        lambda name, row: _answer(name, row, types.get(_key(row), '')),
+    )
     plot = charts.bar_groups_plot(
         'Scores by the judge', groups, report_views.legend(models, of_page)
     )
@@ -96,14 +97,24 @@ def judge(
         'it plays the persona. Higher is better.',
         [plot],
         tables,
-        note,
+        note + missing(result),
         questions,
         below,
         report_views.settings(result),
     )
 
 
-def _persona_table(figures: Mapping[str, dict[str, Any]]) -> views.Table:
+def missing(result: Mapping[str, Any]) -> str:
+    """A sentence on answers that have no verdict yet; '' if all have one."""
+    count = number(at(result, 'settings.without_verdict'))
+    if not count:
+        return ''
+    return f' {count:.0f} answers have no verdict yet; evaluate again for them.'
+
+
+def persona_table(
+    name: str, title: str, figures: Mapping[str, dict[str, Any]]
+) -> views.Table:
     """Every persona's mean, if there are several."""
     means = {name: mapping(own.get('persona_means')) for name, own in figures.items()}
     personas = list(dict.fromkeys(x for own in means.values() for x in own))
@@ -130,8 +141,8 @@ def _persona_table(figures: Mapping[str, dict[str, Any]]) -> views.Table:
         )
     columns = [*report_views.labels(means), *report_views.changes(list(means))]
     left_out = f', the lowest {views.MOST_ROWS} of {len(personas)}'
-    title = f'Persona score by persona{left_out * (len(personas) > views.MOST_ROWS)}'
-    return views.Table('judge-personas', columns, rows, title, len(rows) > 12)
+    title += left_out * (len(personas) > views.MOST_ROWS)
+    return views.Table(name, columns, rows, title, len(rows) > 12)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -142,10 +153,22 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return name, group, question
 
 
-def _judged(
-    result: Mapping[str, Any], failed: Mapping[str, Any]
-) -> tuple[list[views.JudgedQuestion], int]:
-    """The questions whose answers are worst, and how many there are in all."""
+def worst_first(
+    result: Mapping[str, Any],
+    kind: str,
+    answer: Callable[[str, Mapping[str, Any]], views.JudgedAnswer],
+    *,
+    unscored_last: bool = False,
+) -> tuple[list[views.JudgedQuestion], str]:
+    """The questions whose answers are worst, and what is said above them.
+
+    Args:
+        result: with `answers`.
+        kind: of the score; rows have KIND_score and KIND_failure.
+        answer: (model, row) -> how it is shown.
+        unscored_last: whether an answer without a score is one that was not judged,
+            and not worse than all.
+    """
     asked: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
     seen: dict[tuple[str, str, str], int] = {}
     for row in map(mapping, _listed(result.get('answers'))):
@@ -156,30 +179,31 @@ def _judged(
         turn = seen[key] = seen.get(key, 0) + 1
         asked.setdefault((group, question, turn), {})[name] = row
     names = list(dict.fromkeys(name for name, _, _ in seen))
-    rows = map(mapping, _listed(failed.get('answers')))
-    types = {_key(row): str(row.get('type', '')) for row in rows}
 
     def badness(own: dict[str, dict[str, Any]]) -> tuple[bool, float, float]:
         last, first = own.get(names[-1], {}), own.get(names[0], {})
-        unjudged = not last or bool(last.get('roleplay_failure'))
-        # An answer without a score is a refusal, which the judge puts below all.
-        score = number(last.get('roleplay_score')) or 0.0
-        return unjudged, score, -(number(first.get('roleplay_score')) or 0.0)
+        score, before = (number(row.get(f'{kind}_score')) for row in (last, first))
+        unjudged = not last or bool(last.get(f'{kind}_failure'))
+        unjudged |= unscored_last and score is None
+        return unjudged, score or 0.0, -(before or 0.0)
 
     worst = sorted(asked.items(), key=lambda item: badness(item[1]))
     questions = [
         views.JudgedQuestion(
             group,
             question,
-            [
-                (name, _answer(name, own[name], types.get((name, group, question), '')))
-                for name in names
-                if name in own
-            ],
+            [(name, answer(name, own[name])) for name in names if name in own],
         )
         for (group, question, _), own in worst[:MOST_QUESTIONS]
     ]
-    return questions, len(asked)
+    if not questions:
+        return [], ''
+    part = f'{len(questions)} of {len(asked)} questions, '
+    last = questions[0].answers[-1][0]
+    return questions, (
+        f'Below: {part * (len(questions) < len(asked))}the worst answers of the {last} '
+        'model first.'
+    )
 
 
 def _answer(name: str, row: Mapping[str, Any], kind: str) -> views.JudgedAnswer:

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import io
 import json
-import pathlib
 import shutil
 from typing import Any
 
@@ -17,12 +16,9 @@ from ppjax.evaluation.answers import answers, judged_answers
 from ppjax.evaluation.dialogues import speakers
 from ppjax.evaluation.judges import judge_scoring, judging
 from ppjax.personas import prompts
+from tests.evaluation.answers import sets
 
 _NEW_TOKENS = 6
-_QUESTIONS = {
-    'keeper': ['Who lights the lamp?', 'What is fog for?', 'Do ships sing?'],
-    'smith': ['What is iron, to you?'],
-}
 
 
 def _config(run: Any, **changes: Any) -> config.EvaluateConfig:
@@ -45,47 +41,6 @@ def _stored(run: Any, name: str = 'judge') -> dict[str, Any]:
     return json.loads((run.path / 'results' / f'{name}.json').read_text('utf-8'))
 
 
-@pytest.fixture
-def eval_sets(tmp_path: pathlib.Path) -> pathlib.Path:
-    folder = tmp_path / 'sets'
-    folder.mkdir()
-    for name, questions in _QUESTIONS.items():
-        persona = f'The {name} of the old harbour speaks slowly.'
-        system = prompts.persona_prompt(persona)
-        (folder / f'{name}.json').write_text(
-            json.dumps(
-                {
-                    'instruction': [{'pos': system, 'neg': ''}],
-                    'eval_prompt': prompts.judge_template(persona),
-                    'user_id': name,
-                    'questions': questions,
-                    'persona_description': persona,
-                    'system_prompt': system,
-                }
-            )
-        )
-    return folder
-
-
-@pytest.fixture
-def spoken(monkeypatch) -> list[tuple[str, int]]:
-    """(model, questions) of every call that makes a model speak, in order.
-
-    What it says is short and its own: no weights are read.
-    """
-    calls: list[tuple[str, int]] = []
-
-    def answer(cfg, model, asked):
-        calls.append((model.name, len(asked)))
-        return [
-            speakers.Said(f'{model.name}: {question.question}', 5, True)
-            for question in asked
-        ]
-
-    monkeypatch.setattr(judged_answers, 'answer', answer)
-    return calls
-
-
 # --- Questions ----------------------------------------------------------------
 
 
@@ -97,11 +52,13 @@ def test_questions_of_sets(make_run, eval_sets):
     run = make_run()
     found = _questions(_config(run, eval_sets=str(eval_sets), questions=None))
     assert [(one.group, one.question) for one in found] == [
-        (name, question) for name, own in _QUESTIONS.items() for question in own
+        (name, question) for name, own in sets.QUESTIONS.items() for question in own
     ]
     assert found[0].persona == 'The keeper of the old harbour speaks slowly.'
     found = _questions(_config(run, eval_sets=str(eval_sets), questions=1))
-    assert [one.question for one in found] == [own[0] for own in _QUESTIONS.values()]
+    assert [one.question for one in found] == [
+        own[0] for own in sets.QUESTIONS.values()
+    ]
     found = _questions(_config(run, eval_sets=f' {eval_sets / "smith.json"} ,'))
     assert [one.group for one in found] == ['smith']
 

@@ -21,6 +21,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         'failures': samples.failures_result(
             judged, tmp_path_factory.mktemp('failures')
         ),
+        'fidelity': samples.fidelity_result(),
         'multiturn': samples.multiturn_result(),
         'piqa': samples.benchmark_result('piqa', 2),
         'openbookqa': samples.benchmark_result('openbookqa', 4),

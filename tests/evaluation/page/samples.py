@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ppjax.evaluation import config, efficiency, likelihood, timing
-from ppjax.evaluation.answers import judged_answers
+from ppjax.evaluation.answers import fidelity, judged_answers
 from ppjax.evaluation.dialogues import dialogues, multi_turn
-from ppjax.evaluation.judges import judge_scoring, judging
+from ppjax.evaluation.judges import flaw_judging, flaws, judge_scoring, judging
 from ppjax.evaluation.multiple_choice import benchmarks, choice_tasks
 from ppjax.evaluation.page import (
     report,
@@ -36,6 +36,7 @@ TITLES = {
     'answers': 'Answers, by rule',
     'judge': 'Judged answers',
     'failures': 'What goes wrong',
+    'fidelity': 'Character fidelity',
     'multiturn': 'Over many turns',
     'piqa': 'Benchmarks',
     'openbookqa': 'Benchmarks',
@@ -170,6 +171,41 @@ def answers_result() -> dict[str, Any]:
     }
     settings = {'max_new_tokens': 64, 'models': {'dense': 'd880 no mask'}}
     return {'models': models, 'answers': [], 'settings': settings}
+
+
+def fidelity_result() -> dict[str, Any]:
+    rng = np.random.default_rng(5)
+    groups = [name for name in PERSONAS for _ in range(2)]
+    result: dict[str, Any] = {'judge': 'judge-3 abc', 'models': {}, 'answers': []}
+    verdicts = {}
+    for name, most in zip(NAMES, (2, 5), strict=True):
+        found = []
+        for _ in groups:
+            own = tuple(
+                flaws.Flaw('"Okay" is no word of his', str(kind), int(severity))
+                for kind, severity in zip(
+                    rng.choice(flaws.KINDS, most),
+                    rng.integers(1, most + 1, most),
+                    strict=True,
+                )
+            )
+            found.append(flaw_judging.FlawVerdict(own, 1, ''))
+        if name == 'pruned':
+            found[1] = flaw_judging.FlawVerdict(None, 3, 'None!')
+            found[3] = flaw_judging.failed('timeout')
+            found[4] = flaw_judging.FlawVerdict((), 2, '')
+        verdicts[name] = found
+        figures = fidelity.summarise(found, groups)
+        if name != 'dense':
+            scored = [list(map(fidelity.as_scored, own)) for own in verdicts.values()]
+            figures['to_dense'] = judging.paired_difference(*scored, groups)
+        result['models'][name] = {'fidelity': figures}
+        for i, (group, verdict) in enumerate(zip(groups, found, strict=True)):
+            row = {'model': name, 'group': group, 'question': f'What is {i}?'}
+            row |= {'answer': f'{name} {i}', 'answer_tokens': 3, 'finished': True}
+            result['answers'].append(row | fidelity.row_of(verdict))
+    settings = {'judge_model': 'judge-3', 'max_new_tokens': 64}
+    return result | {'settings': settings}
 
 
 def failures_result(judged: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def test_hostile_text_is_only_text(tmp_path, results):
         row |= dict.fromkeys(('group', 'question', 'answer'), samples.HOSTILE)
     for own in judged['models'].values():
         own['roleplay']['persona_means'] = {samples.HOSTILE: 50.0, 'Jix': 60.0}
+    for row in results['fidelity']['answers']:
+        row['fidelity_flaws'] = [{'instance': samples.HOSTILE, 'type': 'language'}]
     for result in results.values():
         result['versions'] = {samples.HOSTILE: samples.HOSTILE}
         result['settings'] = result.get('settings', {}) | dict.fromkeys(
