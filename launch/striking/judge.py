@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -48,7 +49,7 @@ def serving(file: pathlib.Path) -> Iterator[None]:
     """
     program = [sys.executable, __file__]
     with subprocess.Popen(
-        program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as running:
         try:
             assert running.stdout is not None
@@ -61,4 +62,6 @@ def serving(file: pathlib.Path) -> Iterator[None]:
 if __name__ == '__main__':
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
     print(f'http://127.0.0.1:{server.server_address[1]}', flush=True)
-    server.serve_forever()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # It ends with the campaign, however that ends.
+    sys.stdin.read()
