@@ -5,7 +5,7 @@ import pathlib
 from typing import NamedTuple
 
 from ppjax.base import errors, flags, ranges, settings
-from ppjax.baselines import depth, gradients
+from ppjax.baselines import depth, gradients, grasprune
 from ppjax.data import order
 from ppjax.exporting import options, pruned_source
 from ppjax.masking import topk
@@ -36,6 +36,7 @@ METHODS = {
     'flap': Usual(1024, 128),
     # Of 4,096 tokens each; statistics settle long before.
     'minitron': Usual(1024, 512),
+    'grasprune': Usual(512, 512),
 }
 # FLAP's: all layers together, or each with the same share gone.
 STRUCTURES = ('AL-AM', 'UL-UM')
@@ -61,7 +62,7 @@ class PruneConfig(settings.CommonSettings):
         None,
         'Instead of --match, the knob of the method: blocks to remove (depth), width '
         '(slicegpt), the ratio (llm_pruner, wanda_sp, minitron), or the share of the '
-        "blocks' parameters that is left (adapt_pruner, flap).",
+        "blocks' parameters that is left (adapt_pruner, flap, grasprune).",
         within='[0, 1000000]',
     )
     align: int = flags.setting(
@@ -127,8 +128,26 @@ class PruneConfig(settings.CommonSettings):
         'Of adapt_pruner: how far ratios of blocks part in a step.',
         within='[0, 1]',
     )
+    steps: int | None = flags.setting(
+        None,
+        'Of grasprune: of learning what to keep, each of --batch_size sequences (its '
+        f'authors take 1); by default {grasprune.EPOCHS} times through all of them.',
+        least=1,
+    )
+    gain_steps: int | None = flags.setting(
+        None,
+        'Of grasprune: of learning gains of what is kept, 0 for none; by default once '
+        'through all sequences.',
+        least=0,
+    )
+    learning_rate: float | None = flags.setting(
+        None,
+        f'Of grasprune: of both; by default {grasprune.LEARNING_RATE:g}.',
+        within='(0, 1000]',
+    )
     heads: bool = flags.setting(
-        True, 'Of wanda_sp, minitron and flap: also remove heads, with their keys.'
+        True,
+        'Of wanda_sp, minitron, flap and grasprune: also remove heads, with their keys.',
     )
     spare_first: int | None = flags.setting(
         None, 'Blocks at the start that are left alone; 4 of depth and llm_pruner.'
@@ -195,7 +214,10 @@ class PruneConfig(settings.CommonSettings):
             'rotation': ('slicegpt',),
             'iterations': ('adapt_pruner',),
             'amplitude': ('adapt_pruner',),
-            'heads': ('wanda_sp', 'minitron', 'flap'),
+            'steps': ('grasprune',),
+            'gain_steps': ('grasprune',),
+            'learning_rate': ('grasprune',),
+            'heads': ('wanda_sp', 'minitron', 'flap', 'grasprune'),
             'spare_first': _SPARING,
             'spare_last': _SPARING,
             'official': ('llm_pruner', 'adapt_pruner', 'slicegpt'),

@@ -16,6 +16,7 @@ from ppjax.baselines import (
     budget,
     depth,
     gradients,
+    grasprune,
     one_shot,
     selection,
 )
@@ -25,7 +26,7 @@ from ppjax.baselines.slicegpt import fit
 from ppjax.baselines.slicegpt import model as slicegpt_model
 from ppjax.learning import measure as measure_lib
 from ppjax.masking import score_init
-from ppjax.models import base_model, costs, loading
+from ppjax.models import base_model, costs, folded, loading
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 from ppjax.models import structure as structure_lib
@@ -298,6 +299,29 @@ def _one_shot(task: Task) -> Outcome:
     )
 
 
+def _grasprune(task: Task) -> Outcome:
+    own = task.cfg
+    try:
+        learned = grasprune.learn(
+            task.decoder(),
+            task.drawn(),
+            task.blocks_left(),
+            heads=own.heads,
+            steps=own.steps,
+            gain_steps=own.gain_steps,
+            rate=own.learning_rate or grasprune.LEARNING_RATE,
+            seed=own.seed,
+            mesh=task.mesh,
+        )
+    except FloatingPointError:
+        raise _not_finite(task) from None
+    kept = learned.structure
+    setting = costs.parameters(task.base.config, kept.sizes).blocks
+    outcome = task.left(kept, setting, 'one budget for all layers', **learned.facts)
+    scaled = folded.folded_model(task.base, learned.gains.masks(task.base.config))
+    return dataclasses.replace(outcome, model=kept.pruned(scaled))
+
+
 def _slicegpt(task: Task) -> Outcome:
     cfg = task.base.config
     amount = task.chosen(
@@ -339,6 +363,7 @@ _METHODS = {
     'wanda_sp': _one_shot,
     'flap': _one_shot,
     'minitron': _one_shot,
+    'grasprune': _grasprune,
 }
 
 

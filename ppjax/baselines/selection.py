@@ -72,29 +72,46 @@ def over_layers(
 
     Source: FLAP, An et al., arXiv:2312.11983, its structure `AL-AM`.
     """
-    kept = structure_lib.Structure.dense(cfg)
     whole = costs.uniform(cfg)[0]
-    left = costs.parameters(cfg, kept.sizes).blocks
-    costs_of = [
-        _size(cfg, whole) - _size(cfg, whole._replace(channels=whole.channels - 1)),
-        _size(cfg, whole) - _size(cfg, whole._replace(groups=whole.groups - 1)),
-    ]
-    flat = np.concatenate([channels.reshape(-1), groups.reshape(-1)])
-    own = (kept.channels, kept.groups)
-    for place in np.argsort(flat, kind='stable'):
-        if flat[place] == np.inf:
-            break
-        kind = int(place >= channels.size)
-        layer, unit = divmod(int(place) - kind * channels.size, own[kind].shape[1])
-        if not among.start <= layer < among.stop or own[kind][layer].sum() == 1:
-            continue
-        if left - costs_of[kind] < blocks_left:
-            if left - min(costs_of) < blocks_left:
-                break
-            continue
-        own[kind][layer, unit] = False
-        left -= costs_of[kind]
-    return kept
+    channel, group = (
+        _size(cfg, whole) - _size(cfg, less)
+        for less in (
+            whole._replace(channels=whole.channels - 1),
+            whole._replace(groups=whole.groups - 1),
+        )
+    )
+    stays = np.concatenate([_stays(x, among).reshape(-1) for x in (channels, groups)])
+    scores = np.concatenate([channels.reshape(-1), groups.reshape(-1)])
+    price = np.where(np.arange(len(scores)) < channels.size, channel, group)
+    # The lowest first, equals by their places.
+    order = np.argsort(scores, kind='stable')
+    order = order[~stays[order]]
+    room = _size(cfg, whole) * cfg.num_layers - blocks_left
+    # All go while there is room, and then, as a group needs the most, channels alone.
+    gone = int(np.searchsorted(np.cumsum(price[order]), room, side='right'))
+    room -= int(price[order[:gone]].sum())
+    more = order[gone:]
+    more = more[price[more] == channel][: max(0, room) // channel]
+    removed = np.concatenate([order[:gone], more])
+    left = np.ones(len(scores), bool)
+    left[removed] = False
+    return structure_lib.Structure(
+        left[: channels.size].reshape(channels.shape),
+        left[channels.size :].reshape(groups.shape),
+        np.ones(cfg.num_layers, bool),
+    )
+
+
+def _stays(scores: np.ndarray, among: budget.Range) -> np.ndarray:
+    """What no budget removes: the best of each row, infinity, and other blocks.
+
+    Of equals the last is the best, as the first goes first.
+    """
+    found = scores == np.inf
+    last = scores.shape[1] - 1 - np.argmax(scores[:, ::-1], axis=1)
+    found[np.arange(len(scores)), last] = True
+    found[: among.start] = found[among.stop :] = True
+    return found
 
 
 def _size(cfg: config_lib.ModelConfig, size: costs.BlockSize) -> int:

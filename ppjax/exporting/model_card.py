@@ -104,6 +104,7 @@ class Recovery:
         likelihood: `models` and `heldout` as in `results/recovery.json`, if measured.
         settings: flags that it was finetuned with, one a line.
         sent_prompt: as of `Facts`.
+        parameters: that do something, where narrower blocks are filled up with zeros.
     """
 
     trained: str
@@ -112,6 +113,7 @@ class Recovery:
     likelihood: Mapping[str, Any]
     settings: str
     sent_prompt: str | None = None
+    parameters: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -168,6 +168,27 @@ def uniform(
     )
 
 
+def of_weights(model: base_model.BaseModel) -> Structure:
+    """What of a model does something; narrower blocks of stock ones hold zeros beside.
+
+    A channel does nothing if its entries of `w_down` are all zero, a group if those of
+    `w_o` are, whatever else is theirs. Those two weights are read.
+    """
+    cfg = model.config
+    found = Structure.dense(cfg)
+    if cfg.out_width is not None:
+        return found  # Rotated: all blocks are of one size.
+    for kept, attribute, span in (
+        (found.channels, 'w_down', 1),
+        (found.groups, 'w_o', _head_span(cfg)),
+    ):
+        name = loading.BLOCK_WEIGHTS[attribute].hf_name
+        for layer, row in enumerate(kept):
+            entries = (model.reader.read(name.format(layer)) != 0).any(axis=0)
+            row[:] = entries.reshape(-1, span).any(axis=1)
+    return found
+
+
 def _head_span(cfg: config_lib.ModelConfig) -> int:
     """Entries of a group among those of all query heads."""
     return cfg.num_heads // cfg.num_kv_heads * cfg.head_dim

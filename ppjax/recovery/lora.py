@@ -15,6 +15,7 @@ from ppjax.base import errors, processes, settings
 from ppjax.models import checkpoint, loading, weights
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import masks as masks_lib
 
 # Name of a module, as PEFT and Hugging Face call it -> our weight.
 TARGETS = {
@@ -74,6 +75,24 @@ def init_adapters(
             'b': jnp.zeros((cfg.num_layers, rank, columns), jnp.float32),
         }
     return adapters
+
+
+def masked(adapters: Adapters, masks: masks_lib.Masks) -> Adapters:
+    """Adapters without what they would add to columns of masked units.
+
+    Rows of A are all that there is to clear: what nothing reads has no gradient, and B
+    starts at zero.
+
+    Args:
+        adapters: of all layers.
+        masks: of channels and of what the heads found; others say nothing here.
+    """
+    found = dict(adapters)
+    for attribute, mask in (('w_down', masks.channels), ('w_o', masks.attention)):
+        if mask is not None and attribute in found:
+            pair = found[attribute]
+            found[attribute] = pair | {'a': pair['a'] * mask[:, :, None]}
+    return found
 
 
 class AdaptedDecoder(NamedTuple):

@@ -40,10 +40,13 @@ class FullFinetuning:
     Attributes:
         cfg: of the model.
         dtype: of products and activations.
+        kept: zeros for what is removed of it. Weights of that are zero, or reach
+            nothing; without a gradient they stay so.
     """
 
     cfg: config_lib.ModelConfig
     dtype: str
+    kept: masks_lib.Masks = masks_lib.DENSE
 
     def cast(self, trained: Trained) -> Trained:
         return jax.tree.map(lambda x: x.astype(jnp.dtype(self.dtype)), trained)
@@ -54,7 +57,7 @@ class FullFinetuning:
 
     def masks(self, trained: Trained) -> masks_lib.Masks:
         del trained
-        return masks_lib.DENSE
+        return self.kept
 
     def merged(
         self, trained: Trained, start: checkpoint.CheckpointReader
@@ -69,13 +72,15 @@ class LoraFinetuning:
     Attributes:
         cfg: of the model.
         scale: alpha / r.
+        kept: zeros for what is removed of it, which no adapter brings back.
     """
 
     cfg: config_lib.ModelConfig
     scale: float
+    kept: masks_lib.Masks = masks_lib.DENSE
 
     def cast(self, trained: Trained) -> Trained:
-        return trained
+        return {'adapters': lora.masked(trained['adapters'], self.kept)}
 
     def model(self, trained: Trained, frozen: weights.Weights) -> Any:
         decoder = weights.decoder_of(self.cfg, frozen)
@@ -83,12 +88,13 @@ class LoraFinetuning:
 
     def masks(self, trained: Trained) -> masks_lib.Masks:
         del trained
-        return masks_lib.DENSE
+        return self.kept
 
     def merged(
         self, trained: Trained, start: checkpoint.CheckpointReader
     ) -> checkpoint.CheckpointReader:
-        return lora.MergedReader(start, trained['adapters'], self.scale)
+        adapters = self.cast(trained)['adapters']
+        return lora.MergedReader(start, adapters, self.scale)
 
 
 @dataclasses.dataclass(frozen=True)

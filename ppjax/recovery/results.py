@@ -15,6 +15,8 @@ from ppjax.exporting import verify as verify_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import references
 from ppjax.masking import gain_files
+from ppjax.models import base_model, costs
+from ppjax.models import structure as structure_lib
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import gains, lora, methods, peft_files, records
 from ppjax.recovery import run as run_lib
@@ -59,7 +61,10 @@ def write(
             in the precision to export, or the export is not the model.
     """
     cfg, source = run.cfg, run.source
-    figures = _figures(run, trained, likelihood)
+    recovered = dataclasses.replace(
+        source.model, reader=run.method.merged(trained, source.model.reader)
+    )
+    figures = _figures(run, trained, likelihood) | _sizes(run, recovered)
     dtype = cfg.export_dtype or source.stored_dtype
     tokenizer = source.files.tokenizer()
     before = pruned_source.card_before(
@@ -77,9 +82,6 @@ def write(
         lambda: record.may_write(run.model_dir, _identity(run), overwrite=True)
     )
     progress_lib.say(f'Writing {run.model_dir} ...')
-    recovered = dataclasses.replace(
-        source.model, reader=run.method.merged(trained, source.model.reader)
-    )
 
     def check(folder: pathlib.Path) -> None:
         if not cfg.verify or not processes.is_first():
@@ -118,7 +120,7 @@ def write(
     if cfg.lora_rank:
         peft_files.save(
             run.directory.path / 'adapter',
-            trained['adapters'],
+            run.method.cast(trained)['adapters'],
             alpha=cfg.lora_alpha,
             targets=lora.parse_targets(cfg.lora_targets),
             base_name=model_card.hub_id(source.model.name),
@@ -148,6 +150,23 @@ def _figures(
     }
 
 
+def _sizes(run: run_lib.RecoveryRun, recovered: base_model.BaseModel) -> dict[str, Any]:
+    """What is left of the model in each block, where these are of different sizes.
+
+    Counted in the recovered weights, whose zeros fill up the narrower ones.
+    """
+    if run.structure.is_uniform:
+        return {}
+    sizes = structure_lib.of_weights(recovered).sizes
+    return {
+        'is_uniform': False,
+        'blocks': [
+            {'block': layer} | size._asdict() for layer, size in enumerate(sizes)
+        ],
+        'parameters': costs.parameters(recovered.config, sizes)._asdict(),
+    }
+
+
 def _card_facts(
     run: run_lib.RecoveryRun, figures: Mapping[str, Any]
 ) -> model_card.Recovery:
@@ -171,4 +190,5 @@ def _card_facts(
         likelihood=figures,
         settings=published.settings_text(cfg),
         sent_prompt=cfg.system_prompt,
+        parameters=figures.get('parameters', {}).get('unique'),
     )

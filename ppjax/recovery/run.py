@@ -15,7 +15,9 @@ from ppjax.learning import data as data_lib
 from ppjax.learning import heldout as heldout_lib
 from ppjax.learning import run as learning_run
 from ppjax.models import base_model, loading, weights
+from ppjax.models import config as model_config
 from ppjax.models import masks as masks_lib
+from ppjax.models import structure as structure_lib
 from ppjax.parallel import sharding
 from ppjax.recovery import config as config_lib
 from ppjax.recovery import gains, lora, methods, rates, start_answers
@@ -30,6 +32,7 @@ class RecoveryRun(learning_run.Run):
         mesh: its devices.
         model_dir: where the model goes.
         peak_rate: of the schedule: the learning rate given, or the usual one.
+        structure: what of the model that it starts from does something.
         method: what is trained.
         shapes: of its batches, by whether they are without the persona prompt.
         optimizer: AdamW, or the gains' own.
@@ -60,7 +63,8 @@ class RecoveryRun(learning_run.Run):
         )
         self.source, self.mesh = source, mesh
         self.model_dir = model_dir or directory.path / 'hf'
-        self.method = make_method(cfg, source)
+        self.structure = structure_lib.of_weights(source.model)
+        self.method = make_method(cfg, source.model.config, self.structure)
         self.answers = (
             start_answers.plan(
                 self.learned,
@@ -232,16 +236,24 @@ class RecoveryRun(learning_run.Run):
 
 
 def make_method(
-    cfg: config_lib.RecoverConfig, source: pruned_source.PrunedSource
+    cfg: config_lib.RecoverConfig,
+    model: model_config.ModelConfig,
+    structure: structure_lib.Structure,
 ) -> methods.Method:
-    """What the settings ask to train."""
+    """What the settings ask to train.
+
+    Args:
+        cfg: the settings.
+        model: constants of the model that is trained.
+        structure: what of it does something; all else stays as it is.
+    """
     if cfg.gains:
-        return methods.GainFinetuning(source.model.config)
+        # Whatever multiplies zeros.
+        return methods.GainFinetuning(model)
+    kept = structure.masks(model)
     if cfg.lora_rank:
-        return methods.LoraFinetuning(
-            source.model.config, cfg.lora_alpha / cfg.lora_rank
-        )
-    return methods.FullFinetuning(source.model.config, cfg.dtype)
+        return methods.LoraFinetuning(model, cfg.lora_alpha / cfg.lora_rank, kept)
+    return methods.FullFinetuning(model, cfg.dtype, kept)
 
 
 def start_added(

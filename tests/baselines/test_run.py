@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ import transformers
 
 from ppjax import evaluate, prune
 from ppjax.base import errors, flags
-from ppjax.baselines import biases, config, gradients, methods, results, run
+from ppjax.baselines import biases, config, gradients, methods, results, run, selection
 from ppjax.evaluation import config as evaluate_config
 from ppjax.exporting import verify
 from ppjax.masking import apply, pmask
@@ -38,6 +39,7 @@ _METHODS = [
     ('flap', {}),
     ('flap', {'structure': 'UL-UM', 'bias': False}),
     ('flap', {'structure': 'UL-UM'}),
+    ('grasprune', {'steps': 4, 'gain_steps': 2, 'learning_rate': 0.1}),
     ('slicegpt', {'rotation': 'single'}),
     ('slicegpt', {}),
 ]
@@ -202,6 +204,26 @@ def test_interrupted_it_ends_with_the_same_bits(settings, monkeypatch):
     assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_gates_interrupted_are_learned_anew(settings, monkeypatch):
+    cfg = _of(settings, 'grasprune', steps=4, gain_steps=2, learning_rate=0.1)
+    whole = run.prune(dataclasses.replace(cfg, output_dir=f'{cfg.output_dir}-whole'))
+    real, calls = selection.over_layers, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(selection, 'over_layers', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.prune(cfg)
+    assert not pathlib.Path(cfg.output_dir, 'hf').exists()
+    folder = run.prune(cfg)
+    name = 'model.safetensors'
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_killed_it_ends_with_the_same_bits(settings, tmp_path):
     """SIGKILL while the export is written, and then the same command."""
     cfg = _of(settings, 'wanda_sp')
@@ -234,6 +256,7 @@ def test_killed_it_ends_with_the_same_bits(settings, tmp_path):
         ({'calibration': None}, 'one of --calibration'),
         ({'instructions': 'demo'}, 'one of --calibration'),
         ({'rotation': 'single'}, 'is of --method=slicegpt, not of depth'),
+        ({'gain_steps': 2}, 'is of --method=grasprune, not of depth'),
         ({'spare_first': 2}, 'lower --spare_first'),
         ({'match': None, 'amount': 0.5}, 'must be a whole number'),
         ({'match': None, 'amount': 2.0}, 'must be a whole number'),
@@ -251,6 +274,18 @@ def test_a_bias_is_refused_where_no_stock_model_holds_it(settings, tiny_models):
     assert not biases.wanted(None, base)
     with pytest.raises(errors.InputError, match='no stock qwen2 model'):
         biases.wanted(True, base)
+
+
+def test_losses_that_are_no_numbers_are_refused(settings, monkeypatch):
+    real = methods.loading.load_decoder
+
+    def broken(*args, **options):
+        return jax.tree.map(lambda x: x * np.nan, real(*args, **options))
+
+    monkeypatch.setattr(methods.loading, 'load_decoder', broken)
+    with pytest.raises(errors.InputError, match='scores of these texts are not finite'):
+        run.prune(_of(settings, 'grasprune', steps=4))
+    assert not pathlib.Path(settings.output_dir).exists()
 
 
 def test_scores_that_are_no_numbers_are_refused(settings, monkeypatch):
