@@ -38,16 +38,13 @@ METHODS = {
     'wanda_sp': Method('Wanda-sp', rival=True),
     'flap': Method('FLAP', rival=True),
     'minitron': Method('Minitron', rival=True),
+    'grasprune': Method('GRASPrune', rival=True),
     'one_shot': Method('One-shot mask', steps=0, mask=True),
     'mask': Method('Persona-Pruner', mask=True),
     'ridge': Method('Refit', refit=True),
     'mask+ridge': Method('Persona-Pruner, refit', mask=True, refit=True),
 }
-METHODS |= {
-    name: Method(name, rival=True)
-    for name in prune_config.METHODS
-    if name not in METHODS
-}
+assert METHODS.keys() >= prune_config.METHODS.keys()
 
 
 @dataclasses.dataclass(frozen=True)
