@@ -36,9 +36,7 @@ def measure(cfg: config_lib.CompareConfig, cell: cells.Cell) -> dict[str, Any]:
         'types': measures.types(results),
         'answers': measures.answers(results),
         'curve': curves.read(stages) if cfg.curves else [],
-        'size': sizes.measure(
-            cell.way.model or cfg.base_model, stages[0].path if stages else None
-        ),
+        'size': sizes.measure(cell.way.model or cfg.base_model),
         'versions': versions.versions(),
     }
 

@@ -12,7 +12,7 @@ from ppjax.base import errors
 from ppjax.base import progress as progress_lib
 from ppjax.evaluation import config as config_lib
 from ppjax.masking import apply, pmask
-from ppjax.models import base_model
+from ppjax.models import base_model, costs, structure
 from ppjax.parallel import sharding
 from ppjax.training import trained_run
 
@@ -41,6 +41,14 @@ class Candidate:
     def keep(self) -> int:
         """k, the channels of a layer that work."""
         return self.base.config.d_ff if self.mask is None else self.mask.keep
+
+    @functools.cached_property
+    def sizes(self) -> list[costs.BlockSize]:
+        """Of its blocks; what is masked or filled up with zeros is gone."""
+        groups = self.base.config.num_kv_heads
+        if self.mask is not None:
+            return [costs.BlockSize(int(row.sum()), groups) for row in self.mask.chosen]
+        return list(structure.of_weights(self.base).sizes)
 
     @property
     def identity(self) -> str:

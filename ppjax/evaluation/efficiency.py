@@ -118,6 +118,7 @@ def measure(
     answer_length: int,
     layers: int | None = None,
     pruned: config_lib.ModelConfig | None = None,
+    sizes: Sequence[costs.BlockSize] | None = None,
 ) -> Efficiency:
     """The dense model and the one with `keep` channels in each of `layers` layers.
 
@@ -129,6 +130,7 @@ def measure(
         answer_length: T, at least 1.
         layers: of the pruned model, in [1, L]; by default all L.
         pruned: its constants, where more than channels and blocks may be gone.
+        sizes: of its blocks, where they differ; by default all have k channels.
 
     Raises:
         InputError: if k, `layers` or a length is out of range.
@@ -152,7 +154,7 @@ def measure(
         _figures(own, sizes, itemsize, prompt_length, answer_length)
         for own, sizes in (
             (cfg, costs.uniform(cfg)),
-            (other, costs.uniform(other, channels=keep, layers=layers)),
+            (other, sizes or costs.uniform(other, channels=keep, layers=layers)),
         )
     )
     return Efficiency(

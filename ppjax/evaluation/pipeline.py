@@ -188,9 +188,7 @@ class Evaluation:
 
         def measure() -> dict[str, Any]:
             def blocks(model: candidates.Candidate) -> int:
-                own = model.base.config
-                sizes = costs.uniform(own, channels=model.keep)
-                return costs.parameters(own, sizes).blocks
+                return costs.parameters(model.base.config, model.sizes).blocks
 
             smallest = min(models, key=blocks)
             dense = models[0].base.config
@@ -204,6 +202,7 @@ class Evaluation:
                         answer_length=cfg.answer_length,
                         layers=smallest.base.config.num_layers,
                         pruned=smallest.base.config,
+                        sizes=smallest.sizes,
                     )
                 ),
                 'convention': efficiency.CONVENTION,

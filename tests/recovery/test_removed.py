@@ -12,6 +12,9 @@ import transformers
 
 from ppjax import demo
 from ppjax.baselines import biases
+from ppjax.comparing import sizes
+from ppjax.evaluation import config as evaluation_config
+from ppjax.evaluation import pipeline
 from ppjax.exporting import hf_export
 from ppjax.masking import pmask
 from ppjax.models import base_model, costs, loading, structure
@@ -155,3 +158,24 @@ def test_channels_beyond_a_masks_own_widths_stay_out(
     after = base_model.open_base_model(str(folder))
     found = structure.of_weights(after)
     assert [size.channels for size in found.sizes] == [30, 17]
+
+
+def test_what_is_filled_up_is_not_counted(uneven, chatty_model, tmp_path):
+    base = base_model.open_base_model(str(uneven))
+    wanted = costs.parameters(base.config, _SIZES)
+    assert (
+        wanted.blocks < costs.parameters(base.config, costs.uniform(base.config)).blocks
+    )
+    assert sizes.measure(uneven)['parameters'] == wanted._asdict()
+    cfg = evaluation_config.EvaluateConfig(
+        base_model=str(chatty_model),
+        model=str(uneven),
+        tasks='efficiency',
+        timing=False,
+        output_dir=str(tmp_path),
+        prompt_length=8,
+    )
+    [(_, found)] = pipeline.Evaluation(cfg).run()
+    pruned = found['closed_form']['pruned']
+    assert pruned['parameters_blocks'] == wanted.blocks
+    assert pruned['prefill_flops'] == costs.prefill_flops(base.config, _SIZES, 8)
