@@ -6,9 +6,6 @@ frequencies.
 Source: llama.cpp's convert_hf_to_gguf.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import gguf
 import numpy as np
 
@@ -24,7 +21,6 @@ ARCHITECTURES = {
 ROPE_FREQS = 'rope_freqs.weight'
 # JSON of Hugging Face's rotary settings: GGUF stores only what comes of them.
 ROPE_PARAMETERS = 'ppjax.rope_parameters'
-_PERMUTED = {'q_proj': 'num_attention_heads', 'k_proj': 'num_key_value_heads'}
 
 
 def hf_names(layers: int) -> dict[str, str]:
@@ -42,12 +38,10 @@ def hf_names(layers: int) -> dict[str, str]:
     }
 
 
-def permuted_heads(arch: str, hf_name: str, hf_config: Mapping[str, Any]) -> int | None:
+def permuted_heads(arch: str, hf_name: str, *, heads: int, kv_heads: int) -> int | None:
     """Heads of a tensor whose rows GGUF has in another order, else None."""
-    projection = hf_name.split('.')[-2]
-    if arch != 'llama' or projection not in _PERMUTED:
-        return None
-    return hf_config[_PERMUTED[projection]]
+    counts = {'q_proj': heads, 'k_proj': kv_heads}
+    return counts.get(hf_name.split('.')[-2]) if arch == 'llama' else None
 
 
 def hf_rows(num_rows: int, heads: int) -> np.ndarray:

@@ -116,7 +116,12 @@ class GgufReader(checkpoint.CheckpointReader):
         start, stop, _ = rows.indices(shape[0])
         if start >= stop:
             return np.empty((0, *shape[1:]), self.dtype(name))
-        heads = gguf_names.permuted_heads(self._arch, name, self.hf_config)
+        heads = gguf_names.permuted_heads(
+            self._arch,
+            name,
+            heads=self.hf_config['num_attention_heads'],
+            kv_heads=self.hf_config['num_key_value_heads'],
+        )
         index = (
             slice(start, stop)
             if heads is None
