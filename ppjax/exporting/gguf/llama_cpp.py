@@ -58,16 +58,16 @@ def ask(
     file: str | pathlib.Path,
     *,
     messages: Sequence[Mapping[str, str]] = (),
-    prompt: Sequence[int] = (),
+    text: str = '',
     tokens: int,
     likeliest: int,
 ) -> Answer:
-    """Has a file's model answer a conversation.
+    """Has a file's model go on with a conversation or text.
 
     Args:
         file: GGUF.
-        messages: of a chat, rendered by the file's own template; or instead
-        prompt: token ids.
+        messages: of a chat, rendered by the file's own template.
+        text: to go on with instead.
         tokens: that it may answer with, at most; it may end before.
         likeliest: N.
 
@@ -77,7 +77,7 @@ def ask(
     request = {
         'file': str(file),
         'messages': list(messages),
-        'prompt': list(prompt),
+        'text': text,
         'tokens': tokens,
         'likeliest': likeliest,
     }
@@ -141,19 +141,16 @@ def _served(request: Mapping[str, Any]) -> dict[str, Any]:
         reply.raise_for_status()
         return reply.json()
 
-    prompt = request['prompt']
+    text = request['text']
     if request['messages']:
-        rendered = post(
+        text = post(
             '/apply-template',
             messages=request['messages'],
             chat_template_kwargs={'enable_thinking': False},
-        )
-        prompt = post(
-            '/tokenize',
-            content=rendered['prompt'],
-            add_special=True,
-            parse_special=True,
-        )['tokens']
+        )['prompt']
+    prompt = post('/tokenize', content=text, add_special=True, parse_special=True)[
+        'tokens'
+    ]
     greedy = {'temperature': 0, 'samplers': ['temperature'], 'return_tokens': True}
     tokens = post('/completion', prompt=prompt, n_predict=request['tokens'], **greedy)[
         'tokens'

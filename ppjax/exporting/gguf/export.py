@@ -1,0 +1,165 @@
+"""The story of `export --gguf`: name, write, read back, verify, say what is next."""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import transformers
+
+from ppjax.base import atomic, errors, locks, progress, run_directory
+from ppjax.data import stop_tokens
+from ppjax.exporting.gguf import (
+    metadata,
+    modelfile,
+    types,
+    verify,
+    vocabulary,
+    writing,
+)
+from ppjax.models import base_model, gguf_header, loading
+
+FOLDER = 'gguf'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is written.
+
+    Attributes:
+        model: its weights and constants; nothing is read yet.
+        tokenizer: that comes with it.
+        generation: its generation_config.json, or what its config implies.
+        origin: where it comes from.
+    """
+
+    model: base_model.BaseModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    generation: dict[str, Any]
+    origin: metadata.Origin
+
+
+def export(
+    source: Source,
+    folder: pathlib.Path,
+    kinds: Sequence[str],
+    *,
+    verified: bool,
+    overwrite: bool,
+) -> list[dict[str, Any]]:
+    """Writes a model in some types, and a Modelfile beside them.
+
+    A file that is there already, whole and of the same weights, stays.
+
+    Args:
+        source: the model.
+        folder: where to; made if absent.
+        kinds: keys of `types.TYPES`.
+        verified: whether every file is compared with the model.
+        overwrite: whether other files of these names may be replaced.
+
+    Returns:
+        What results say of each file.
+
+    Raises:
+        InputError: if the model, its tokenizer or its template has no place in GGUF,
+            another file is in the way, or one is not what it should be.
+    """
+    model, origin = source.model, source.origin
+    metadata.refuse_unwritable(model)
+    loading.check_tensors(model.reader, model.config)
+    tokens = vocabulary.metadata(source.tokenizer, model.config.vocab_size)
+    if not source.tokenizer.chat_template:
+        progress.say(
+            'The tokenizer has no chat template, so the GGUF file has none either: '
+            'whoever runs it must know how conversations are written.'
+        )
+    verifier = verify.Verifier(model, source.tokenizer, origin.system_prompt)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locks.held(folder, beside=True):
+        files = {kind: f'{origin.name}-{kind.upper()}.gguf' for kind in kinds}
+        stands = {
+            kind: _stands(folder / file, origin.identity_of(kind), overwrite)
+            for kind, file in files.items()
+        }
+        made = [f'{FOLDER}/{file}' for file in (*files.values(), modelfile.NAME)]
+        run_directory.adds(folder.parent, made)
+        found = []
+        for kind, file in files.items():
+            path = folder / file
+            wanted = types.TYPES[kind]
+            plan = writing.plan(model, wanted)
+            for line in types.remarks(plan, wanted):
+                progress.say(f'{file}: {line}')
+            compared = None
+            if stands[kind]:
+                progress.say(f'{path} is there already.')
+                if verified:
+                    compared = verifier.verify(path, plan)
+            else:
+                progress.say(f'Writing {path} ...')
+                keys = metadata.of_model(model, wanted)
+                keys |= metadata.of_origin(origin, model, kind) | tokens
+                with atomic.file(path) as temporary:
+                    writing.write(temporary, model, keys, plan)
+                    verifier.check_tokens(temporary)
+                    if verified:
+                        compared = verifier.verify(temporary, plan)
+            if compared is not None:
+                progress.say(f'{file}: {compared.line()}')
+            found.append(
+                {
+                    'file': file,
+                    'bytes': path.stat().st_size,
+                    'verify': compared and dataclasses.asdict(compared),
+                }
+            )
+        stops = sorted(stop_tokens.stop_ids(source.generation, source.tokenizer))
+        atomic.write_text(
+            folder / modelfile.NAME,
+            modelfile.render(
+                origin,
+                model,
+                list(files.values()),
+                source.tokenizer.convert_ids_to_tokens(stops),
+            ),
+        )
+    return found
+
+
+def _stands(path: pathlib.Path, identity: str, overwrite: bool) -> bool:
+    """Whether a file is there, whole and of the same weights.
+
+    Raises:
+        InputError: if another is there and must not be replaced.
+    """
+    if not path.exists():
+        return False
+    try:
+        keys, _ = gguf_header.read(path)
+        if keys.get(metadata.IDENTITY) == identity:
+            return True
+    except (OSError, ValueError):
+        pass
+    if overwrite:
+        return False
+    raise errors.InputError(
+        f'{path} is there and of another model, or damaged; --overwrite replaces it.'
+    )
+
+
+def advice(source: Source, folder: pathlib.Path, kinds: Sequence[str]) -> list[str]:
+    """What may be done next: K-quants, Ollama."""
+    cfg, origin = source.model.config, source.origin
+    name = modelfile.ollama_name(origin)
+    lines = [f'Ollama: cd {folder} && ollama create {name} -f {modelfile.NAME}']
+    plain = next((kind for kind in ('f32', 'f16', 'bf16') if kind in kinds), None)
+    stem = f'{folder}/{origin.name}'
+    if plain is None:
+        lines.append('K-quants are made from --gguf=f16, by llama.cpp or by Ollama.')
+        return lines
+    lines.append(
+        f'K-quants: llama-quantize {stem}-{plain.upper()}.gguf {stem}-Q4_K_M.gguf '
+        f'Q4_K_M, or ollama create {name} -q q4_K_M -f {modelfile.NAME}'
+    )
+    return lines + types.advice(cfg.d_model, cfg.d_ff)
