@@ -24,6 +24,7 @@ from ppjax.base import errors
 
 _PACKAGE = 'xllamacpp'
 _SECONDS = 600.0
+_SMALL_BYTES = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ def ask(
     text: str = '',
     tokens: int,
     likeliest: int,
+    context: int,
 ) -> Answer:
     """Has a file's model go on with a conversation or text.
 
@@ -70,6 +72,7 @@ def ask(
         text: to go on with instead.
         tokens: that it may answer with, at most; it may end before.
         likeliest: N.
+        context: tokens that prompt and answer may have together.
 
     Raises:
         InputError: with what llama.cpp said, if it does not load the file.
@@ -80,6 +83,7 @@ def ask(
         'text': text,
         'tokens': tokens,
         'likeliest': likeliest,
+        'context': context,
     }
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = (pathlib.Path(scratch, x) for x in ('ask.json', 'said.npz'))
@@ -121,7 +125,7 @@ def _served(request: Mapping[str, Any]) -> dict[str, Any]:
     settings = llama.CommonParams()
     settings.model.path = request['file']
     settings.port = 0
-    settings.n_ctx = 2048
+    settings.n_ctx = request['context']
     settings.n_parallel = 1
     settings.n_gpu_layers = 0
     settings.warmup = False
@@ -131,7 +135,9 @@ def _served(request: Mapping[str, Any]) -> dict[str, Any]:
     settings.flash_attn_type = (
         llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )
-    threads = len(os.sched_getaffinity(0))
+    # They wait for each other busily, which small matrices are not worth.
+    is_small = pathlib.Path(request['file']).stat().st_size < _SMALL_BYTES
+    threads = 1 if is_small else len(os.sched_getaffinity(0))
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     server = llama.Server(settings)
     client = httpx.Client(base_url=server.listening_address, timeout=_SECONDS)

@@ -150,6 +150,8 @@ class Verifier:
             text='' if has_template else self._text(),
             tokens=_TOKENS,
             likeliest=_LIKELIEST,
+            # With room for other tokens of the same text, which are to be said.
+            context=2 * len(want) + _TOKENS,
         )
         if list(answer.prompt) != want:
             raise errors.InputError(
