@@ -77,7 +77,7 @@ def _export_gguf(
         source,
         folder,
         cfg.gguf_types,
-        verified=cfg.verify,
+        tolerance=cfg.verify_tolerance if cfg.verify else None,
         overwrite=cfg.overwrite,
     )
     for entry in made:

@@ -44,7 +44,7 @@ def export(
     folder: pathlib.Path,
     kinds: Sequence[str],
     *,
-    verified: bool,
+    tolerance: float | None,
     overwrite: bool,
 ) -> list[dict[str, Any]]:
     """Writes a model in some types, and a Modelfile beside them.
@@ -55,7 +55,8 @@ def export(
         source: the model.
         folder: where to; made if absent.
         kinds: keys of `types.TYPES`.
-        verified: whether every file is compared with the model.
+        tolerance: of float32 files where every file is compared with the model; None
+            where none is.
         overwrite: whether other files of these names may be replaced.
 
     Returns:
@@ -74,7 +75,10 @@ def export(
             'The tokenizer has no chat template, so the GGUF file has none either: '
             'whoever runs it must know how conversations are written.'
         )
-    verifier = verify.Verifier(model, source.tokenizer, origin.system_prompt)
+    verified = tolerance is not None
+    verifier = verify.Verifier(
+        model, source.tokenizer, origin.system_prompt, tolerance=tolerance or 0.0
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locks.held(folder, beside=True):
         files = {kind: f'{origin.name}-{kind.upper()}.gguf' for kind in kinds}
@@ -82,7 +86,8 @@ def export(
             kind: _stands(folder / file, origin.identity_of(kind), overwrite)
             for kind, file in files.items()
         }
-        made = [f'{FOLDER}/{file}' for file in (*files.values(), modelfile.NAME)]
+        for_ollama = modelfile.name_in(folder, origin)
+        made = [f'{FOLDER}/{file}' for file in (*files.values(), for_ollama)]
         run_directory.adds(folder.parent, made)
         found = []
         for kind, file in files.items():
@@ -115,13 +120,19 @@ def export(
                 }
             )
         stops = sorted(stop_tokens.stop_ids(source.generation, source.tokenizer))
+        beside = [f'{origin.name}-{kind.upper()}.gguf' for kind in types.TYPES]
         atomic.write_text(
-            folder / modelfile.NAME,
+            folder / for_ollama,
             modelfile.render(
                 origin,
                 model,
-                list(files.values()),
+                list(
+                    dict.fromkeys(
+                        [*files.values(), *(x for x in beside if (folder / x).exists())]
+                    )
+                ),
                 source.tokenizer.convert_ids_to_tokens(stops),
+                name=for_ollama,
             ),
         )
     return found
@@ -152,7 +163,8 @@ def advice(source: Source, folder: pathlib.Path, kinds: Sequence[str]) -> list[s
     """What may be done next: K-quants, Ollama."""
     cfg, origin = source.model.config, source.origin
     name = modelfile.ollama_name(origin)
-    lines = [f'Ollama: cd {folder} && ollama create {name} -f {modelfile.NAME}']
+    file = modelfile.name_in(folder, origin)
+    lines = [f'Ollama: cd {folder} && ollama create {name} -f {file}']
     plain = next((kind for kind in ('f32', 'f16', 'bf16') if kind in kinds), None)
     stem = f'{folder}/{origin.name}'
     if plain is None:
@@ -160,6 +172,6 @@ def advice(source: Source, folder: pathlib.Path, kinds: Sequence[str]) -> list[s
         return lines
     lines.append(
         f'K-quants: llama-quantize {stem}-{plain.upper()}.gguf {stem}-Q4_K_M.gguf '
-        f'Q4_K_M, or ollama create {name} -q q4_K_M -f {modelfile.NAME}'
+        f'Q4_K_M, or ollama create {name} -q q4_K_M -f {file}'
     )
     return lines + types.advice(cfg.d_model, cfg.d_ff)

@@ -12,11 +12,25 @@ import pathlib
 from ppjax.exporting.gguf import metadata
 from ppjax.models import base_model
 
-NAME = 'Modelfile'
+_NAME = 'Modelfile'
 # Memory grows with it, and roleplay fits; models have up to 131,072.
 _CONTEXT = 4096
 _MAX_LICENSE = 1 << 16
 _LICENSE_FILES = ('LICENSE*', 'NOTICE*', 'USE_POLICY*')
+
+
+def name_in(folder: pathlib.Path, origin: metadata.Origin) -> str:
+    """What a model's Modelfile is called in a folder.
+
+    Another model's stays what it is.
+    """
+    there = folder / _NAME
+    if not there.is_file():
+        return _NAME
+    own = f'\nFROM ./{origin.name}-'
+    if own in there.read_text('utf-8', 'replace'):
+        return _NAME
+    return f'{_NAME}-{origin.name}'
 
 
 def render(
@@ -24,6 +38,8 @@ def render(
     model: base_model.BaseModel,
     files: Sequence[str],
     stops: Sequence[str],
+    *,
+    name: str,
 ) -> str:
     """The text of a Modelfile.
 
@@ -32,10 +48,11 @@ def render(
         model: its constants, and where its licence is.
         files: names of the GGUF files beside it; the first is taken.
         stops: texts of the tokens that end an answer.
+        name: of the Modelfile.
     """
     first, *others = files
     lines = [
-        f'# ollama create {ollama_name(origin)} -f {NAME}',
+        f'# ollama create {ollama_name(origin)} -f {name}',
         f'FROM ./{first}',
         *(f'# FROM ./{other}' for other in others),
     ]

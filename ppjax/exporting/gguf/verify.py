@@ -28,8 +28,6 @@ from ppjax.models import (
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 
-# Of log-probabilities in a float32 file, where llama.cpp rounds nothing.
-TOLERANCE = 1e-3
 _TOKENS = 32
 # Of each distribution; the rest counts as one.
 _LIKELIEST = 1000
@@ -82,12 +80,17 @@ class Verifier:
         model: base_model.BaseModel,
         tokenizer: transformers.PreTrainedTokenizerBase,
         system_prompt: str,
+        *,
+        tolerance: float,
     ):
         """Args:
         model: that was written; its weights are read when llama.cpp is asked.
         tokenizer: its own.
         system_prompt: the persona prompt; '' for none.
+        tolerance: the largest difference of a log-probability that passes in a
+            float32 file, of which llama.cpp rounds nothing.
         """
+        self._tolerance = tolerance
         self._model, self._tokenizer = model, tokenizer
         self._messages = [{'role': 'user', 'content': _QUESTION}]
         if system_prompt:
@@ -162,7 +165,7 @@ class Verifier:
         ours = ours[len(want) - 1 :][: len(answer.ids)]
         found = compared(ours, answer)
         if exact:
-            _require_equal(file, ours, answer, found)
+            _require_equal(file, ours, answer, found, self._tolerance)
         return found
 
     def log_probabilities(self, tokens: Sequence[int]) -> np.ndarray:
@@ -230,19 +233,24 @@ def compared(ours: np.ndarray, answer: llama_cpp.Answer) -> Compared:
 
 
 def _require_equal(
-    file: pathlib.Path, ours: np.ndarray, answer: llama_cpp.Answer, found: Compared
+    file: pathlib.Path,
+    ours: np.ndarray,
+    answer: llama_cpp.Answer,
+    found: Compared,
+    tolerance: float,
 ) -> None:
     assert found.first_difference is not None
-    if not found.first_difference <= TOLERANCE:
+    if not found.first_difference <= tolerance:
         raise errors.InputError(
             f'{file}: log-probabilities of the first token differ by up to '
-            f'{found.first_difference:.3g} in llama.cpp, more than {TOLERANCE:g}.'
+            f'{found.first_difference:.3g} in llama.cpp, more than '
+            f'--verify_tolerance={tolerance:g}.'
         )
     taken = np.asarray(answer.tokens, int)
     # How much likelier than llama.cpp's choice ours is; of a tie either may be taken.
     steps = ours[: len(taken)]
     behind = steps.max(axis=1) - np.take_along_axis(steps, taken[:, None], axis=1)[:, 0]
-    if (wrong := np.flatnonzero(behind > TOLERANCE)).size:
+    if (wrong := np.flatnonzero(behind > tolerance)).size:
         raise errors.InputError(
             f'{file}: llama.cpp goes on otherwise from token {wrong[0] + 1} of '
             f'{len(taken)} on, with one that is {behind[wrong[0]]:.3g} nats less likely '

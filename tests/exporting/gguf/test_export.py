@@ -122,6 +122,10 @@ def test_what_stands_stays_and_what_is_asked_for_later_comes_to_it(
     _export(output_dir=run, gguf='q4_0,q8_0')
     assert first.stat().st_mtime_ns == before
     assert len(list((run / 'gguf').glob('*.gguf'))) == 2
+    _export(output_dir=run, gguf='q8_0')
+    modelfile = (run / 'gguf' / 'Modelfile').read_text()
+    assert f'\nFROM ./{first.name}\n' in modelfile
+    assert f'\n# FROM ./{first.name.replace("Q8", "Q4")}\n' in modelfile
     # Another prompt is another file.
     with pytest.raises(errors.InputError, match=r'of another model.*--overwrite'):
         _export(model=run / 'hf', gguf='q8_0', system_prompt='You are Ann.')

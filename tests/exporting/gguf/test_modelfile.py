@@ -47,7 +47,8 @@ def _read(text: str) -> list[tuple[str, str]]:
 
 def _modelfile(model: base_model.BaseModel, **changes: object) -> list[tuple[str, str]]:
     origin = dataclasses.replace(_ORIGIN, **changes)
-    text = modelfile.render(origin, model, ['a-F16.gguf', 'a-Q8_0.gguf'], ['<end>'])
+    files = ['a-F16.gguf', 'a-Q8_0.gguf']
+    text = modelfile.render(origin, model, files, ['<end>'], name='Modelfile')
     assert 'TEMPLATE' not in text.replace(origin.system_prompt, '')
     return _read(text)
 
@@ -62,6 +63,19 @@ def test_all_that_it_says(tiny_chat: Callable[[str], base_model.BaseModel]) -> N
         ('LICENSE', 'mit'),
     ]
     assert modelfile.ollama_name(_ORIGIN) == 'bram'
+
+
+def test_another_models_stays(
+    tiny_chat: Callable[[str], base_model.BaseModel], tmp_path: pathlib.Path
+) -> None:
+    ann = dataclasses.replace(_ORIGIN, persona='Ann')
+    for origin, name in ((_ORIGIN, 'Modelfile'), (ann, 'Modelfile-Base-1B-Ann')) * 2:
+        assert modelfile.name_in(tmp_path, origin) == name
+        text = modelfile.render(
+            origin, tiny_chat('llama'), [f'{origin.name}-F16.gguf'], [], name=name
+        )
+        assert f'-f {name}\n' in text
+        (tmp_path / name).write_text(text)
 
 
 def test_what_is_not_known_is_not_said(

@@ -37,7 +37,7 @@ def _write(model: base_model.BaseModel, path: pathlib.Path, kind: str) -> list[A
 
 
 def _verifier(model: base_model.BaseModel) -> verify.Verifier:
-    return verify.Verifier(model, model.tokenizer(), _PROMPT)
+    return verify.Verifier(model, model.tokenizer(), _PROMPT, tolerance=1e-3)
 
 
 @needs_llama_cpp
