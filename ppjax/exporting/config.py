@@ -45,6 +45,13 @@ class ExportConfig:
         f'Hugging Face directory: {", ".join(types.TYPES)}, several with commas between '
         'them.',
     )
+    gguf_widths: str = flags.setting(
+        'own',
+        'With --gguf, of layers of different widths: own writes them as they are '
+        "(llama.cpp's architecture deci; not of Qwen3), filled with zeros in the place "
+        'of what narrower ones lack, as the Hugging Face directory has them.',
+        choices=('own', 'filled'),
+    )
     persona: str | None = flags.setting(
         None,
         'With --gguf: the character card whose name goes into the names of files, and '

@@ -79,6 +79,7 @@ def _export_gguf(
         cfg.gguf_types,
         tolerance=cfg.verify_tolerance if cfg.verify else None,
         overwrite=cfg.overwrite,
+        filled=cfg.gguf_widths == 'filled',
     )
     for entry in made:
         print(f'{folder / entry["file"]}  {entry["bytes"] / 1e6:.1f} MB')

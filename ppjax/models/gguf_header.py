@@ -11,11 +11,14 @@ import dataclasses
 import math
 import mmap
 import pathlib
+import re
 import struct
 from typing import Any
 
 import gguf
 import numpy as np
+
+from ppjax.base import errors
 
 MAGIC = b'GGUF'
 _VERSIONS = (2, 3)
@@ -39,6 +42,8 @@ _MAX_ENTRIES = 1 << 21
 _MAX_AXES = 4
 _ALIGNMENT_KEY, _ALIGNMENT = 'general.alignment', 32
 
+_PART = re.compile(r'(.+)-(\d{5})-of-(\d{5})(\.gguf)', re.IGNORECASE)
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -55,6 +60,29 @@ class Tensor:
     kind: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
     data: np.ndarray
+
+
+def parts(path: pathlib.Path) -> list[pathlib.Path]:
+    """All files of a model, whichever of its parts is named.
+
+    Raises:
+        InputError: naming the parts that are not there.
+    """
+    named = _PART.fullmatch(path.name)
+    if named is None or not 1 <= int(named[2]) <= int(named[3]):
+        return [path]
+    parts = [
+        path.with_name(f'{named[1]}-{number:05d}-of-{named[3]}{named[4]}')
+        for number in range(1, int(named[3]) + 1)
+    ]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise errors.InputError(
+            f'GGUF file {str(path)!r} is one of {len(parts)} parts, and '
+            f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""} '
+            f'{"is" if len(missing) == 1 else "are"} not beside it; put all parts into '
+            'one folder.'
+        )
+    return parts
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], list[Tensor]]:

@@ -18,6 +18,9 @@ ARCHITECTURES = {
     'qwen2': 'Qwen2ForCausalLM',
     'qwen3': 'Qwen3ForCausalLM',
 }
+# Of the first two, with blocks of different sizes.
+UNEVEN = 'deci'
+_PERMUTED = ('llama', UNEVEN)
 ROPE_FREQS = 'rope_freqs.weight'
 # JSON of Hugging Face's rotary settings: GGUF stores only what comes of them.
 ROPE_PARAMETERS = 'ppjax.rope_parameters'
@@ -38,10 +41,10 @@ def hf_names(layers: int) -> dict[str, str]:
     }
 
 
-def permuted_heads(arch: str, hf_name: str, *, heads: int, kv_heads: int) -> int | None:
+def permuted_heads(arch: str, hf_name: str, *, rows: int, head_dim: int) -> int | None:
     """Heads of a tensor whose rows GGUF has in another order, else None."""
-    counts = {'q_proj': heads, 'k_proj': kv_heads}
-    return counts.get(hf_name.split('.')[-2]) if arch == 'llama' else None
+    is_turned = hf_name.split('.')[-2] in ('q_proj', 'k_proj')
+    return rows // head_dim if arch in _PERMUTED and is_turned else None
 
 
 def hf_rows(num_rows: int, heads: int) -> np.ndarray:

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from ppjax.base import errors, reading
-from ppjax.models import checkpoint, gguf_blocks, gguf_header, gguf_names, loading
+from ppjax.models import (
+    checkpoint,
+    costs,
+    gguf_blocks,
+    gguf_header,
+    gguf_names,
+    loading,
+    uneven,
+)
 from ppjax.models import config as config_lib
 
 # Keys that are harmless at these values and change the model at any other. A key that
@@ -43,11 +51,11 @@ _LLAMA3_SCALING = {
 }
 
 
-_PART = re.compile(r'(.+)-(\d{5})-of-(\d{5})(\.gguf)', re.IGNORECASE)
-
-
 class GgufReader(checkpoint.CheckpointReader):
     """A GGUF model of architecture llama, qwen2 or qwen3, under Hugging Face names.
+
+    Of architecture deci, whose blocks may differ in size, it is the Llama or Qwen2 of
+    the widest blocks, with zeros for what the others lack.
 
     Opening reads the header and checks that every tensor the config calls for is
     there, in the right shape and a type we read, and that no other is.
@@ -64,11 +72,12 @@ class GgufReader(checkpoint.CheckpointReader):
     """
 
     def __init__(self, path: str | pathlib.Path):
-        self.files = _parts(pathlib.Path(path))
+        self.files = gguf_header.parts(pathlib.Path(path))
         self.path = self.files[0]
         self._metadata, stored = self._open()
         self._arch = self._architecture()
         self._read_keys: set[str] = set()
+        self._sizes: list[costs.BlockSize] = []
         blocks = self._number('block_count', int)
         if blocks > len(stored):  # Before a million names are made up.
             raise self.error(
@@ -99,7 +108,8 @@ class GgufReader(checkpoint.CheckpointReader):
         return sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensor(name).shape
+        self._tensor(name)
+        return self._shapes[name]
 
     def dtype(self, name: str) -> np.dtype:
         return _dtype(self._tensor(name))
@@ -109,30 +119,37 @@ class GgufReader(checkpoint.CheckpointReader):
         return True
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        tensor = self._tensor(name)
+        shape = self.shape(name)
         if rows.step not in (None, 1):
             raise ValueError(f'rows must have step 1, got {rows}.')
-        shape = tensor.shape
         start, stop, _ = rows.indices(shape[0])
         if start >= stop:
             return np.empty((0, *shape[1:]), self.dtype(name))
+        values = self._stored_rows(name, start, stop)
+        wanted = (stop - start, *shape[1:])
+        if values.shape != wanted:  # What a narrower block lacks is zeros.
+            whole = np.zeros(wanted, values.dtype)
+            whole[tuple(map(slice, values.shape))] = values
+            values = whole
+        return checkpoint.refuse_not_finite(self.path, name, values)
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Those of some rows that the file holds, in Hugging Face's order."""
+        tensor = self._tensor(name)
         heads = gguf_names.permuted_heads(
             self._arch,
             name,
-            heads=self.hf_config['num_attention_heads'],
-            kv_heads=self.hf_config['num_key_value_heads'],
+            rows=tensor.shape[0],
+            head_dim=self.hf_config['head_dim'],
         )
         index = (
             slice(start, stop)
             if heads is None
-            else gguf_names.hf_rows(shape[0], heads)[start:stop]
+            else gguf_names.hf_rows(tensor.shape[0], heads)[start:stop]
         )
-        kind = tensor.kind
-        if kind in gguf_blocks.PLAIN:
-            values = _plain(tensor)[index].copy()
-        else:
-            values = gguf_blocks.dequantised(tensor.data[index], kind)
-        return checkpoint.refuse_not_finite(self.path, name, values)
+        if tensor.kind in gguf_blocks.PLAIN:
+            return _plain(tensor)[index].copy()
+        return gguf_blocks.dequantised(tensor.data[index], tensor.kind)
 
     def _tensor(self, name: str) -> gguf_header.Tensor:
         if name not in self._tensors:
@@ -194,10 +211,10 @@ class GgufReader(checkpoint.CheckpointReader):
 
     def _architecture(self) -> str:
         arch = self.metadata('general.architecture')
-        if arch not in gguf_names.ARCHITECTURES:
+        known = (*gguf_names.ARCHITECTURES, gguf_names.UNEVEN)
+        if arch not in known:
             raise self.error(
-                f'has general.architecture {arch!r}; wanted one of '
-                f'{", ".join(gguf_names.ARCHITECTURES)}.'
+                f'has general.architecture {arch!r}; wanted one of {", ".join(known)}.'
             )
         return arch
 
@@ -237,18 +254,24 @@ class GgufReader(checkpoint.CheckpointReader):
 
     def _config(self, stored: dict[str, gguf_header.Tensor]) -> dict[str, Any]:
         hidden = self._number('embedding_length', int)
-        heads = self._number('attention.head_count', int)
+        family = self._family(stored)
+        if self._arch == gguf_names.UNEVEN:
+            channels, heads, kv_heads = self._uneven()
+        else:
+            channels = self._number('feed_forward_length', int)
+            heads = self._number('attention.head_count', int)
+            # The GGUF specification: absent means as many as query heads.
+            kv_heads = self._number('attention.head_count_kv', int, heads)
         kinds = {_dtype(t).name for t in stored.values() if len(t.shape) == 2}
         embedding = self._stored(stored, 'token_embd.weight')
         config = {
-            'architectures': [gguf_names.ARCHITECTURES[self._arch]],
-            'model_type': self._arch,
+            'architectures': [gguf_names.ARCHITECTURES[family]],
+            'model_type': family,
             'hidden_size': hidden,
-            'intermediate_size': self._number('feed_forward_length', int),
+            'intermediate_size': channels,
             'num_hidden_layers': self._number('block_count', int),
             'num_attention_heads': heads,
-            # The GGUF specification: absent means as many as query heads.
-            'num_key_value_heads': self._number('attention.head_count_kv', int, heads),
+            'num_key_value_heads': kv_heads,
             'head_dim': self._head_dim(hidden, heads),
             'hidden_act': 'silu',
             'rms_norm_eps': _shortest(
@@ -265,14 +288,59 @@ class GgufReader(checkpoint.CheckpointReader):
             'dtype': kinds.pop() if len(kinds) == 1 else 'float32',
         }
         config['rope_parameters'] = self._rope_parameters(stored, config['head_dim'])
-        if self._arch == 'llama':
+        if family == 'llama':
             config['attention_bias'] = _any_bias(stored, 'attn')
             config['mlp_bias'] = _any_bias(stored, 'ffn')
         else:
             config['use_sliding_window'] = False
-        if self._arch == 'qwen3':
+        if family == 'qwen3':
             config['attention_bias'] = False
         return config
+
+    def _family(self, stored: Iterable[str]) -> str:
+        """The architecture that has the same parameters."""
+        if self._arch != gguf_names.UNEVEN:
+            return self._arch
+        # Both store rows in Llama's order; Qwen2 has biases for three of four.
+        has_output = 'blk.0.attn_output.bias' in stored
+        return 'qwen2' if _any_bias(stored, 'attn') and not has_output else 'llama'
+
+    def _uneven(self) -> tuple[int, int, int]:
+        """(Channels, query heads, key/value heads) of the widest blocks.
+
+        Raises:
+            InputError: if a block lacks attention or an FFN, or its key/value heads
+                are read by more query heads than those of others.
+        """
+        keys = (
+            'feed_forward_length',
+            'attention.head_count',
+            'attention.head_count_kv',
+        )
+        blocks = self._number('block_count', int)
+        listed = []
+        for suffix in keys:
+            self._read_keys.add(suffix)
+            value = self.metadata(f'{self._arch}.{suffix}')
+            values = value if isinstance(value, list) else [value] * blocks
+            if len(values) != blocks or not all(
+                type(own) is int and own > 0 for own in values
+            ):
+                raise self.error(
+                    f'sets {self._arch}.{suffix} to {config_lib.short(value)}; only '
+                    f'positive numbers for each of its {blocks} blocks are implemented.'
+                )
+            listed.append(values)
+        channels, heads, kv_heads = listed
+        per_group = {n / k for n, k in zip(heads, kv_heads, strict=True)}
+        if len(per_group) != 1:
+            raise self.error(
+                f'has blocks with different numbers of query heads for a key/value '
+                f'head ({config_lib.short(sorted(per_group))}), which is not implemented.'
+            )
+        sizes = zip(channels, kv_heads, strict=True)
+        self._sizes = [costs.BlockSize(*own) for own in sizes]
+        return max(channels), max(heads), max(kv_heads)
 
     def _head_dim(self, hidden: int, heads: int) -> int:
         """H, checked against every key that states it."""
@@ -297,7 +365,7 @@ class GgufReader(checkpoint.CheckpointReader):
         plain = {'rope_type': 'default', 'rope_theta': theta}
         if gguf_names.ROPE_FREQS not in stored:
             return plain
-        if self._arch != 'llama':
+        if self._arch not in ('llama', gguf_names.UNEVEN):
             raise self.error(
                 f'holds {gguf_names.ROPE_FREQS!r}, unknown for {self._arch}.'
             )
@@ -350,7 +418,8 @@ class GgufReader(checkpoint.CheckpointReader):
     ) -> dict[str, gguf_header.Tensor]:
         """Hugging Face name -> tensor: all of the model's, of a type that we read."""
         cfg = config_lib.from_hf_config(self.hf_config)
-        shapes = loading.tensor_shapes(cfg)
+        shapes = self._shapes = loading.tensor_shapes(cfg)
+        own = uneven.shapes(cfg, self._sizes)
         names = gguf_names.hf_names(cfg.num_layers)
         for name, tensor in stored.items():
             if names.get(name) not in shapes:
@@ -376,39 +445,16 @@ class GgufReader(checkpoint.CheckpointReader):
             if hf_name in shapes
         }
         for hf_name, tensor in renamed.items():
-            if tensor.shape != shapes[hf_name]:
+            if tensor.shape != own[hf_name]:
                 raise self.error(
                     f'holds {tensor.name!r} of shape {list(tensor.shape)}; its '
-                    f'metadata call for {list(shapes[hf_name])}.'
+                    f'metadata call for {list(own[hf_name])}.'
                 )
         return renamed
 
 
 def _error(file: pathlib.Path, problem: str) -> errors.InputError:
     return errors.InputError(f'GGUF file {str(file)!r} {problem}')
-
-
-def _parts(path: pathlib.Path) -> list[pathlib.Path]:
-    """All files of a model, whichever of its parts is named.
-
-    Raises:
-        InputError: naming the parts that are not there.
-    """
-    named = _PART.fullmatch(path.name)
-    if named is None or not 1 <= int(named[2]) <= int(named[3]):
-        return [path]
-    parts = [
-        path.with_name(f'{named[1]}-{number:05d}-of-{named[3]}{named[4]}')
-        for number in range(1, int(named[3]) + 1)
-    ]
-    if missing := [part.name for part in parts if not part.is_file()]:
-        raise errors.InputError(
-            f'GGUF file {str(path)!r} is one of {len(parts)} parts, and '
-            f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""} '
-            f'{"is" if len(missing) == 1 else "are"} not beside it; put all parts into '
-            'one folder.'
-        )
-    return parts
 
 
 def _plain(tensor: gguf_header.Tensor) -> np.ndarray:

@@ -13,11 +13,12 @@ from ppjax.exporting.gguf import (
     metadata,
     modelfile,
     types,
+    uneven,
     verify,
     vocabulary,
     writing,
 )
-from ppjax.models import base_model, gguf_header, loading
+from ppjax.models import base_model, costs, gguf_header, gguf_names, loading
 
 FOLDER = 'gguf'
 
@@ -46,6 +47,7 @@ def export(
     *,
     tolerance: float | None,
     overwrite: bool,
+    filled: bool,
 ) -> list[dict[str, Any]]:
     """Writes a model in some types, and a Modelfile beside them.
 
@@ -58,6 +60,7 @@ def export(
         tolerance: of float32 files where every file is compared with the model; None
             where none is.
         overwrite: whether other files of these names may be replaced.
+        filled: whether narrower layers stay filled up with zeros.
 
     Returns:
         What results say of each file.
@@ -66,9 +69,10 @@ def export(
         InputError: if the model, its tokenizer or its template has no place in GGUF,
             another file is in the way, or one is not what it should be.
     """
-    model, origin = source.model, source.origin
-    metadata.refuse_unwritable(model)
-    loading.check_tensors(model.reader, model.config)
+    metadata.refuse_unwritable(source.model)
+    loading.check_tensors(source.model.reader, source.model.config)
+    origin = source.origin
+    model, sizes = _of_own_widths(source.model, filled=filled)
     tokens = vocabulary.metadata(source.tokenizer, model.config.vocab_size)
     if not source.tokenizer.chat_template:
         progress.say(
@@ -83,7 +87,9 @@ def export(
     with locks.held(folder, beside=True):
         files = {kind: f'{origin.name}-{kind.upper()}.gguf' for kind in kinds}
         stands = {
-            kind: _stands(folder / file, origin.identity_of(kind), overwrite)
+            kind: _stands(
+                folder / file, origin.identity_of(kind, uneven=bool(sizes)), overwrite
+            )
             for kind, file in files.items()
         }
         for_ollama = modelfile.name_in(folder, origin)
@@ -93,7 +99,7 @@ def export(
         for kind, file in files.items():
             path = folder / file
             wanted = types.TYPES[kind]
-            plan = writing.plan(model, wanted)
+            plan = writing.plan(model, wanted, sizes)
             for line in types.remarks(plan, wanted):
                 progress.say(f'{file}: {line}')
             compared = None
@@ -103,8 +109,10 @@ def export(
                     compared = verifier.verify(path, plan)
             else:
                 progress.say(f'Writing {path} ...')
-                keys = metadata.of_model(model, wanted)
-                keys |= metadata.of_origin(origin, model, kind) | tokens
+                keys = metadata.of_model(model, wanted, sizes)
+                keys |= (
+                    metadata.of_origin(origin, model, kind, uneven=bool(sizes)) | tokens
+                )
                 with atomic.file(path) as temporary:
                     writing.write(temporary, model, keys, plan)
                     verifier.check_tokens(temporary)
@@ -136,6 +144,33 @@ def export(
             ),
         )
     return found
+
+
+def _of_own_widths(
+    model: base_model.BaseModel, *, filled: bool
+) -> tuple[base_model.BaseModel, Sequence[costs.BlockSize] | None]:
+    """A model without zeros in the place of what narrower layers lack, if it may be.
+
+    Returns:
+        (the model, its layers' sizes where they need an architecture that has them).
+    """
+    found = uneven.Trimmed(model) if filled else uneven.trimmed(model)
+    if found.sizes is None:
+        return found.model, uneven.of_few_heads(found.model.config)
+    channels = sorted(size.channels for size in found.sizes)
+    what = f'Layers have {channels[0]:,} to {channels[-1]:,} channels'
+    if model.config.family not in uneven.FAMILIES:
+        progress.say(
+            f'{what}; llama.cpp has no architecture for such a {model.config.family} '
+            'model, so zeros fill up the narrower ones.'
+        )
+        return model, None
+    progress.say(
+        f"{what}: written as llama.cpp's architecture {gguf_names.UNEVEN}. "
+        '--gguf_widths=filled writes the usual one, with zeros, for programs that do '
+        'not know it.'
+    )
+    return found.model, found.sizes
 
 
 def _stands(path: pathlib.Path, identity: str, overwrite: bool) -> bool:

@@ -1,6 +1,6 @@
 """What a GGUF file says of its model: constants, origin, persona."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import re
@@ -12,9 +12,10 @@ import ppjax
 from ppjax.base import errors
 from ppjax.exporting import hf_export, model_card
 from ppjax.exporting.gguf import types
-from ppjax.models import base_model, gguf_names
+from ppjax.models import base_model, costs, gguf_names
 
 IDENTITY = 'persona.identity'
+ARCHITECTURE = 'general.architecture'
 _TAGS = ('pruned', 'roleplay', 'persona', 'ppjax', 'text-generation')
 
 
@@ -43,9 +44,11 @@ class Origin:
         """Of files, without the type."""
         return '-'.join(filter(None, (slug(self.base.split('/')[-1]), self.persona)))
 
-    def identity_of(self, kind: str) -> str:
+    def identity_of(self, kind: str, *, uneven: bool) -> str:
         """What decides a file of one type."""
         own = dict(self.identity) | {'type': kind, 'system_prompt': self.system_prompt}
+        if uneven:
+            own['widths'] = 'own'
         return json.dumps(own, sort_keys=True)
 
 
@@ -64,22 +67,26 @@ def refuse_unwritable(model: base_model.BaseModel) -> None:
         problem = 'a rotated stream (SliceGPT), which this package alone computes'
     elif cfg.family == 'qwen3' and cfg.qkv_bias:
         problem = 'attention biases in a qwen3 model'
-    elif cfg.family == 'qwen2' and cfg.num_heads * cfg.head_dim != cfg.d_model:
-        problem = (
-            f'{cfg.num_heads} heads of {cfg.head_dim} beside a hidden size of '
-            f'{cfg.d_model} in a qwen2 model'
-        )
     if problem is not None:
         raise errors.InputError(f'GGUF: llama.cpp does not load {problem}.')
 
 
 def of_model(
-    model: base_model.BaseModel, kind: gguf.GGMLQuantizationType
+    model: base_model.BaseModel,
+    kind: gguf.GGMLQuantizationType,
+    sizes: Sequence[costs.BlockSize] | None = None,
 ) -> dict[str, Any]:
-    """The keys of the architecture and of the file."""
+    """The keys of the architecture and of the file.
+
+    Args:
+        model: its constants.
+        kind: of the file.
+        sizes: of its layers, where they differ; see `uneven.Trimmed`.
+    """
     cfg = model.config
-    arch = cfg.family
+    arch = cfg.family if sizes is None else gguf_names.UNEVEN
     found: dict[str, Any] = {
+        ARCHITECTURE: arch,
         'general.file_type': int(types.FILE_TYPES[kind]),
         'general.quantization_version': gguf.GGML_QUANT_VERSION,
         f'{arch}.block_count': cfg.num_layers,
@@ -95,12 +102,21 @@ def of_model(
         f'{arch}.rope.freq_base': cfg.rope_theta,
         f'{arch}.vocab_size': cfg.vocab_size,
     }
+    if sizes is not None:
+        per_group = cfg.num_heads // cfg.num_kv_heads
+        found |= {
+            f'{arch}.feed_forward_length': [own.channels for own in sizes],
+            f'{arch}.attention.head_count': [own.groups * per_group for own in sizes],
+            f'{arch}.attention.head_count_kv': [own.groups for own in sizes],
+        }
     if cfg.rope_scaling is not None:
         found[gguf_names.ROPE_PARAMETERS] = json.dumps(hf_export.rope_parameters(cfg))
     return found
 
 
-def of_origin(origin: Origin, model: base_model.BaseModel, kind: str) -> dict[str, Any]:
+def of_origin(
+    origin: Origin, model: base_model.BaseModel, kind: str, *, uneven: bool = False
+) -> dict[str, Any]:
     """The keys that people and frontends read, and our own."""
     hub_id = origin.base
     owner, _, name = hub_id.rpartition('/')
@@ -114,7 +130,7 @@ def of_origin(origin: Origin, model: base_model.BaseModel, kind: str) -> dict[st
         'general.base_model.0.name': name,
         'general.tags': list(_TAGS),
         'persona.tool_version': ppjax.__version__,
-        IDENTITY: origin.identity_of(kind),
+        IDENTITY: origin.identity_of(kind, uneven=uneven),
     }
     if owner:
         found['general.base_model.0.organization'] = owner

@@ -8,8 +8,9 @@ import gguf
 import numpy as np
 
 from ppjax.base import errors
+from ppjax.exporting.gguf import metadata as metadata_lib
 from ppjax.exporting.gguf import types
-from ppjax.models import base_model, gguf_blocks, gguf_names, loading
+from ppjax.models import base_model, costs, gguf_blocks, gguf_names, uneven
 
 # Entries of a tensor that are read at a time, 64 MB of float32.
 _PIECE_ENTRIES = 1 << 24
@@ -19,11 +20,19 @@ _LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 def plan(
-    model: base_model.BaseModel, kind: gguf.GGMLQuantizationType
+    model: base_model.BaseModel,
+    kind: gguf.GGMLQuantizationType,
+    sizes: Sequence[costs.BlockSize] | None = None,
 ) -> list[types.Planned]:
-    """The tensors of a file, in the order in which they are written."""
+    """The tensors of a file, in the order in which they are written.
+
+    Args:
+        model: its constants.
+        kind: of the file.
+        sizes: of its layers, where they differ; see `uneven.Trimmed`.
+    """
     cfg = model.config
-    shapes = loading.tensor_shapes(cfg)
+    shapes = uneven.shapes(cfg, list(sizes or ()))
     return [
         types.planned(name, hf_name, shapes[hf_name], kind, tied=cfg.tie_embeddings)
         for name, hf_name in gguf_names.hf_names(cfg.num_layers).items()
@@ -51,10 +60,11 @@ def write(
     Raises:
         InputError: if a weight is too large for its type.
     """
-    arch = model.config.family
+    arch = metadata[metadata_lib.ARCHITECTURE]
     writer = gguf.GGUFWriter(path, arch)
     for key, value in metadata.items():
-        _add(writer, key, value)
+        if key != metadata_lib.ARCHITECTURE:  # The writer's own.
+            _add(writer, key, value)
     scaled = _rope_factors(model)
     if scaled is not None:
         name = gguf_names.ROPE_FREQS
@@ -79,7 +89,7 @@ def write(
             file.write(scaled.tobytes())
             _pad(file)
         for tensor in tensors:
-            for piece in stored_pieces(model, tensor):
+            for piece in stored_pieces(model, tensor, arch):
                 file.write(piece.data)
             _pad(file)
 
@@ -97,31 +107,35 @@ def _rope_factors(model: base_model.BaseModel) -> np.ndarray | None:
 
 
 def stored_pieces(
-    model: base_model.BaseModel, tensor: types.Planned
+    model: base_model.BaseModel, tensor: types.Planned, arch: str
 ) -> Iterator[np.ndarray]:
     """A tensor's bytes, uint8 [rows, bytes of one], some rows at a time.
 
     Raises:
         InputError: if a weight is too large for its type.
     """
-    for piece in _rows(model, tensor):
+    for piece in _rows(model, tensor, arch):
         _refuse_too_large(model, tensor, piece)
         yield gguf_blocks.quantised(np.atleast_2d(piece), tensor.kind)
 
 
-def _rows(model: base_model.BaseModel, tensor: types.Planned) -> Iterator[np.ndarray]:
+def _rows(
+    model: base_model.BaseModel, tensor: types.Planned, arch: str
+) -> Iterator[np.ndarray]:
     """A tensor in GGUF's order of rows, some at a time."""
-    cfg = model.config
     rows, *columns = tensor.shape
+    head_dim = model.config.head_dim
     heads = gguf_names.permuted_heads(
-        cfg.family, tensor.hf_name, heads=cfg.num_heads, kv_heads=cfg.num_kv_heads
+        arch, tensor.hf_name, rows=rows, head_dim=head_dim
     )
-    whole = 1 if heads is None else rows // heads
+    whole = 1 if heads is None else head_dim
     step = max(1, _PIECE_ENTRIES // (columns[0] if columns else 1) // whole) * whole
     if not columns:
         step = rows  # A vector is one row of a matrix.
     for start in range(0, rows, step):
-        piece = model.reader.read(tensor.hf_name, slice(start, start + step))
+        part = slice(start, min(start + step, rows))
+        piece = model.reader.read(tensor.hf_name, part)
+        piece = piece[:, : columns[0]] if columns else piece
         if heads is not None:
             piece = piece[gguf_names.gguf_rows(len(piece), len(piece) // whole)]
         yield piece

@@ -252,22 +252,6 @@ def test_what_has_no_place_in_gguf_leaves_nothing(
     assert not (folder.parent / 'gguf').exists()
 
 
-def test_fewer_heads_of_a_qwen2_model(
-    model_folder: Callable[[str], pathlib.Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = model_folder('qwen2')
-    config = json.loads((folder / 'config.json').read_text())
-    config |= {'head_dim': 16, 'num_attention_heads': 2, 'num_key_value_heads': 2}
-    (folder / 'config.json').write_text(json.dumps(config))
-    reader = base_model.open_checkpoint.open_checkpoint(folder)
-    cfg = base_model.config_lib.from_hf_config(reader.hf_config)
-    monkeypatch.setattr(base_model.loading, 'config_of', lambda _: cfg)
-    monkeypatch.setattr(base_model.loading, 'fingerprint', lambda *_: 'f')
-    with pytest.raises(errors.InputError, match='2 heads of 16 beside a hidden size'):
-        _export(model=folder, gguf='f16')
-
-
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
