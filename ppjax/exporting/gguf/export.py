@@ -179,7 +179,7 @@ def _stands(path: pathlib.Path, identity: str, overwrite: bool) -> bool:
     Raises:
         InputError: if another is there and must not be replaced.
     """
-    if not path.exists():
+    if overwrite or not path.exists():
         return False
     try:
         keys, _ = gguf_header.read(path)
@@ -187,8 +187,6 @@ def _stands(path: pathlib.Path, identity: str, overwrite: bool) -> bool:
             return True
     except (OSError, ValueError):
         pass
-    if overwrite:
-        return False
     raise errors.InputError(
         f'{path} is there and of another model, or damaged; --overwrite replaces it.'
     )
@@ -200,13 +198,18 @@ def advice(source: Source, folder: pathlib.Path, kinds: Sequence[str]) -> list[s
     name = modelfile.ollama_name(origin)
     file = modelfile.name_in(folder, origin)
     lines = [f'Ollama: cd {folder} && ollama create {name} -f {file}']
-    plain = next((kind for kind in ('f32', 'f16', 'bf16') if kind in kinds), None)
+    plain = next((kind for kind in ('f16', 'f32') if kind in kinds), None)
     stem = f'{folder}/{origin.name}'
     if plain is None:
-        lines.append('K-quants are made from --gguf=f16, by llama.cpp or by Ollama.')
-        return lines
-    lines.append(
-        f'K-quants: llama-quantize {stem}-{plain.upper()}.gguf {stem}-Q4_K_M.gguf '
-        f'Q4_K_M, or ollama create {name} -q q4_K_M -f {file}'
-    )
+        lines.append(
+            'K-quants are made from --gguf=f16, by llama-quantize or ollama create -q '
+            'q4_K_M.'
+        )
+    else:
+        # Ollama makes them of what FROM names, which is the first type.
+        from_plain = '' if kinds[0] == plain else f', with FROM -{plain.upper()}.gguf'
+        lines.append(
+            f'K-quants: llama-quantize {stem}-{plain.upper()}.gguf {stem}-Q4_K_M.gguf '
+            f'Q4_K_M, or ollama create {name} -q q4_K_M -f {file}{from_plain}'
+        )
     return lines + types.advice(cfg.d_model, cfg.d_ff)

@@ -133,6 +133,8 @@ def test_what_stands_stays_and_what_is_asked_for_later_comes_to_it(
     first.write_bytes(whole[:-9])
     with pytest.raises(errors.InputError, match=r'or damaged; --overwrite'):
         _export(output_dir=run, gguf='q8_0')
+    # A header that is whole says nothing of what comes after it.
+    first.write_bytes(whole[:-9] + bytes(9))
     _export(output_dir=run, gguf='q8_0', overwrite=True)
     assert first.read_bytes() == whole
 
@@ -174,6 +176,35 @@ def test_a_mask_and_a_directory_and_a_gguf_base_give_the_same_weights(
     own = base.tokenizer()
     assert tokenizer.get_vocab() == own.get_vocab()
     assert tokenizer.chat_template == own.chat_template
+
+
+def test_layers_of_a_global_budget(
+    base: base_model.BaseModel, tmp_path: pathlib.Path
+) -> None:
+    kept = np.zeros((2, 96), bool)
+    kept[0, 1::2] = kept[1, :20] = True
+    identity = {
+        'base_model': base.name,
+        'base_fingerprint': base.fingerprint(),
+        'persona_sha256': '0' * 64,
+    }
+    pmask.save(tmp_path / 'm.pmask', pmask.PersonaMask.of_widths(kept, **identity))
+    _export(
+        materialize=True,
+        mask=tmp_path / 'm.pmask',
+        base_model=base.name,
+        output_dir=tmp_path / 'hf',
+        gguf='f32',
+        verify=True,
+    )
+    [file] = (tmp_path / 'gguf').glob('*.gguf')
+    reader = gguf_reader.GgufReader(file)
+    assert reader.metadata('deci.feed_forward_length') == [48, 20]
+    for layer in range(2):
+        name = f'model.layers.{layer}.mlp.down_proj.weight'
+        want = base.reader.read(name)[:, kept[layer]]
+        np.testing.assert_array_equal(reader.read(name)[:, : want.shape[1]], want)
+        assert not reader.read(name)[:, want.shape[1] :].any()
 
 
 def test_of_a_recovered_run_the_recovered_model_is_written(
