@@ -4,6 +4,7 @@ import dataclasses
 
 from ppjax.base import errors, flags, ranges, settings
 from ppjax.exporting import options
+from ppjax.exporting.gguf import types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +14,8 @@ class ExportConfig:
     output_dir: str = flags.setting(
         None,
         'Run directory whose mask is exported to its folder hf/; with --materialize or '
-        '--from_keep_indices the folder to write to.',
+        '--from_keep_indices the folder to write to; with --model the one whose folder '
+        'gguf/ is filled, by default that beside the model.',
         path=True,
     )
     materialize: bool = flags.setting(
@@ -31,16 +33,53 @@ class ExportConfig:
     base_model: str | None = flags.setting(
         None, "Model that the mask is applied to; by default the run's own.", path=True
     )
+    model: str | None = flags.setting(
+        None,
+        'Instead: an exported directory, refitted or recovered or not, that is written '
+        'as --gguf.',
+        path=True,
+    )
+    gguf: str | None = flags.setting(
+        None,
+        'Also write files for llama.cpp and Ollama, to the folder gguf/ beside the '
+        f'Hugging Face directory: {", ".join(types.TYPES)}, several with commas between '
+        'them.',
+    )
+    gguf_widths: str = flags.setting(
+        'own',
+        'With --gguf, of layers of different widths: own writes them as they are '
+        "(llama.cpp's architecture deci; not of Qwen3), filled with zeros in the place "
+        'of what narrower ones lack, as the Hugging Face directory has them.',
+        choices=('own', 'filled'),
+    )
+    persona: str | None = flags.setting(
+        None,
+        'With --gguf: the character card whose name goes into the names of files, and '
+        'whose first message into the Modelfile; by default that of the run.',
+        path=True,
+    )
     keep_indices: str | None = flags.setting(
         None, 'Also write the kept channels to this file, as JSON.', writes=True
     )
     export_dtype: str | None = options.export_dtype_setting()
     system_prompt: str | None = settings.system_prompt_setting()
-    verify: bool = options.verify_setting(False, "with the masked dense model's")
+    verify: bool = options.verify_setting(
+        False,
+        "with the masked dense model's; of --gguf with llama.cpp (if xllamacpp is "
+        'installed) tokens, probabilities and a greedy answer, else every tensor',
+    )
     verify_tolerance: float = options.verify_tolerance_setting()
     overwrite: bool = flags.setting(False, 'Replace what stands where the export goes.')
 
     def __post_init__(self) -> None:
+        if self.gguf is not None:
+            types.asked(self.gguf)
+        elif self.persona is not None:
+            raise errors.InputError('--persona is of --gguf; give that too.')
+        if self.model is not None:
+            self._check_model()
+            ranges.check(self)
+            return
         settings.require_given(self, 'output_dir')
         if self.mask and self.from_keep_indices:
             raise errors.InputError(
@@ -66,7 +105,29 @@ class ExportConfig:
             )
         ranges.check(self)
 
+    def _check_model(self) -> None:
+        if self.gguf is None:
+            raise errors.InputError(
+                '--model is a Hugging Face directory already; give --gguf=TYPE to have '
+                'it as GGUF.'
+            )
+        others = (
+            *('materialize', 'mask', 'mask_sparsity', 'from_keep_indices'),
+            *('base_model', 'keep_indices', 'export_dtype'),
+        )
+        for name in others:
+            if getattr(self, name) not in (None, False):
+                raise errors.InputError(
+                    f'--model is pruned already and written as it is; --{name} has no '
+                    'meaning beside it.'
+                )
+
+    @property
+    def gguf_types(self) -> tuple[str, ...]:
+        """Those of --gguf; none if there are none."""
+        return () if self.gguf is None else types.asked(self.gguf)
+
     @property
     def from_run(self) -> bool:
         """Whether `output_dir` is a run directory and not the target itself."""
-        return not (self.materialize or self.from_keep_indices)
+        return not (self.materialize or self.from_keep_indices or self.model)

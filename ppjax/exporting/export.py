@@ -23,6 +23,8 @@ from ppjax.exporting import hf_export, model_card, published
 from ppjax.exporting import record as record_lib
 from ppjax.exporting import source as source_lib
 from ppjax.exporting import verify as verify_lib
+from ppjax.exporting.gguf import export as gguf_export
+from ppjax.exporting.gguf import source as gguf_source
 from ppjax.masking import keep_indices, pmask
 from ppjax.models import loading
 
@@ -36,6 +38,9 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
         cfg: the settings.
         again: whether an export that stands, and was verified, is verified again.
     """
+    if cfg.model is not None:
+        _export_directory(cfg, pathlib.Path(cfg.model))
+        return 0
     output = pathlib.Path(cfg.output_dir).expanduser()
     if not cfg.from_run:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -47,16 +52,52 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
     with run_directory.visiting(output, makes=(_RECORD,)):
         # Of a run that is still learning, who holds it is said first.
         source_lib.require_run(cfg)
-        _export(cfg, output / 'hf', output / _RECORD, again=again)
+        later = _is_later_stage(output / 'hf') and not cfg.overwrite
+        if cfg.gguf_types and later:
+            progress.say(f"{output / 'hf'} is the run's model, and goes to GGUF.")
+            _export_directory(cfg, output / 'hf')
+        else:
+            _export(cfg, output / 'hf', output / _RECORD, again=again)
     return 0
+
+
+def _export_directory(cfg: config_lib.ExportConfig, path: pathlib.Path) -> None:
+    """Writes a directory's model as GGUF."""
+    found = gguf_source.of_directory(cfg, path)
+    beside = path.expanduser().resolve().parent
+    _export_gguf(cfg, found, pathlib.Path(cfg.output_dir or beside).expanduser())
+
+
+def _export_gguf(
+    cfg: config_lib.ExportConfig, source: gguf_export.Source, beside: pathlib.Path
+) -> list[dict[str, Any]]:
+    """Writes GGUF files to the folder gguf/ of another, and says so."""
+    folder = beside / gguf_export.FOLDER
+    made = gguf_export.export(
+        source,
+        folder,
+        cfg.gguf_types,
+        tolerance=cfg.verify_tolerance if cfg.verify else None,
+        overwrite=cfg.overwrite,
+        filled=cfg.gguf_widths == 'filled',
+    )
+    for entry in made:
+        print(f'{folder / entry["file"]}  {entry["bytes"] / 1e6:.1f} MB')
+    print('\n'.join(gguf_export.advice(source, folder, cfg.gguf_types)))
+    return made
+
+
+def _is_later_stage(target: pathlib.Path) -> bool:
+    """Whether a run went on from its mask, and its model is that one."""
+    found = record_lib.identity(target)
+    return bool(found and 'run_sha256' in found)
 
 
 def _refuse_over_later_stages(target: pathlib.Path) -> None:
     """Raises:
     InputError: if the run went on from its mask, and its model is that one.
     """
-    found = record_lib.identity(target)
-    if found and 'run_sha256' in found:
+    if _is_later_stage(target):
         raise errors.InputError(
             f"{target} is the run's refitted or recovered model, not its mask's own. "
             'To have that one as well, give --materialize --mask=FILE --base_model and '
@@ -143,6 +184,10 @@ def _export(
                 f'{cfg.keep_indices} has no place for the gains of this mask: a model '
                 'made from it is another one.'
             )
+    written = []
+    if cfg.gguf_types:
+        own = gguf_source.of_mask(cfg, source, prompt)
+        written = _export_gguf(cfg, own, target.parent)
     if record_file is not None:
         sides = ('dense', 'pruned')
         atomic.write_json(
@@ -159,6 +204,7 @@ def _export(
                 'parameters': dict(zip(sides, facts.parameters, strict=True)),
                 'bytes': dict(zip(sides, facts.weight_bytes, strict=True)),
                 'verify': verified,
+                'gguf': written,
             },
         )
     print(_table(facts, target, verified))

@@ -24,6 +24,7 @@ from ppjax.models import (
     loading,
     sliced,
 )
+from ppjax.models import config as config_lib
 
 # Name -> element type and its name in a safetensors header.
 DTYPES: dict[str, tuple[np.dtype, str]] = {
@@ -156,6 +157,19 @@ def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     path.write_text(text + '\n', encoding='utf-8')
 
 
+def rope_parameters(cfg: config_lib.ModelConfig) -> dict[str, Any]:
+    """The scaling of rotary positions, in transformers' words."""
+    if cfg.rope_scaling is None:
+        return {'rope_type': 'default'}
+    return {
+        'rope_type': 'llama3',
+        'factor': cfg.rope_scaling.factor,
+        'low_freq_factor': cfg.rope_scaling.low_freq_factor,
+        'high_freq_factor': cfg.rope_scaling.high_freq_factor,
+        'original_max_position_embeddings': cfg.rope_scaling.original_max_position,
+    }
+
+
 def _config(model: base_model.BaseModel, dtype: str) -> dict[str, Any]:
     """The config.json that a model came with, and what has changed since.
 
@@ -164,15 +178,7 @@ def _config(model: base_model.BaseModel, dtype: str) -> dict[str, Any]:
     `rope_theta` silently becomes 10000.
     """
     cfg = model.config
-    rope: dict[str, Any] = {'rope_type': 'default'}
-    if cfg.rope_scaling is not None:
-        rope = {
-            'rope_type': 'llama3',
-            'factor': cfg.rope_scaling.factor,
-            'low_freq_factor': cfg.rope_scaling.low_freq_factor,
-            'high_freq_factor': cfg.rope_scaling.high_freq_factor,
-            'original_max_position_embeddings': cfg.rope_scaling.original_max_position,
-        }
+    rope = rope_parameters(cfg)
     config = model.reader.hf_config | {
         'architectures': [
             _ARCHITECTURES[cfg.family] if cfg.out_width is None else _ROTATED

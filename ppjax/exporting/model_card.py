@@ -204,17 +204,32 @@ def inherited_license(reader: checkpoint.CheckpointReader) -> dict[str, Any]:
         keys = ('general.license', 'general.license.name', 'general.license.link')
         for name, key in zip(_LICENSE_KEYS, keys, strict=True):
             found[name] = reader.metadata(key)
-    elif (card := reader.path / 'README.md').is_file():
-        # YAML has errors of its own kinds; a damaged card tells nothing.
-        with contextlib.suppress(Exception):
-            front_matter = repocard.metadata_load(card) or {}
-            found = {name: front_matter.get(name) for name in _LICENSE_KEYS}
+    else:
+        front_matter = _front_matter_of(reader.path)
+        found = {name: front_matter.get(name) for name in _LICENSE_KEYS}
     return {
         name: value
         for name, value in found.items()
         if (isinstance(value, str) and value)
         or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     }
+
+
+def named_base(folder: pathlib.Path) -> str | None:
+    """The one base model that a directory's README.md names, if it does."""
+    found = _front_matter_of(folder).get('base_model')
+    if isinstance(found, list) and len(found) == 1:
+        [found] = found
+    return found if isinstance(found, str) and found else None
+
+
+def _front_matter_of(folder: pathlib.Path) -> dict[str, Any]:
+    found = None
+    if (card := folder / 'README.md').is_file():
+        # YAML has errors of its own kinds; a damaged card tells nothing.
+        with contextlib.suppress(Exception):
+            found = repocard.metadata_load(card)
+    return found if isinstance(found, dict) else {}
 
 
 def render(facts: Facts) -> str:

@@ -42,6 +42,7 @@ def verify_tolerance_setting() -> Any:
         # 0.8e-3 from its float64, and ours by 1.6e-3; without one of its channels, any
         # of 16 drawn, it is off by 0.27 at least.
         1e-2,
-        'Largest absolute difference of float32 logits that --verify accepts.',
+        'Largest absolute difference of float32 logits that --verify accepts (of '
+        'log-probabilities, in a float32 GGUF file).',
         within='(0, 1000000]',
     )

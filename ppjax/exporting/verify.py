@@ -266,7 +266,7 @@ def masked_logits(
         base = folded.folded_model(base, masks._replace(blocks=None))
         masks = masks_lib.Masks(blocks=masks.blocks)
     rounded = loading.load_decoder(base.reader, base.config, dtype=kind)
-    return _logits(rounded, tokens, masks.as_float32())
+    return logits(rounded, tokens, masks.as_float32())
 
 
 def reloaded_logits(
@@ -314,9 +314,11 @@ def reloaded_logits(
             return file['logits']
 
 
-def _logits(
+def logits(
     decoder: decoder_lib.Decoder, tokens: np.ndarray, masks: masks_lib.Masks
 ) -> np.ndarray:
+    """Logits [B, T, V] of tokens [B, T], in float32."""
+
     @jax.jit
     def forward(
         decoder: decoder_lib.Decoder, tokens: jax.Array, masks: masks_lib.Masks
@@ -335,7 +337,7 @@ def _by_ppjax(directory: str, tokens: np.ndarray) -> np.ndarray:
     reader = open_checkpoint.open_checkpoint(directory)
     cfg = loading.config_of(reader)
     decoder = loading.load_decoder(reader, cfg, dtype=jnp.float32)
-    return _logits(decoder, tokens, masks_lib.DENSE)
+    return logits(decoder, tokens, masks_lib.DENSE)
 
 
 def _by_transformers(directory: str, tokens: np.ndarray) -> np.ndarray:

@@ -62,6 +62,8 @@ class BaseModel:
         """Size on disk of the files that hold the weights."""
         path = self.reader.path
         files = sorted(path.glob('*.safetensors')) if path.is_dir() else [path]
+        if isinstance(self.reader, gguf_reader.GgufReader):
+            files = self.reader.files
         return sum(file.stat().st_size for file in files)
 
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:

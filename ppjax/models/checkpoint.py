@@ -22,6 +22,11 @@ class CheckpointReader(abc.ABC):
     path: pathlib.Path
     hf_config: dict[str, Any]
 
+    @property
+    def is_parallel(self) -> bool:
+        """Whether several threads may read at once, and are faster together."""
+        return False
+
     @abc.abstractmethod
     def names(self) -> list[str]:
         """All tensor names, sorted."""

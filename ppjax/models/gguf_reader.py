@@ -1,60 +1,32 @@
-"""Reading a base model from one GGUF file.
+"""Reading a base model from a GGUF file, or from the parts of a split one.
 
-The `gguf` package maps the file and dequantises; this module gives its tensors
-Hugging Face's names, row order and config, and refuses whatever would change the
-model's output without appearing in that config.
+This module gives its tensors Hugging Face's names, row order and config, and refuses
+whatever would change the model's output without appearing in that config.
 
 Sources: the GGUF specification (ggml, docs/gguf.md) for keys and defaults, and
 llama.cpp's convert_hf_to_gguf for the transforms that are undone here.
 """
 
 from collections.abc import Iterable
+import json
 import math
 import pathlib
 import re
 from typing import Any
 
-import gguf
-import ml_dtypes
 import numpy as np
 
 from ppjax.base import errors, reading
-from ppjax.models import checkpoint, gguf_header, loading, rope
-from ppjax.models import config as config_lib
-
-_TensorType = gguf.GGMLQuantizationType
-
-_ARCHITECTURES = {
-    'llama': 'LlamaForCausalLM',
-    'qwen2': 'Qwen2ForCausalLM',
-    'qwen3': 'Qwen3ForCausalLM',
-}
-
-_PLAIN_TYPES: dict[gguf.GGMLQuantizationType, np.dtype] = {
-    _TensorType.F32: np.dtype(np.float32),
-    _TensorType.F16: np.dtype(np.float16),
-    _TensorType.BF16: np.dtype(ml_dtypes.bfloat16),
-}
-_QUANTISED_TYPES = (
-    _TensorType.Q8_0,
-    _TensorType.Q4_0,
-    _TensorType.Q4_1,
-    _TensorType.Q5_0,
-    _TensorType.Q5_1,
-    _TensorType.Q2_K,
-    _TensorType.Q3_K,
-    _TensorType.Q4_K,
-    _TensorType.Q5_K,
-    _TensorType.Q6_K,
-    _TensorType.IQ1_S,
-    _TensorType.IQ2_XXS,
-    _TensorType.IQ2_XS,
-    _TensorType.IQ2_S,
-    _TensorType.IQ3_XXS,
-    _TensorType.IQ3_S,
-    _TensorType.IQ4_NL,
-    _TensorType.IQ4_XS,
+from ppjax.models import (
+    checkpoint,
+    costs,
+    gguf_blocks,
+    gguf_header,
+    gguf_names,
+    loading,
+    uneven,
 )
+from ppjax.models import config as config_lib
 
 # Keys that are harmless at these values and change the model at any other. A key that
 # is neither here nor read is refused: nobody has checked what it does to the output.
@@ -68,7 +40,6 @@ _NEUTRAL_KEYS: dict[str, tuple[Any, ...]] = {
     'tensor_data_layout': ('Meta AI original pth',),
 }
 
-_ROPE_FREQS = 'rope_freqs.weight'
 # GGUF stores the factors, Hugging Face what they came from. Published so far:
 # Llama 3.1 and 3.3 (8) and Llama 3.2 (32), the other three numbers the same.
 _LLAMA3_FACTORS = (8.0, 32.0)
@@ -81,13 +52,17 @@ _LLAMA3_SCALING = {
 
 
 class GgufReader(checkpoint.CheckpointReader):
-    """One GGUF file of architecture llama, qwen2 or qwen3, under Hugging Face names.
+    """A GGUF model of architecture llama, qwen2 or qwen3, under Hugging Face names.
+
+    Of architecture deci, whose blocks may differ in size, it is the Llama or Qwen2 of
+    the widest blocks, with zeros for what the others lack.
 
     Opening reads the header and checks that every tensor the config calls for is
     there, in the right shape and a type we read, and that no other is.
 
     Attributes:
-        path: the file.
+        path: the file; of a split one the first part.
+        files: all parts.
         hf_config: the Hugging Face config that the metadata describes.
 
     Raises:
@@ -97,14 +72,12 @@ class GgufReader(checkpoint.CheckpointReader):
     """
 
     def __init__(self, path: str | pathlib.Path):
-        self.path = pathlib.Path(path)
-        source = self._open()
-        # Plain values, so that gguf's header (1.5 KB a token) can be freed.
-        self._metadata = {key: field.contents() for key, field in source.fields.items()}
-        stored = {tensor.name: tensor for tensor in source.tensors}
-        self._check_part_of_set()
+        self.files = gguf_header.parts(pathlib.Path(path))
+        self.path = self.files[0]
+        self._metadata, stored = self._open()
         self._arch = self._architecture()
         self._read_keys: set[str] = set()
+        self._sizes: list[costs.BlockSize] = []
         blocks = self._number('block_count', int)
         if blocks > len(stored):  # Before a million names are made up.
             raise self.error(
@@ -114,7 +87,7 @@ class GgufReader(checkpoint.CheckpointReader):
 
         self.hf_config = self._config(stored)
         self._check_unread_keys()
-        stored.pop(_ROPE_FREQS, None)
+        stored.pop(gguf_names.ROPE_FREQS, None)
         self._tensors = self._renamed(stored)
 
     def metadata(self, key: str, default: Any = None) -> Any:
@@ -129,80 +102,119 @@ class GgufReader(checkpoint.CheckpointReader):
 
     def error(self, problem: str) -> errors.InputError:
         """An InputError that names this file; `problem` continues the sentence."""
-        return errors.InputError(f'GGUF file {str(self.path)!r} {problem}')
+        return _error(self.path, problem)
 
     def names(self) -> list[str]:
         return sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        # GGUF lists the fastest axis first.
-        return tuple(int(n) for n in self._tensor(name).shape[::-1])
+        self._tensor(name)
+        return self._shapes[name]
 
     def dtype(self, name: str) -> np.dtype:
         return _dtype(self._tensor(name))
 
+    @property
+    def is_parallel(self) -> bool:
+        return True
+
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        tensor = self._tensor(name)
+        shape = self.shape(name)
         if rows.step not in (None, 1):
             raise ValueError(f'rows must have step 1, got {rows}.')
-        shape = self.shape(name)
         start, stop, _ = rows.indices(shape[0])
         if start >= stop:
             return np.empty((0, *shape[1:]), self.dtype(name))
-        heads = self._permuted_heads(name)
+        values = self._stored_rows(name, start, stop)
+        wanted = (stop - start, *shape[1:])
+        if values.shape != wanted:  # What a narrower block lacks is zeros.
+            whole = np.zeros(wanted, values.dtype)
+            whole[tuple(map(slice, values.shape))] = values
+            values = whole
+        return checkpoint.refuse_not_finite(self.path, name, values)
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Those of some rows that the file holds, in Hugging Face's order."""
+        tensor = self._tensor(name)
+        heads = gguf_names.permuted_heads(
+            self._arch,
+            name,
+            rows=tensor.shape[0],
+            head_dim=self.hf_config['head_dim'],
+        )
         index = (
             slice(start, stop)
             if heads is None
-            else _unpermuted_rows(shape[0], heads)[start:stop]
+            else gguf_names.hf_rows(tensor.shape[0], heads)[start:stop]
         )
-        kind = tensor.tensor_type
-        if kind in _PLAIN_TYPES:
-            # bfloat16 arrives as bytes, the other two as what they are.
-            values = np.array(tensor.data.view(_PLAIN_TYPES[kind])[index])
-        else:
-            with np.errstate(all='ignore'):  # What comes of it is looked at.
-                values = gguf.quants.dequantize(np.array(tensor.data[index]), kind)
-        return checkpoint.refuse_not_finite(self.path, name, values)
+        if tensor.kind in gguf_blocks.PLAIN:
+            return _plain(tensor)[index].copy()
+        return gguf_blocks.dequantised(tensor.data[index], tensor.kind)
 
-    def _tensor(self, name: str) -> gguf.ReaderTensor:
+    def _tensor(self, name: str) -> gguf_header.Tensor:
         if name not in self._tensors:
             raise self.error(f'holds no tensor for {name!r}.')
         return self._tensors[name]
 
-    def _open(self) -> gguf.GGUFReader:
-        head = reading.read_bytes(self.path, 'GGUF file', head=8)
-        if head[:4] != b'GGUF':
+    def _open(self) -> tuple[dict[str, Any], dict[str, gguf_header.Tensor]]:
+        """Metadata and tensors of all parts."""
+        metadata, tensors = self._open_part(0)
+        stored = {tensor.name: tensor for tensor in tensors}
+        for number in range(1, len(self.files)):
+            for tensor in self._open_part(number)[1]:
+                if tensor.name in stored:
+                    raise self.error(
+                        f'has the tensor {tensor.name!r} in two parts; they are of '
+                        'different models, or damaged.'
+                    )
+                stored[tensor.name] = tensor
+        count = metadata.get('split.tensors.count', len(stored))
+        if count != len(stored):
             raise self.error(
+                f'has parts with {len(stored)} tensors in all and speaks of '
+                f'{config_lib.short(count)}; download all of them again.'
+            )
+        return metadata, stored
+
+    def _open_part(
+        self, number: int
+    ) -> tuple[dict[str, Any], list[gguf_header.Tensor]]:
+        file = self.files[number]
+        head = reading.read_bytes(file, 'GGUF file', head=8)
+        if head[:4] != gguf_header.MAGIC:
+            raise _error(
+                file,
                 f'begins with {head[:4]!r} instead of the GGUF mark: it is of another '
-                f'format, or damaged; give another file or download it again.'
+                f'format, or damaged; give another file or download it again.',
             )
         version = int.from_bytes(head[4:], 'little')
         if version and version % (1 << 16) == 0:
-            raise self.error('is big-endian; convert it with gguf-convert-endian.')
+            raise _error(file, 'is big-endian; convert it with gguf-convert-endian.')
         try:
-            gguf_header.check(self.path)
-            return gguf.GGUFReader(self.path)
-        except (ValueError, OSError, IndexError, KeyError, OverflowError) as e:
+            metadata, tensors = gguf_header.read(file)
+        except (ValueError, OSError, OverflowError) as e:
             detail = ' '.join(str(e).split())
-            raise self.error(
+            raise _error(
+                file,
                 f'cannot be read ({detail}): it is cut short, damaged, or newer than '
-                f'the installed gguf package; download it again.'
+                f'the installed gguf package; download it again.',
             ) from e
-
-    def _check_part_of_set(self) -> None:
-        parts = self.metadata('split.count', 1)
-        if parts != 1:
-            raise self.error(
-                f'is one of {parts} parts; join them with '
-                f'`llama-gguf-split --merge` and give the result.'
+        parts, own = metadata.get('split.count', 1), metadata.get('split.no', 0)
+        if (parts or 1) != len(self.files) or own != number:
+            raise _error(
+                file,
+                f'is part {config_lib.short(own)} of {config_lib.short(parts)} by what '
+                f'it holds and {number} of {len(self.files)} by its name, counted from '
+                '0; give the parts their names back (NAME-00001-of-00003.gguf).',
             )
+        return metadata, tensors
 
     def _architecture(self) -> str:
         arch = self.metadata('general.architecture')
-        if arch not in _ARCHITECTURES:
+        known = (*gguf_names.ARCHITECTURES, gguf_names.UNEVEN)
+        if arch not in known:
             raise self.error(
-                f'has general.architecture {arch!r}; wanted one of '
-                f'{", ".join(_ARCHITECTURES)}.'
+                f'has general.architecture {arch!r}; wanted one of {", ".join(known)}.'
             )
         return arch
 
@@ -240,27 +252,33 @@ class GgufReader(checkpoint.CheckpointReader):
             )
         return value
 
-    def _config(self, stored: dict[str, gguf.ReaderTensor]) -> dict[str, Any]:
+    def _config(self, stored: dict[str, gguf_header.Tensor]) -> dict[str, Any]:
         hidden = self._number('embedding_length', int)
-        heads = self._number('attention.head_count', int)
+        family = self._family(stored)
+        if self._arch == gguf_names.UNEVEN:
+            channels, heads, kv_heads = self._uneven()
+        else:
+            channels = self._number('feed_forward_length', int)
+            heads = self._number('attention.head_count', int)
+            # The GGUF specification: absent means as many as query heads.
+            kv_heads = self._number('attention.head_count_kv', int, heads)
         kinds = {_dtype(t).name for t in stored.values() if len(t.shape) == 2}
         embedding = self._stored(stored, 'token_embd.weight')
         config = {
-            'architectures': [_ARCHITECTURES[self._arch]],
-            'model_type': self._arch,
+            'architectures': [gguf_names.ARCHITECTURES[family]],
+            'model_type': family,
             'hidden_size': hidden,
-            'intermediate_size': self._number('feed_forward_length', int),
+            'intermediate_size': channels,
             'num_hidden_layers': self._number('block_count', int),
             'num_attention_heads': heads,
-            # The GGUF specification: absent means as many as query heads.
-            'num_key_value_heads': self._number('attention.head_count_kv', int, heads),
+            'num_key_value_heads': kv_heads,
             'head_dim': self._head_dim(hidden, heads),
             'hidden_act': 'silu',
             'rms_norm_eps': _shortest(
                 self._number('attention.layer_norm_rms_epsilon', float)
             ),
             'max_position_embeddings': self._number('context_length', int),
-            'vocab_size': self._number('vocab_size', int, int(embedding.shape[-1])),
+            'vocab_size': self._number('vocab_size', int, embedding.shape[0]),
             'tie_word_embeddings': 'output.weight' not in stored,
             # Explicit, since Hugging Face's defaults are Llama 2's ids.
             'bos_token_id': self.metadata('tokenizer.ggml.bos_token_id'),
@@ -270,14 +288,59 @@ class GgufReader(checkpoint.CheckpointReader):
             'dtype': kinds.pop() if len(kinds) == 1 else 'float32',
         }
         config['rope_parameters'] = self._rope_parameters(stored, config['head_dim'])
-        if self._arch == 'llama':
+        if family == 'llama':
             config['attention_bias'] = _any_bias(stored, 'attn')
             config['mlp_bias'] = _any_bias(stored, 'ffn')
         else:
             config['use_sliding_window'] = False
-        if self._arch == 'qwen3':
+        if family == 'qwen3':
             config['attention_bias'] = False
         return config
+
+    def _family(self, stored: Iterable[str]) -> str:
+        """The architecture that has the same parameters."""
+        if self._arch != gguf_names.UNEVEN:
+            return self._arch
+        # Both store rows in Llama's order; Qwen2 has biases for three of four.
+        has_output = 'blk.0.attn_output.bias' in stored
+        return 'qwen2' if _any_bias(stored, 'attn') and not has_output else 'llama'
+
+    def _uneven(self) -> tuple[int, int, int]:
+        """(Channels, query heads, key/value heads) of the widest blocks.
+
+        Raises:
+            InputError: if a block lacks attention or an FFN, or its key/value heads
+                are read by more query heads than those of others.
+        """
+        keys = (
+            'feed_forward_length',
+            'attention.head_count',
+            'attention.head_count_kv',
+        )
+        blocks = self._number('block_count', int)
+        listed = []
+        for suffix in keys:
+            self._read_keys.add(suffix)
+            value = self.metadata(f'{self._arch}.{suffix}')
+            values = value if isinstance(value, list) else [value] * blocks
+            if len(values) != blocks or not all(
+                type(own) is int and own > 0 for own in values
+            ):
+                raise self.error(
+                    f'sets {self._arch}.{suffix} to {config_lib.short(value)}; only '
+                    f'positive numbers for each of its {blocks} blocks are implemented.'
+                )
+            listed.append(values)
+        channels, heads, kv_heads = listed
+        per_group = {n / k for n, k in zip(heads, kv_heads, strict=True)}
+        if len(per_group) != 1:
+            raise self.error(
+                f'has blocks with different numbers of query heads for a key/value '
+                f'head ({config_lib.short(sorted(per_group))}), which is not implemented.'
+            )
+        sizes = zip(channels, kv_heads, strict=True)
+        self._sizes = [costs.BlockSize(*own) for own in sizes]
+        return max(channels), max(heads), max(kv_heads)
 
     def _head_dim(self, hidden: int, heads: int) -> int:
         """H, checked against every key that states it."""
@@ -295,53 +358,69 @@ class GgufReader(checkpoint.CheckpointReader):
         return head_dim
 
     def _rope_parameters(
-        self, stored: dict[str, gguf.ReaderTensor], head_dim: int
+        self, stored: dict[str, gguf_header.Tensor], head_dim: int
     ) -> dict[str, Any]:
         """Rotary settings, with the scaling that `rope_freqs.weight` came from."""
         theta = _shortest(self._number('rope.freq_base', float))
         plain = {'rope_type': 'default', 'rope_theta': theta}
-        if _ROPE_FREQS not in stored:
+        if gguf_names.ROPE_FREQS not in stored:
             return plain
-        if self._arch != 'llama':
-            raise self.error(f'holds {_ROPE_FREQS!r}, unknown for {self._arch}.')
-        tensor = stored[_ROPE_FREQS]
-        if tensor.tensor_type != _TensorType.F32 or tensor.data.shape != (
-            head_dim // 2,
-        ):
+        if self._arch not in ('llama', gguf_names.UNEVEN):
             raise self.error(
-                f'holds {_ROPE_FREQS!r} as {tensor.tensor_type.name} '
-                f'{list(tensor.data.shape)}; wanted F32 [{head_dim // 2}].'
+                f'holds {gguf_names.ROPE_FREQS!r}, unknown for {self._arch}.'
             )
-        factors = np.array(tensor.data)
+        tensor = stored[gguf_names.ROPE_FREQS]
+        if tensor.kind != gguf_blocks.Type.F32 or tensor.shape != (head_dim // 2,):
+            raise self.error(
+                f'holds {gguf_names.ROPE_FREQS!r} as {tensor.kind.name} '
+                f'{list(tensor.shape)}; wanted F32 [{head_dim // 2}].'
+            )
+        factors = _plain(tensor)
         if np.allclose(factors, 1.0, rtol=1e-3, atol=0):
             return plain
-        unscaled = rope.inverse_frequencies(head_dim, theta, None)
-        for factor in _LLAMA3_FACTORS:
-            parameters = {**plain, **_LLAMA3_SCALING, 'factor': factor}
-            _, scaling = config_lib.rope_of({'rope_parameters': parameters})
-            wanted = unscaled / rope.inverse_frequencies(head_dim, theta, scaling)
-            if np.allclose(factors, wanted, rtol=1e-3, atol=0):
+        candidates = [{**_LLAMA3_SCALING, 'factor': x} for x in _LLAMA3_FACTORS]
+        for parameters in (*self._stated_scaling(), *candidates):
+            parameters = {**plain, **parameters}
+            try:
+                _, scaling = config_lib.rope_of({'rope_parameters': parameters})
+            except errors.InputError:
+                continue  # Stated by nobody knows whom.
+            if scaling is not None and np.allclose(
+                factors,
+                gguf_names.rope_factors(head_dim, theta, scaling),
+                rtol=1e-3,
+                atol=0,
+            ):
                 return parameters
         raise self.error(
-            f'scales its rotary frequencies ({_ROPE_FREQS}, up to '
+            f'scales its rotary frequencies ({gguf_names.ROPE_FREQS}, up to '
             f'{factors.max():.4g}) unlike Llama 3.1 and 3.2; use the original '
             f'Hugging Face directory, whose config states the scaling.'
         )
 
+    def _stated_scaling(self) -> list[dict[str, Any]]:
+        """What files that we wrote say of it; the frequencies decide."""
+        try:
+            stated = json.loads(self.metadata(gguf_names.ROPE_PARAMETERS, ''))
+        except (TypeError, ValueError, RecursionError):
+            return []
+        return [stated] if isinstance(stated, dict) else []
+
     def _stored(
-        self, stored: dict[str, gguf.ReaderTensor], name: str
-    ) -> gguf.ReaderTensor:
+        self, stored: dict[str, gguf_header.Tensor], name: str
+    ) -> gguf_header.Tensor:
         if name not in stored:
             raise self.error(f'lacks the tensor {name!r}; download it again.')
         return stored[name]
 
     def _renamed(
-        self, stored: dict[str, gguf.ReaderTensor]
-    ) -> dict[str, gguf.ReaderTensor]:
+        self, stored: dict[str, gguf_header.Tensor]
+    ) -> dict[str, gguf_header.Tensor]:
         """Hugging Face name -> tensor: all of the model's, of a type that we read."""
         cfg = config_lib.from_hf_config(self.hf_config)
-        shapes = loading.tensor_shapes(cfg)
-        names = _hf_names(cfg.num_layers)
+        shapes = self._shapes = loading.tensor_shapes(cfg)
+        own = uneven.shapes(cfg, self._sizes)
+        names = gguf_names.hf_names(cfg.num_layers)
         for name, tensor in stored.items():
             if names.get(name) not in shapes:
                 raise self.error(
@@ -349,15 +428,15 @@ class GgufReader(checkpoint.CheckpointReader):
                     f'{self._arch} model with block_count {cfg.num_layers} as '
                     'implemented.'
                 )
-            kind = tensor.tensor_type
-            if kind not in _PLAIN_TYPES and (
-                kind not in _QUANTISED_TYPES or len(tensor.shape) != 2
+            kind = tensor.kind
+            if kind not in gguf_blocks.PLAIN and (
+                kind not in gguf_blocks.QUANTISED or len(tensor.shape) != 2
             ):
                 raise self.error(
                     f'holds the {len(tensor.shape)}-axis tensor {name!r} as '
                     f'{kind.name}; wanted '
-                    f'{", ".join(t.name for t in _PLAIN_TYPES)} or, for matrices, '
-                    f'{", ".join(t.name for t in _QUANTISED_TYPES)}: use another '
+                    f'{", ".join(t.name for t in gguf_blocks.PLAIN)} or, for matrices, '
+                    f'{", ".join(t.name for t in gguf_blocks.QUANTISED)}: use another '
                     f'quantisation of this model.'
                 )
         renamed = {
@@ -366,55 +445,28 @@ class GgufReader(checkpoint.CheckpointReader):
             if hf_name in shapes
         }
         for hf_name, tensor in renamed.items():
-            # GGUF lists the fastest axis first.
-            shape = tuple(tensor.shape[::-1].tolist())
-            if shape != shapes[hf_name]:
+            if tensor.shape != own[hf_name]:
                 raise self.error(
-                    f'holds {tensor.name!r} of shape {list(shape)}; its metadata call '
-                    f'for {list(shapes[hf_name])}.'
+                    f'holds {tensor.name!r} of shape {list(tensor.shape)}; its '
+                    f'metadata call for {list(own[hf_name])}.'
                 )
         return renamed
 
-    def _permuted_heads(self, name: str) -> int | None:
-        """Heads in a tensor whose rows the converter reordered, else None."""
-        heads = {'q_proj': 'num_attention_heads', 'k_proj': 'num_key_value_heads'}
-        projection = name.split('.')[-2]
-        if self._arch != 'llama' or projection not in heads:
-            return None
-        return self.hf_config[heads[projection]]
+
+def _error(file: pathlib.Path, problem: str) -> errors.InputError:
+    return errors.InputError(f'GGUF file {str(file)!r} {problem}')
 
 
-def _hf_names(layers: int) -> dict[str, str]:
-    """GGUF's name of every tensor that we know -> Hugging Face's, layer by layer."""
-    # Of one layer, and of the architecture that has all of them.
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 1)
-    weights = (*loading.TOP_WEIGHTS.values(), *loading.BLOCK_WEIGHTS.values())
-    known = [weight.hf_name for weight in weights]
-    stored = [table.get_name(name.format(0), ('.weight', '.bias')) for name in known]
-    return {
-        name.replace('blk.0.', f'blk.{layer}.'): hf_name.format(layer)
-        for layer in range(layers)
-        for name, hf_name in zip(stored, known, strict=True)
-        if name is not None  # A rotated model's own, of which GGUF knows nothing.
-    }
-
-
-def _unpermuted_rows(num_rows: int, heads: int) -> np.ndarray:
-    """[rows]: which stored row is each Hugging Face row of a q or k projection.
-
-    Hugging Face rotates row j of a head with row j + H/2, llama.cpp row 2j with
-    row 2j + 1, so its converter interleaves the halves of every head.
-    """
-    halves = np.arange(num_rows).reshape(heads, num_rows // heads // 2, 2)
-    return halves.swapaxes(1, 2).reshape(num_rows)
+def _plain(tensor: gguf_header.Tensor) -> np.ndarray:
+    return tensor.data.view(gguf_blocks.PLAIN[tensor.kind])
 
 
 def _any_bias(names: Iterable[str], block: str) -> bool:
     return any(re.fullmatch(rf'blk\.\d+\.{block}_\w+\.bias', name) for name in names)
 
 
-def _dtype(tensor: gguf.ReaderTensor) -> np.dtype:
-    return _PLAIN_TYPES.get(tensor.tensor_type, np.dtype(np.float32))
+def _dtype(tensor: gguf_header.Tensor) -> np.dtype:
+    return gguf_blocks.PLAIN.get(tensor.kind, np.dtype(np.float32))
 
 
 def _shortest(value: float) -> float:

@@ -1,9 +1,8 @@
 """The tokenizer that a GGUF file carries in its metadata.
 
 A GGUF file lists a byte-level BPE vocabulary and its merges, and names the text
-splitting that goes with them (`tokenizer.ggml.pre`). What the name stands for is
-written here as the original model's tokenizer.json has it. transformers' own GGUF
-conversion leaves SmolLM's digit splitting and Llama 3's ignore_merges out, so its
+splitting that goes with them (`tokenizer.ggml.pre`, see `gguf_pre`). transformers' own
+GGUF conversion leaves SmolLM's digit splitting and Llama 3's ignore_merges out, so its
 token ids differ from the ones these models were trained on.
 """
 
@@ -11,36 +10,18 @@ from typing import Any
 
 import gguf
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, processors
 import transformers
 
 from ppjax.base import errors
-from ppjax.models import gguf_reader
-
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-)
-# Llama 3's but for digits, which stand alone.
-_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r'\p{N}{1,3}', r'\p{N}')
-
-# `tokenizer.ggml.pre` -> the family whose tokenizer.json it was recognised from.
-# Converters write "default" when they recognised none; it is read as GPT-2's.
-_FAMILIES = {
-    'gpt-2': 'gpt2',
-    'llama-bpe': 'llama3',
-    'llama-v3': 'llama3',
-    'llama3': 'llama3',
-    'qwen2': 'qwen2',
-    'smollm': 'smollm',
-}
+from ppjax.models import gguf_pre, gguf_reader
 
 # Found whole in a text. Special ones are hidden by `skip_special_tokens`, the
 # user-defined are text.
 _SPECIAL_TYPES = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
 _ADDED_TYPES = (*_SPECIAL_TYPES, gguf.TokenType.USER_DEFINED)
 
-_NAMED_TOKENS = {
+NAMED_TOKENS = {
     'bos_token': 'tokenizer.ggml.bos_token_id',
     'eos_token': 'tokenizer.ggml.eos_token_id',
     'unk_token': 'tokenizer.ggml.unknown_token_id',
@@ -86,9 +67,9 @@ def _built(reader: gguf_reader.GgufReader) -> transformers.PreTrainedTokenizerFa
     named = _named_tokens(reader, tokens)
 
     backend = tokenizers.Tokenizer(_bpe(reader, tokens, types, family))
-    if family == 'qwen2':
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = _pre_tokenizer(family)
+    if (normalizer := gguf_pre.normalizer(family)) is not None:
+        backend.normalizer = normalizer
+    backend.pre_tokenizer = gguf_pre.pre_tokenizer(family)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = _post_processor(reader, family, tokens)
     backend.add_tokens(
@@ -130,12 +111,12 @@ def _family(reader: gguf_reader.GgufReader) -> str:
             f'implemented. Use the original Hugging Face directory.'
         )
     pre = reader.metadata('tokenizer.ggml.pre')
-    if pre not in _FAMILIES:
+    if pre not in gguf_pre.FAMILIES:
         raise reader.error(
             f'splits text as {pre!r} (tokenizer.ggml.pre); implemented are '
-            f'{", ".join(_FAMILIES)}. Use the original Hugging Face directory.'
+            f'{", ".join(gguf_pre.FAMILIES)}. Use the original Hugging Face directory.'
         )
-    return _FAMILIES[pre]
+    return gguf_pre.FAMILIES[pre]
 
 
 def _string_list(reader: gguf_reader.GgufReader, key: str) -> list[str]:
@@ -183,7 +164,7 @@ def _token_at(
 
 def _named_tokens(reader: gguf_reader.GgufReader, tokens: list[str]) -> dict[str, Any]:
     named = {}
-    for name, key in _NAMED_TOKENS.items():
+    for name, key in NAMED_TOKENS.items():
         token = _token_at(reader, key, tokens)
         if token is not None:
             named[name] = tokenizers.AddedToken(token, normalized=False, special=True)
@@ -211,22 +192,8 @@ def _bpe(
                 f'download it again.'
             )
         merges.append((left, right))
-    return models.BPE(vocab=vocab, merges=merges, ignore_merges=family == 'llama3')
-
-
-def _pre_tokenizer(family: str) -> pre_tokenizers.PreTokenizer:
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if family == 'gpt2':
-        return gpt2
-    if family == 'smollm':
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([digits, gpt2])
-    pattern = _LLAMA3_SPLIT if family == 'llama3' else _QWEN2_SPLIT
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated'),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    return models.BPE(
+        vocab=vocab, merges=merges, ignore_merges=gguf_pre.ignores_merges(family)
     )
 
 

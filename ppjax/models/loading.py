@@ -1,11 +1,13 @@
 """From a checkpoint's tensors to a `Decoder`."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
 import math
+import os
 from typing import NamedTuple
 
 import jax
@@ -69,8 +71,11 @@ TOP_WEIGHTS = {
 }
 
 _ALIGNMENT = 64
-# Entries of a tensor that are read at a time, 16 MB of float32.
+# Entries of a tensor that are read at a time, 16 MB of float32; by each of several
+# threads, 1 MB.
 _READ_ENTRIES = 1 << 22
+_THREAD_ENTRIES = 1 << 18
+_MAX_THREADS = 8
 
 # Old checkpoints carry RoPE's frequencies as a buffer; ours come from the config.
 _DERIVED = ('rotary_emb.inv_freq',)
@@ -379,8 +384,10 @@ def _read_into(
         name: of the tensor.
     """
     rows, *width = reader.shape(name)
-    step = max(1, _READ_ENTRIES // max(math.prod(width), 1))
-    for start in range(0, rows, step):
+    entries = _THREAD_ENTRIES if reader.is_parallel else _READ_ENTRIES
+    step = max(1, entries // max(math.prod(width), 1))
+
+    def fill(start: int) -> None:
         stop = min(start + step, rows)
         touched = [
             block
@@ -388,7 +395,7 @@ def _read_into(
             if block.start[0] < stop and start < block.start[0] + len(block.values)
         ]
         if not touched:
-            continue
+            return
         piece = reader.read(name, slice(start, stop))
         if scales is not None:
             piece, of_rows = matrix_lib.quantise_rows(piece)
@@ -396,6 +403,19 @@ def _read_into(
                 _copy_rows(of_rows, start, block)
         for block in blocks:
             _copy_rows(piece, start, block)
+
+    starts = range(0, rows, step)
+    if reader.is_parallel and len(starts) > 1:
+        list(_threads().map(fill, starts))
+    else:
+        for start in starts:
+            fill(start)
+
+
+@functools.cache
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+    count = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix='loading')
 
 
 def _copy_rows(piece: np.ndarray, start: int, block: _Block) -> None:

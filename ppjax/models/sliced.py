@@ -73,6 +73,10 @@ class PartsReader(checkpoint.CheckpointReader):
             )
         return self._parts[name]
 
+    @property
+    def is_parallel(self) -> bool:
+        return self._reader.is_parallel
+
     def names(self) -> list[str]:
         return sorted(self._parts)
 

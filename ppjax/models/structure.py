@@ -6,14 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ppjax.models import base_model, costs, loading, sliced
+from ppjax.models import base_model, costs, loading, sliced, uneven
 from ppjax.models import config as config_lib
 from ppjax.models import masks as masks_lib
-
-# Which axis of a block's weight, as the file holds it, runs over what.
-_CHANNELS = {'w_gate': 0, 'w_up': 0, 'b_gate': 0, 'b_up': 0, 'w_down': 1}
-_KEYS = {'w_k': 0, 'w_v': 0, 'b_k': 0, 'b_v': 0}
-_QUERIES = {'w_q': 0, 'b_q': 0, 'w_o': 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +82,9 @@ class Structure:
         for layer in self.layers:
             heads = _padded(self.groups[layer], groups)
             for names, found in (
-                (_CHANNELS, _padded(self.channels[layer], width)),
-                (_KEYS, _spread(heads, cfg.head_dim)),
-                (_QUERIES, _spread(heads, cfg.head_dim * per_group)),
+                (uneven.CHANNELS, _padded(self.channels[layer], width)),
+                (uneven.KEYS, _spread(heads, cfg.head_dim)),
+                (uneven.QUERIES, _spread(heads, cfg.head_dim * per_group)),
             ):
                 for attribute in names:
                     kept.setdefault(attribute, {})[layer] = found
@@ -123,7 +118,7 @@ class Structure:
         """Tensor name -> what of the dense model it is."""
         parts = {}
         number = {old: new for new, old in enumerate(self.layers)}
-        axes = _CHANNELS | _KEYS | _QUERIES
+        axes = uneven.CHANNELS | uneven.KEYS | uneven.QUERIES
         attribute_of = {
             loading.BLOCK_WEIGHTS[name].hf_name.format(layer): (name, layer)
             for name in axes

@@ -113,6 +113,7 @@ def to_persona(
         system_template=card.system_prompt(text),
         voice_samples=tuple(dict.fromkeys(card.voice_samples())),
         source=where,
+        greeting=next(card.greetings(), ''),
         lorebook=tuple(card.lorebook()),
     )
     card.note_findings()
@@ -277,6 +278,10 @@ class _Card:
                 if key and (text := self._resolve(content, quiet=True)):
                     yield persona_lib.LoreEntry(key, text, constant)
                     break
+
+    def greetings(self) -> Iterator[str]:
+        """The first message, if it says anything."""
+        yield from self._texts('first_mes')
 
     def voice_samples(self) -> Iterator[str]:
         """Greetings, then the character's lines in the example conversations."""

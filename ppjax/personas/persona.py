@@ -33,6 +33,7 @@ class Persona:
         voice_samples: lines in the character's own voice (a card's greetings and
             example messages), for the rewriting model to imitate.
         source: where it comes from, for messages and records.
+        greeting: a card's first message, with which the character begins; '' for none.
         lorebook: a card's book: the entries that have a keyword to ask about.
     """
 
@@ -41,6 +42,7 @@ class Persona:
     system_template: str | None = None
     voice_samples: tuple[str, ...] = ()
     source: str = ''
+    greeting: str = dataclasses.field(default='', repr=False)
     # No prompt is made of it, and records would grow by whole books.
     lorebook: tuple[LoreEntry, ...] = dataclasses.field(default=(), repr=False)
 

@@ -5,6 +5,7 @@ import struct
 import time
 
 import gguf
+import numpy as np
 import pytest
 
 from ppjax.base import errors
@@ -67,7 +68,15 @@ def test_damaged_headers(tmp_path, body, counts, said):
 
 
 def test_a_whole_file_is_walked_to_its_end(tmp_path, smollm2_base):
-    gguf_header.check(smollm2_base.reader.path)
+    metadata, tensors = gguf_header.read(smollm2_base.reader.path)
+    want = gguf.GGUFReader(smollm2_base.reader.path)
+    fields = {key: field.contents() for key, field in want.fields.items()}
+    assert metadata == {k: v for k, v in fields.items() if not k.startswith('GGUF.')}
+    assert [tensor.name for tensor in tensors] == [own.name for own in want.tensors]
+    for tensor, own in zip(tensors, want.tensors, strict=True):
+        assert tensor.shape == tuple(own.shape[::-1].tolist())
+        assert tensor.kind == own.tensor_type
+        np.testing.assert_array_equal(tensor.data, own.data.view(np.uint8))
     model = gguf_files.model_of(gguf_files.config_of('qwen2'))
     path = gguf_files.write_model(tmp_path / 'm.gguf', 'qwen2', model)
     whole = path.read_bytes()
