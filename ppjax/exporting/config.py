@@ -58,6 +58,18 @@ class ExportConfig:
         'whose first message into the Modelfile; by default that of the run.',
         path=True,
     )
+    card: str | None = flags.setting(
+        None,
+        'Also write this character card (PNG, JSON or CHARX) back with the mask in it, '
+        'to the folder card/ beside the Hugging Face directory. Such a card serves as '
+        '--mask.',
+        path=True,
+    )
+    new_card: str | None = flags.setting(
+        None,
+        'Instead of --card: the name of a character, of whom a card with the persona '
+        'text and the mask is made.',
+    )
     keep_indices: str | None = flags.setting(
         None, 'Also write the kept channels to this file, as JSON.', writes=True
     )
@@ -74,8 +86,11 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.gguf is not None:
             types.asked(self.gguf)
-        elif self.persona is not None:
-            raise errors.InputError('--persona is of --gguf; give that too.')
+        elif self.persona is not None and self.new_card is None:
+            raise errors.InputError(
+                '--persona is of --gguf and --new_card; give one of them too.'
+            )
+        self._check_card()
         if self.model is not None:
             self._check_model()
             ranges.check(self)
@@ -104,6 +119,24 @@ class ExportConfig:
                 'stay.'
             )
         ranges.check(self)
+
+    def _check_card(self) -> None:
+        if self.card is not None and self.new_card is not None:
+            raise errors.InputError(
+                '--card and --new_card are two ways to a card; give one of them.'
+            )
+        if self.wants_card and (self.model or self.from_keep_indices):
+            other = 'model' if self.model else 'from_keep_indices'
+            raise errors.InputError(
+                f'A card carries a persona mask, and --{other} is none.'
+            )
+        if self.new_card is not None and not any(map(str.isalnum, self.new_card)):
+            raise errors.InputError('--new_card must be a name.')
+
+    @property
+    def wants_card(self) -> bool:
+        """Whether a card is to be written."""
+        return self.card is not None or self.new_card is not None
 
     def _check_model(self) -> None:
         if self.gguf is None:

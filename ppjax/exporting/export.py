@@ -18,8 +18,8 @@ from ppjax.base import (
     settings,
     versions,
 )
+from ppjax.exporting import cards, hf_export, model_card, published
 from ppjax.exporting import config as config_lib
-from ppjax.exporting import hf_export, model_card, published
 from ppjax.exporting import record as record_lib
 from ppjax.exporting import source as source_lib
 from ppjax.exporting import verify as verify_lib
@@ -46,19 +46,28 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
         output.parent.mkdir(parents=True, exist_ok=True)
         with locks.held(output, beside=True):
             _export(cfg, output, None, again=again)
+            _write_card(cfg, output.parent)
         return 0
     if not output.is_dir():
         source_lib.require_run(cfg)
-    with run_directory.visiting(output, makes=(_RECORD,)):
+    with run_directory.visiting(output, makes=(_RECORD, f'{cards.FOLDER}/*')):
         # Of a run that is still learning, who holds it is said first.
         source_lib.require_run(cfg)
         later = _is_later_stage(output / 'hf') and not cfg.overwrite
         if cfg.gguf_types and later:
             progress.say(f"{output / 'hf'} is the run's model, and goes to GGUF.")
             _export_directory(cfg, output / 'hf')
-        else:
+        elif not (cfg.wants_card and later):
             _export(cfg, output / 'hf', output / _RECORD, again=again)
+        _write_card(cfg, output)
     return 0
+
+
+def _write_card(cfg: config_lib.ExportConfig, beside: pathlib.Path) -> None:
+    """Writes the card that the settings ask for, if they do."""
+    if cfg.wants_card:
+        card = cards.write(cfg, source_lib.open_source(cfg), beside)
+        progress.say(f'Card with the mask: {card}')
 
 
 def _export_directory(cfg: config_lib.ExportConfig, path: pathlib.Path) -> None:
