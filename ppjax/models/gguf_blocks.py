@@ -8,11 +8,12 @@ times as fast on one core, and several cores take a stretch each.
 from collections.abc import Callable
 import concurrent.futures
 import functools
-import os
 
 import gguf
 import ml_dtypes
 import numpy as np
+
+from ppjax.base import cores
 
 Type = gguf.GGMLQuantizationType
 
@@ -49,19 +50,13 @@ QUANTISED = (
 )
 # Entries that a thread takes at a time: what they become stays in its cache.
 STRETCH = 1 << 18
-_MAX_THREADS = 8
 
 
 @functools.cache
 def _threads() -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(
-        threads(), thread_name_prefix='gguf-blocks'
+        cores.threads(), thread_name_prefix='gguf-blocks'
     )
-
-
-def threads() -> int:
-    """How many there are."""
-    return min(_MAX_THREADS, len(os.sched_getaffinity(0)))
 
 
 def dequantised(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:

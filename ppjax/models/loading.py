@@ -7,14 +7,13 @@ import functools
 import hashlib
 import json
 import math
-import os
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax.base import errors
+from ppjax.base import cores, errors
 from ppjax.base import progress as progress_lib
 from ppjax.models import checkpoint
 from ppjax.models import config as config_lib
@@ -75,7 +74,6 @@ _ALIGNMENT = 64
 # threads, 1 MB.
 _READ_ENTRIES = 1 << 22
 _THREAD_ENTRIES = 1 << 18
-_MAX_THREADS = 8
 
 # Old checkpoints carry RoPE's frequencies as a buffer; ours come from the config.
 _DERIVED = ('rotary_emb.inv_freq',)
@@ -414,8 +412,9 @@ def _read_into(
 
 @functools.cache
 def _threads() -> concurrent.futures.ThreadPoolExecutor:
-    count = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
-    return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix='loading')
+    return concurrent.futures.ThreadPoolExecutor(
+        cores.threads(), thread_name_prefix='loading'
+    )
 
 
 def _copy_rows(piece: np.ndarray, start: int, block: _Block) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from ppjax.base import errors
+from ppjax.base import cores, errors
 
 _PACKAGE = 'xllamacpp'
 _SECONDS = 600.0
@@ -137,7 +137,7 @@ def _served(request: Mapping[str, Any]) -> dict[str, Any]:
     )
     # They wait for each other busily, which small matrices are not worth.
     is_small = pathlib.Path(request['file']).stat().st_size < _SMALL_BYTES
-    threads = 1 if is_small else len(os.sched_getaffinity(0))
+    threads = 1 if is_small else cores.count()
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     server = llama.Server(settings)
     client = httpx.Client(base_url=server.listening_address, timeout=_SECONDS)
