@@ -10,10 +10,11 @@ python -m ppjax.bench generate --batches=1,8,64
 python -m ppjax.bench infer --mask=jack.pmask
 python -m ppjax.bench load
 python -m ppjax.bench load --base_model=config.json --mesh=fsdp:8 --dtype=bfloat16
+python -m ppjax.bench gguf --files=dense-F16.gguf,jack-Q8_0.gguf
 python -m ppjax.bench costs --page=costs.html
 
 Both sides do the same work, and their results are compared. `costs` has another side
-with --reference alone, and `load --mesh` none; that of `personas` is one run after the
+with --reference alone, `load --mesh` and `gguf` none; that of `personas` is one run after the
 other; all others need PyTorch. Machines are noisy: believe the ratio, and rather that
 of a longer run.
 """
@@ -30,6 +31,7 @@ from ppjax.benchmarking import (
     costs,
     costs_page,
     decoding,
+    gguf_speed,
     load,
     many_personas,
     mask_step,
@@ -47,6 +49,7 @@ COMPARISONS: dict[str, Callable[[config.BenchConfig], dict[str, Any]]] = {
     'generate': decoding.compare,
     'infer': decoding.compare_pruned,
     'load': load.compare,
+    'gguf': gguf_speed.compare,
     'costs': costs.measure,
 }
 

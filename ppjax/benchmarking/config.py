@@ -77,17 +77,22 @@ class BenchConfig:
     torch_compile: bool = flags.setting(
         False, 'For mask_step: PyTorch learns once more, compiled by torch.compile.'
     )
+    files: str | None = flags.setting(
+        None,
+        'For gguf: files that llama.cpp runs in turn, with commas between them.',
+        path=True,
+    )
     batches: str = flags.setting(
         '1,8,64', 'For generate: prompts at a time, one number after the other.'
     )
     prompt_length: int = flags.setting(
-        128, 'For generate and infer: tokens of each.', least=1
+        128, 'For generate, infer and gguf: tokens of each.', least=1
     )
     answer_length: int = flags.setting(
-        64, 'For generate and infer: tokens of every answer.', least=2
+        64, 'For generate, infer and gguf: tokens of every answer.', least=2
     )
     rounds: int = flags.setting(
-        3, 'For generate, infer and load: how often each side runs.', least=1
+        3, 'For generate, infer, load and gguf: how often each side runs.', least=1
     )
     remat: str = flags.setting(
         'dots',

@@ -101,7 +101,7 @@ def ask(
         )
         if child.returncode:
             raise errors.InputError(
-                f'{file} cannot be loaded by llama.cpp: {_reason(child.stderr)}'
+                f'{file} cannot be loaded by llama.cpp: {reason(child.stderr)}'
             )
         with np.load(answered) as said:
             return Answer(
@@ -112,7 +112,7 @@ def ask(
             )
 
 
-def _reason(log: str) -> str:
+def reason(log: str) -> str:
     """The line of a log that says what went wrong."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     told = [line for line in lines if 'error' in line.lower()]
