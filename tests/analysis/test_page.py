@@ -192,7 +192,7 @@ def test_markdown(masks):
     low, high = found.closeness.within.interval
     assert (
         f'| One persona, two seeds | {found.closeness.within.value:.4f} '
-        f'{low:.4f} to {high:.4f} | 9 |' in text
+        f'({low:.4f} to {high:.4f}) | 9 |' in text
     )
     assert '| Any two masks, by chance | 0.3333 | 36 |' in text
     assert '### Correlation between seeds' in text

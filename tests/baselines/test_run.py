@@ -84,7 +84,7 @@ def test_every_rival_from_chats_to_a_model(
     assert found['models']['pruned']['nll'] != found['models']['dense']['nll']
     loaded = apply.load_masked(model=str(folder), dtype=np.float32)
     tokens = np.random.default_rng(1).integers(3, 900, (2, 12)).astype(np.int32)
-    ours = verify._logits(loaded.decoder, tokens, loaded.masks)
+    ours = verify.logits(loaded.decoder, tokens, loaded.masks)
     rotated = method == 'slicegpt' and cfg.rotation == 'sites'
     assert found['is_stock'] == (not rotated)
     if rotated:

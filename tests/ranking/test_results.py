@@ -70,7 +70,7 @@ def test_files(ranked, tmp_path):
     }
     assert {row['kind'] for row in rows} == {'person', 'judge'}
     page = (run / 'results' / 'rank.md').read_text()
-    assert '| ours | 1.33 ±' in page
+    assert '| ours | 1.33 (±' in page
     assert '(2 of them, 1 with all items)' in page
     assert 'a\\|b' in page
     # Every row of a table has as many cells as its head.
