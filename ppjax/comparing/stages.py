@@ -208,7 +208,8 @@ def _stage(
     # Paths are told by what is there.
     names = {field.name for field in dataclasses.fields(settings)}
     omit = (_ELSEWHERE | learning_config.RESUMABLE) & names
-    text = flags.to_flagfile(settings, omit=tuple(omit))
+    # What a mask is exported to is the mask's affair alone.
+    text = '' if verb == 'export' else flags.to_flagfile(settings, omit=tuple(omit))
     taken = settings.batch_size if verb in ('train', 'recover') else 0
     return Stage(path.name, verb, path, makes or path / 'hf', run, text, taken)
 
