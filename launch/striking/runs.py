@@ -17,8 +17,8 @@ from ppjax import demo
 from ppjax.masking import pmask
 from ppjax.models import base_model
 
-# All that may differ from an unbroken run. Times, speeds, and how many rewrites were
-# there already:
+# All that may differ from an unbroken run. Times, speeds, how many rewrites were there
+# already, and what names the folder:
 _FIELDS = frozenset(
     {
         'started',
@@ -29,6 +29,8 @@ _FIELDS = frozenset(
         'created',
         'reused',
         'minutes',
+        # Of settings that name the model in the run directory itself.
+        'run_sha256',
     }
 )
 # Event files, Orbax's own records, pages and tables with speeds.

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from ppjax import demo
-from ppjax.base import flags
+from ppjax.base import flags, json_lines
 from ppjax.baselines import run as prune_run
 from ppjax.comparing import config as config_lib
 from ppjax.comparing import methods
@@ -31,7 +31,8 @@ class Stage:
         name: of its folder.
         verb: that does it.
         path: its run directory.
-        makes: the model's folder, or a mask file; there only when it is whole.
+        makes: the model's folder, or a mask file; there only when it is whole. A run
+            may have more to write after it.
         run: does it, or goes on; False if it was told to stop before its end.
         settings: that decide what comes out, as text, wherever files lie.
         batch_size: examples of a step; 0 of what takes none.
@@ -47,7 +48,11 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        return self.makes.exists()
+        if not self.makes.exists():
+            return False
+        # An export has no record of its own in the run that it is of.
+        status = json_lines.stored_object(self.path / 'status.json') or {}
+        return self.verb == 'export' or status.get('state') == 'done'
 
 
 @dataclasses.dataclass(frozen=True)

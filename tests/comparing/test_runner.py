@@ -197,6 +197,17 @@ def test_an_interrupted_cell_is_gone_on_with(
     assert mine['measures'] == same['measures']
 
 
+def test_a_model_whose_run_has_more_to_write_is_not_done(compared):
+    run, _ = compared
+    path = next(x for x in (run / 'models').iterdir() if 'llm_pruner' in x.name)
+    stage = stages.Stage(path.name, 'prune', path, path / 'hf', bool, '', 0)
+    assert stage.is_done
+    status = (path / 'status.json').read_text()
+    (path / 'status.json').write_text(status.replace('"done"', '"failed"'))
+    assert not stage.is_done
+    (path / 'status.json').write_text(status)
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
