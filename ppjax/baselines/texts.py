@@ -90,17 +90,7 @@ def _rows(cfg: config_lib.PruneConfig) -> list[calibration.Row]:
         cfg.instructions, [], seed=cfg.seed, require_answer=True
     )
     progress_lib.say(mixed.summary)
-    return [
-        calibration.Row(
-            (
-                {'role': 'user', 'content': row.query},
-                {'role': 'assistant', 'content': row.answer},
-            ),
-            row.query_id,
-            row.query_id,
-        )
-        for row in mixed.rows
-    ]
+    return sources.plain_chats(mixed)
 
 
 def _plain(cfg: config_lib.PruneConfig, base: base_model.BaseModel) -> Texts:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ppjax.base import json_lines
 from ppjax.comparing import config as config_lib
-from ppjax.comparing import methods, stages
+from ppjax.comparing import stages
 from ppjax.sweeping import grid
 
 CELLS = 'cells'
@@ -43,8 +43,8 @@ def plan(cfg: config_lib.CompareConfig, hashes: Mapping[str, str]) -> list[Cell]
 
     Args:
         cfg: the settings.
-        hashes: name -> sha256 of what is read: of `general`, `base model`, and of each
-            source of rows by its name.
+        hashes: name -> sha256 of what is read: of `general`, `base model`, each source
+            of rows by its name, and the data of tasks by the flags that name them.
 
     Raises:
         InputError: naming the flag of settings that contradict each other.
@@ -73,9 +73,10 @@ def _identity(
     hashes: Mapping[str, str],
 ) -> str:
     """Hash over what decides a cell's figures, wherever its files lie."""
+    flags_of = cfg.filled(cfg.evaluate, values)
     parts: dict[str, Any] = {
         'stages': [[stage.verb, stage.settings] for stage in way.stages],
-        'evaluate': cfg.filled(cfg.evaluate, values),
+        'evaluate': [flags_of, hashes[flags_of]],
         'common': [cfg.dtype, cfg.max_length, cfg.date],
         'base model': hashes['base model'],
         'heldout': hashes[cfg.filled(cfg.heldout, values)],
@@ -93,13 +94,6 @@ def stored(folder: pathlib.Path, cell: Cell) -> dict[str, Any] | None:
     """The figures of a finished cell in a folder of them; None if there are none."""
     found = json_lines.stored_object(folder / f'{cell.name}.json')
     return found if found and found.get('identity') == cell.identity else None
-
-
-def label_of(cell: Cell) -> str:
-    """A cell's method and recovery for people."""
-    method = methods.METHODS[cell.values[config_lib.METHOD]].label
-    recovery = methods.Recovery.parse(cell.values[config_lib.RECOVERY]).label
-    return f'{method}; {recovery}' if recovery else method
 
 
 def unneeded(cell: Cell, others: Sequence[Cell]) -> list[stages.Stage]:

@@ -379,6 +379,11 @@ class CompareConfig(settings.CommonSettings):
             **which,
         )
 
+    @property
+    def tasks_text(self) -> str:
+        """The tasks as a flag has them."""
+        return ','.join(self.tasks)
+
     @functools.cached_property
     def tasks(self) -> list[str]:
         """The tasks of `evaluate`.

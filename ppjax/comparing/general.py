@@ -38,17 +38,7 @@ def read(cfg: config_lib.CompareConfig) -> list[calibration.Row]:
         cfg.instructions, excluded, seed=cfg.seed, require_answer=True
     )
     progress_lib.say(mixed.summary)
-    rows = [
-        calibration.Row(
-            (
-                {'role': 'user', 'content': row.query},
-                {'role': 'assistant', 'content': row.answer},
-            ),
-            row.query_id,
-            row.query_id,
-        )
-        for row in mixed.rows
-    ]
+    rows = sources.plain_chats(mixed)
     return data_lib.subset(rows, min(cfg.general_rows, len(rows)), cfg.seed)
 
 

@@ -1,7 +1,9 @@
 """A cell's model measured: what `evaluate` says of it, made small enough to keep."""
 
 from collections.abc import Mapping
+import hashlib
 import pathlib
+import re
 from typing import Any
 
 from ppjax.base import progress as progress_lib
@@ -11,6 +13,32 @@ from ppjax.comparing import config as config_lib
 from ppjax.evaluation import pipeline
 
 MEASURED = 'measured'
+
+
+# Flags of `evaluate` that name what a task measures on.
+_DATA = ('plain', 'eval_sets', 'piqa', 'openbookqa', 'mmlu', 'mmlu_dev')
+
+
+def data_hash(cfg: config_lib.CompareConfig, values: dict[str, Any]) -> str:
+    """sha256 over the files that the tasks of a cell read, beside held-out rows.
+
+    What is downloaded is told by its name alone.
+
+    Args:
+        cfg: the settings.
+        values: of the cell.
+    """
+    own = cfg.evaluate_of(values, pathlib.Path(cfg.output_dir), None, cfg.tasks_text)
+    digest = hashlib.sha256()
+    for name in _DATA:
+        for part in (getattr(own, name) or '').split(','):
+            path = pathlib.Path(re.sub(r':\d+$', '', part.strip())).expanduser()
+            files = sorted(path.glob('*.json')) if part and path.is_dir() else [path]
+            for file in files if part else ():
+                if file.is_file():
+                    digest.update(f'{name} {file.name} '.encode())
+                    digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def measure(cfg: config_lib.CompareConfig, cell: cells.Cell) -> dict[str, Any]:

@@ -91,6 +91,9 @@ def _hashes(
             if source not in found:
                 read = demo.read_rows(source, split=split)
                 found[source] = calibration.content_hash(read)
+        flags_of = cfg.filled(cfg.evaluate, values)
+        if flags_of not in found:
+            found[flags_of] = measuring.data_hash(cfg, values)
     return found
 
 
@@ -170,8 +173,7 @@ class _Work:
     def _made(self, cell: cells_lib.Cell) -> bool:
         """Makes a cell's model, or goes on; False if a stage stopped before its end."""
         for stage in cell.way.stages:
-            if stage.is_done:
-                continue
+            # One that is done as well: its run directory refuses other rows.
             progress_lib.say(f'{stage.verb}: {stage.path}')
             timed = stage.verb != 'export'
             if timed:

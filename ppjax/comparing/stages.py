@@ -48,6 +48,7 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
+        """Whether nothing is left to make, if it is still of the same rows."""
         if not self.makes.exists():
             return False
         # An export has no record of its own in the run that it is of.

@@ -148,17 +148,7 @@ def plain_rows(
         cfg.plain, learned, seed=cfg.seed, require_answer=True
     )
     progress.say(mixed.summary)
-    rows = [
-        calibration.Row(
-            (
-                {'role': 'user', 'content': instruction.query},
-                {'role': 'assistant', 'content': instruction.answer},
-            ),
-            instruction.query_id,
-            where=instruction.query_id,
-        )
-        for instruction in mixed.rows
-    ]
+    rows = sources.plain_chats(mixed)
     return data_lib.subset(rows, min(cfg.plain_examples, len(rows)), cfg.seed)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from ppjax import demo
 from ppjax.base import errors
 from ppjax.base import progress as progress_lib
-from ppjax.data import chat, instructions, mixture
+from ppjax.data import calibration, chat, instructions, mixture
 from ppjax.models import base_model
 from ppjax.parallel import sharding
 from ppjax.personas import evaluation_set, sources
@@ -103,6 +103,21 @@ def mix_instructions(
     return mixture.mix(
         spec, seed=seed, exclude_queries=excluded, require_answer=require_answer
     )
+
+
+def plain_chats(mixed: mixture.Mixture) -> list[calibration.Row]:
+    """Instructions and their answers as chats without a system message."""
+    return [
+        calibration.Row(
+            (
+                {'role': 'user', 'content': row.query},
+                {'role': 'assistant', 'content': row.answer},
+            ),
+            row.query_id,
+            row.query_id,
+        )
+        for row in mixed.rows
+    ]
 
 
 def read_exclusions(cfg: config_lib.SynthesisSettings) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from ppjax import demo
 from ppjax.base import errors
-from ppjax.comparing import cells, config, runner, stages
+from ppjax.comparing import cells, config, general, runner, stages
 from ppjax.data import calibration
 
 _PERSONAS = ('ferryman', 'clockmaker')
@@ -166,6 +166,44 @@ def test_cells_of_other_settings_are_not_taken_over(
     assert nll == pytest.approx(own, abs=1e-4)
     # The mask was learned anew, and its model is gone again.
     assert not any((tmp_path / 'run' / 'models').glob('*'))
+
+
+def test_other_rows_are_never_measured_on_a_model_of_before(
+    chatty_model, files, tmp_path
+):
+    own = tmp_path / 'rows'
+    shutil.copytree(files, own)
+    settings = _settings(
+        chatty_model,
+        own,
+        tmp_path / 'run',
+        grid='method=mask;persona=ferryman;sparsity=0.5',
+        evaluate='--tasks=likelihood',
+    )
+    runner.compare(settings)
+    rows = own / 'ferryman.train.jsonl'
+    rows.write_text('\n'.join(rows.read_text().splitlines()[:4]))
+    with pytest.raises(errors.InputError, match=r'Cell .*the content of'):
+        runner.compare(settings)
+
+
+def test_figures_on_other_data_are_others(chatty_model, files, tmp_path):
+    data = tmp_path / 'piqa.jsonl'
+    settings = _settings(
+        chatty_model,
+        files,
+        tmp_path / 'run',
+        grid='method=dense;persona=ferryman',
+        evaluate=f'--tasks=piqa --piqa={data}:5',
+    )
+
+    def planned(text):
+        data.write_text(text)
+        rows = general.read(settings)
+        [cell] = cells.plan(settings, runner._hashes(settings, rows))
+        return cell.identity
+
+    assert planned('{}') == planned('{}') != planned('{ }')
 
 
 def test_an_interrupted_cell_is_gone_on_with(
