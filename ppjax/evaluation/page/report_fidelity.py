@@ -30,15 +30,7 @@ def fidelity(result: Mapping[str, Any], of_page: Sequence[str]) -> views.Section
     models = report_views.models(result)
     figures = {name: mapping(own.get('fidelity')) for name, own in models.items()}
     rows = (
-        ('Mean over personas', 'mean_over_personas', _FIGURE, 'interval'),
-        (
-            f'Less that of {next(iter(models), "")}',
-            'to_dense.mean',
-            formats.points,
-            'to_dense.interval',
-        ),
-        ('Standard deviation over personas', 'std_over_personas', _FIGURE, ''),
-        ('Mean over answers', 'mean', _FIGURE, ''),
+        *report_views.score_rows(models, _FIGURE),
         ('Answers with a score', 'n_scored', _COUNT, 'n'),
         ('Asked again, since the reply was no JSON', 'n_retried', _COUNT, ''),
         ('No JSON in the end', 'n_malformed', _COUNT, ''),

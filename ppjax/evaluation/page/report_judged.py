@@ -44,15 +44,7 @@ def judge(
         for kind in _KINDS
     }
     score_rows = (
-        ('Mean over personas', 'mean_over_personas', _SCORE, 'interval'),
-        (
-            f'Less that of {next(iter(models), "")}',
-            'to_dense.mean',
-            formats.points,
-            'to_dense.interval',
-        ),
-        ('Standard deviation over personas', 'std_over_personas', _SCORE, ''),
-        ('Mean over answers', 'mean', _SCORE, ''),
+        *report_views.score_rows(models, _SCORE),
         ('Mean, 0 where there is no score', 'mean_with_zeros', _SCORE, ''),
         ('Answers with a score', 'n_scored', _COUNT, 'n'),
         ('Refusals', 'n_refused', _COUNT, ''),

@@ -109,6 +109,26 @@ def table(
     return views.Table(name, labels(models), cells, title, folded)
 
 
+def score_rows(models: Mapping[str, Any], show: formats.Show) -> list[Row]:
+    """Rows that all scores have which a judge gives: means, spread, to the first model.
+
+    Args:
+        models: by name; differences are to the first.
+        show: a score.
+    """
+    return [
+        ('Mean over personas', 'mean_over_personas', show, 'interval'),
+        (
+            f'Less that of {next(iter(models), "")}',
+            'to_dense.mean',
+            formats.points,
+            'to_dense.interval',
+        ),
+        ('Standard deviation over personas', 'std_over_personas', show, ''),
+        ('Mean over answers', 'mean', show, ''),
+    ]
+
+
 def sizes(name: str, stored: Mapping[str, Any], title: str = '') -> views.Table:
     """An `efficiency.Efficiency`, dense and pruned side by side."""
     rows = [
