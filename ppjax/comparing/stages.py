@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from ppjax import demo
-from ppjax.base import flags, json_lines
+from ppjax.base import errors, flags, json_lines
 from ppjax.baselines import run as prune_run
 from ppjax.comparing import config as config_lib
 from ppjax.comparing import methods
@@ -191,9 +191,9 @@ def _recovered(
     model: pathlib.Path | None,
 ) -> Stage:
     recovers = methods.Recovery.parse(values[config_lib.RECOVERY])
-    texts = str(_general(cfg))
-    if recovers.texts == config_lib.PERSONA:
-        texts = cfg.filled(cfg.calibration, values)
+    texts = cfg.filled(cfg.calibration, values)
+    if recovers.texts == config_lib.GENERAL:
+        texts = str(_general(cfg))
     settings = cfg.recover_of(values, path, model or cfg.base_model, texts)
     rows, measured = _rows(texts), _heldout(settings.heldout)
     return _stage(
@@ -229,6 +229,16 @@ def _heldout(source: str | None) -> Callable[[], list[Any]]:
 
 
 def _general(cfg: config_lib.CompareConfig) -> pathlib.Path:
+    """The file of general rows.
+
+    Raises:
+        InputError: if none are named.
+    """
+    if not cfg.instructions:
+        raise errors.InputError(
+            '--grid asks for general rows, of rivals or of recovery; name them with '
+            '--instructions, or take persona rows (--rival_texts, recovery=persona).'
+        )
     return pathlib.Path(cfg.output_dir) / GENERAL_ROWS
 
 

@@ -253,6 +253,7 @@ def test_a_model_whose_run_has_more_to_write_is_not_done(compared):
         ({'grid': 'method=magic;persona=ferryman'}, "unknown method 'magic'"),
         ({'grid': 'method=mask;persona=ferryman;recovery=x'}, "unknown recovery 'x'"),
         ({'grid': 'method=mask;persona=ferryman;sparsity=2'}, 'sparsity'),
+        ({'instructions': None}, 'asks for general rows'),
         ({'train': '--nothing=1'}, '--train: .*nothing'),
         ({'prune': 'magic: --batch_size=1'}, "'magic' is no rival"),
         ({'evaluate': '--tasks=piqa'}, '--evaluate: .*--piqa'),
