@@ -14,7 +14,15 @@ _VERBS = (
 )
 # From the top down: a room imports those behind it.
 _ROOMS = (
-    *('benchmarking', 'planning', 'comparing', 'sweeping', 'recipes', 'ranking'),
+    *(
+        'benchmarking',
+        'planning',
+        'serving',
+        'comparing',
+        'sweeping',
+        'recipes',
+        'ranking',
+    ),
     'evaluation',
     *('chatting', 'analysis'),
     *(
