@@ -40,13 +40,13 @@ class Token(NamedTuple):
     """One token of an answer.
 
     Attributes:
-        index: its id.
+        id: as the tokenizer has it.
         logprob: natural logarithm of its probability as the model has it, before any
             of `Sampling`; None where none was asked for.
         top: (id, logprob) of the likeliest, descending; empty where none were asked for.
     """
 
-    index: int
+    id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
