@@ -190,6 +190,49 @@ class Cached:
         return dot_product_attention(q, keys, values, mask), cache
 
 
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Attention of new tokens to the first slots of some rows of a larger cache.
+
+    Equal to `Cached` for rows that stand side by side in a cache of more rows, whose
+    later slots nobody looks at yet: what is not read costs nothing.
+
+    Attributes:
+        row: the first of the B rows, int32 scalar.
+        positions: [B, T] slot of each new token in its row; past the last slot for a
+            token that is not to be written, whose result is of no use.
+        span: slots that are looked at; more than any position that is written.
+    """
+
+    row: jax.Array
+    positions: jax.Array
+    span: int
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        batch = len(q)
+        rows = self.row + jnp.arange(batch)[:, None]
+        whole = KVCache(
+            *(
+                held.at[cache.layer, rows, self.positions].set(
+                    new.astype(held.dtype), mode='drop'
+                )
+                for held, new in zip(cache.whole, (k, v), strict=True)
+            )
+        )
+
+        def known(held: jax.Array) -> jax.Array:  # [B, span, K, H]
+            start = (cache.layer, self.row, 0, 0, 0)
+            sizes = (1, batch, self.span, *held.shape[3:])
+            return jax.lax.dynamic_slice(held, start, sizes)[0]
+
+        slots = jnp.arange(self.span)
+        mask = slots[None, None, :] <= self.positions[:, :, None]
+        keys, values = (known(held) for held in whole)
+        return dot_product_attention(q, keys, values, mask), cache._replace(whole=whole)
+
+
 # Queries of a prompt are cut into at most so many blocks, of at least so many tokens:
 # with 8, keys that lie ahead cost an eighth of what those behind cost.
 _MOST_BLOCKS = 8

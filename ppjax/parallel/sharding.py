@@ -204,6 +204,23 @@ def slot_rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, spec)
 
 
+def key_value_heads(
+    mesh: jax.sharding.Mesh, heads: int, *, before: int = 3
+) -> jax.sharding.NamedSharding:
+    """A cache's keys or values with their heads spread as those of the weights are.
+
+    Args:
+        mesh: the devices.
+        heads: K. Where they cannot be shared out evenly, every device has all.
+        before: axes before that of the heads.
+    """
+    axis = _MESH_AXES['kv_heads']
+    if heads % mesh.shape[axis]:
+        axis = None
+    spec = jax.sharding.PartitionSpec(*[None] * before, axis)
+    return jax.sharding.NamedSharding(mesh, spec)
+
+
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     """Whole on every device."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
