@@ -25,7 +25,7 @@ from ppjax.serving import choosing
 BLOCK = 32
 CHUNKS = (BLOCK, 4 * BLOCK)
 _LEAST_SPAN = 512
-CANDIDATES = 256
+_CANDIDATES = 256
 
 
 class State(NamedTuple):
@@ -253,6 +253,8 @@ class Programs:
         self._spans = spans(shape.max_context)
         # No chunk is longer than a row.
         self.chunks = [chunk for chunk in CHUNKS if chunk <= shape.max_context]
+        vocab_size = model.cfg.vocab_size
+        self._candidates = sorted({min(_CANDIDATES, vocab_size), vocab_size})
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def state(self) -> State:
@@ -288,17 +290,16 @@ class Programs:
         where: Any = sharding.key_value_heads(self._mesh, heads, before=2)
         return attention.KVCache(where, where)
 
-    def compile(self, progress: Callable[[int, int], None]) -> None:
-        """Compiles all of them.
+    @property
+    def count(self) -> int:
+        """How many programs there are."""
+        return len(list(self._wanted()))
 
-        Args:
-            progress: called with (programs made, programs in all).
-        """
-        wanted = list(self._wanted())
-        for done, (key, function, arguments) in enumerate(wanted):
-            progress(done, len(wanted))
+    def compile(self) -> Iterator[None]:
+        """Compiles all of them, one by one."""
+        for key, function, arguments in self._wanted():
             self._compiled[key] = self._lowered(function, arguments).compile()
-        progress(len(wanted), len(wanted))
+            yield
 
     def _lowered(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         if self._mesh is None:
@@ -358,7 +359,7 @@ class Programs:
                 settings_of_nobody(width, cfg.vocab_size),
             )
             arguments = (logits, settings, state.history, _of(np.int32, width))
-            for candidates in (CANDIDATES, cfg.vocab_size):
+            for candidates in self._candidates:
                 made = _jitted(_choose, 2, whole, candidates=candidates)
                 yield _Wanted(('choose', width, candidates), made, arguments)
 
@@ -417,7 +418,7 @@ class Programs:
         rows: np.ndarray,
     ) -> tuple[State, choosing.Chosen]:
         """Draws by each row's settings; candidates are as many as are needed."""
-        key = ('choose', len(logits), CANDIDATES)
+        key = ('choose', len(logits), self._candidates[0])
         history, chosen = self._call(key, logits, settings, state.history, rows)
         state = state._replace(history=history)
         chosen = jax.device_get(chosen)
@@ -426,7 +427,7 @@ class Programs:
             return state, chosen
         # Those that had enough are counted already.
         again = np.where(chosen.enough, self.shape.slots, rows).astype(np.int32)
-        key = ('choose', len(logits), self.model.cfg.vocab_size)
+        key = ('choose', len(logits), self._candidates[-1])
         history, whole = self._call(key, logits, settings, state.history, again)
         whole = jax.device_get(whole)
         merged = choosing.Chosen(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ppjax.models import masks as masks_lib
-from ppjax.serving import engine, jobs, lane, members, prefix_cache, programs, sampling
+from ppjax.serving import engine, jobs, members, opening, sampling
 
 NOBODY_STOPS = frozenset[int]()
 
@@ -51,24 +51,12 @@ def running(
     max_context: int = 160,
     cache_bytes: int = 1 << 22,
     queue_length: int = 100,
+    pins: Sequence[members.Member] = (),
     mesh: Any = None,
 ) -> Iterator[engine.Engine]:
     """An engine of a decoder, until the end of the block."""
-    shape = programs.Shape(slots, max_context)
-    compiled = programs.Programs(decoder, shape, mesh=mesh)
-    compiled.compile(lambda done, total: None)
-    known = prefix_cache.PrefixCache(cache_bytes, programs.BLOCK)
-    cfg = decoder.cfg
-    own = lane.Lane(compiled, known, lane.whole_scale(cfg.num_layers, cfg.d_ff))
-    made = engine.Engine(
-        own,
-        known,
-        slots=slots,
-        max_context=max_context,
-        vocab_size=cfg.vocab_size,
-        queue=queue_length,
-    )
-    made.start()
+    sizes = opening.Sizes(slots, max_context, queue_length, cache_bytes)
+    made = opening.open_engine(decoder, sizes, pins=pins, mesh=mesh)
     try:
         yield made
     finally:
