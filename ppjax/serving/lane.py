@@ -108,10 +108,7 @@ class Lane:
         return None in self.rows
 
     def insert(self, job: jobs.Job, listener: jobs.Listener) -> Row:
-        """Gives a free row, the lowest, to a request; known blocks are not read again.
-
-        Low rows make steps narrow.
-        """
+        """Gives a free row to a request: the lowest, since low rows make steps narrow."""
         number = self.rows.index(None)
         prompt = np.asarray(job.prompt, np.int32)
         tokens = np.zeros(self._programs.shape.max_context, np.int32)
@@ -120,11 +117,6 @@ class Lane:
         self._set(number, job)
         scale = self._scale_of(job.member.scale)
         self._state = self._programs.begin(self._state, number, scale, prompt)
-        # The last token's logits are wanted, so it is read in any case.
-        for block in self._cache.find(job.member.digest, prompt[:-1]):
-            self._state = self._programs.put(self._state, number, row.read, block)
-            row.read += programs_lib.BLOCK
-        row.cached = row.read
         self.rows[number] = row
         self._order.append(number)
         return row
@@ -160,6 +152,8 @@ class Lane:
         number = self._order[0]
         row = self.rows[number]
         assert row is not None
+        if not row.read:
+            self._recall(number, row)
         left = row.length - row.read
         short, long = self._programs.chunks[0], self._programs.chunks[-1]
         # One long chunk costs less than as many short ones.
@@ -172,6 +166,18 @@ class Lane:
             self._keep(number, row)
             self._draw(logits, [number])
         return True
+
+    def _recall(self, number: int, row: Row) -> None:
+        """Writes the known blocks that a prompt starts with into its row.
+
+        Not before it is read: who came just before may have had the same prompt.
+        """
+        # The last token's logits are wanted, so it is read in any case.
+        prompt = row.text[:-1]
+        for block in self._cache.find(row.job.member.digest, prompt):
+            self._state = self._programs.put(self._state, number, row.read, block)
+            row.read += programs_lib.BLOCK
+        row.cached = row.read
 
     def step(self) -> bool:
         """Adds a token to every row that answers; false if none does."""

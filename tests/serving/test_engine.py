@@ -150,6 +150,20 @@ def test_known_prefixes_are_read_once_and_by_mask(made, cast):
     assert ended.cached_tokens == 0, 'keys and values are of another mask'
 
 
+def test_those_who_come_together_read_a_prompt_once(made, cast):
+    asked = [
+        engines.ask(
+            made,
+            cast[5],
+            _prompt(21, 100),
+            drawn=sampling.Sampling(seed=9),
+            choice=choice,
+        )
+        for choice in range(4)
+    ]
+    assert [one.answer()[1].cached_tokens for one in asked] == [0, 96, 96, 96]
+
+
 def test_stops_at_stop_tokens_and_limits(tiny, made, cast):
     for seed in range(30):  # Until an answer has a new token late enough.
         prompt = _prompt(seed, 25)
