@@ -15,7 +15,6 @@ from ppjax.chat_api import addresses
 
 KEY_VARIABLE = 'PPJAX_API_KEY'
 _CONNECT_SECONDS = 30.0
-_READ_SECONDS = 600.0
 _LOOPBACK = ('localhost', '127.0.0.1', '::1')
 
 
@@ -48,11 +47,15 @@ class Reply:
     ended: float
 
 
-def open_client(url: str) -> httpx.AsyncClient:
+def open_client(url: str, *, seconds: float = 600.0) -> httpx.AsyncClient:
     """A client for as many requests at a time as are made; to be closed.
 
     Its paths are those behind `/v1`. The key is that of the environment's
     `PPJAX_API_KEY`, if there is one.
+
+    Args:
+        url: with or without /v1.
+        seconds: that the next part of a reply may take.
 
     Raises:
         InputError: if the address is none.
@@ -62,7 +65,7 @@ def open_client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=base,
         headers={'authorization': f'Bearer {key}'} if key else {},
-        timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
+        timeout=httpx.Timeout(seconds, connect=_CONNECT_SECONDS),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         # What stands in between would be measured too.
         trust_env=httpx.URL(base).host not in _LOOPBACK,

@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import pathlib
+import signal
 import socket
 import threading
 import time
@@ -20,7 +22,7 @@ from typing import Any
 from starlette import applications, requests, responses, routing
 import uvicorn
 
-FAULTS = ('none', 'text', 'leak', '500', 'exit', 'shared', 'stuck')
+FAULTS = ('text', 'shared', 'cut', 'leak', 'stuck', '500', 'exit', 'die')
 _MOST_BYTES = 2**20
 _LONGEST = 4000
 
@@ -41,7 +43,7 @@ class Chat:
         failures: statuses that the next requests get, in order.
         arrived: of `time.perf_counter`, one a request.
         most: requests at a time, at most so far.
-        fault: what is wrong with it.
+        fault: what is wrong with it: any of `FAULTS`, with commas between them.
         leave: ends the server at once; set by `running`.
     """
 
@@ -77,7 +79,8 @@ class Chat:
         if self.folder is None:
             return self.models
         found = sorted(self.folder.glob('*.pmask'))
-        return [('base', None), *((path.stem, 'base') for path in found)]
+        whole = [path.stem for path in found if path.stem != 'damaged']
+        return [('base', None), *((name, 'base') for name in whole)]
 
     async def _list(self, _: requests.Request) -> responses.Response:
         rows = [
@@ -90,6 +93,8 @@ class Chat:
         return responses.PlainTextResponse(
             '# TYPE process_resident_memory_bytes gauge\n'
             'process_resident_memory_bytes 1.5e+08\n'
+            '# TYPE chat_running gauge\n'
+            f'chat_running {self._under_way}\n'
         )
 
     async def _answer(self, request: requests.Request) -> responses.Response:
@@ -104,7 +109,7 @@ class Chat:
                 return _refusal(413)
         body = _checked(data)
         if body is None:
-            return _refusal(500 if self.fault == '500' else 400)
+            return _refusal(500 if '500' in self.fault else 400)
         if body['model'] not in dict(self._ids()):
             return _refusal(404)
         self.bodies.append(body)
@@ -122,19 +127,23 @@ class Chat:
                         is_first = event['choices'][0]['delta'].get('role') is not None
                         await asyncio.sleep(self.first if is_first else self.gap)
                     yield f'data: {json.dumps(event)}\n\n'
+                    if 'cut' in self.fault and len(self.arrived) % 9 == 0:
+                        return
+                    if 'die' in self.fault and len(self.arrived) > 40:
+                        os._exit(3)
                 yield 'data: [DONE]\n\n'
         finally:
-            if self.fault != 'stuck':
+            if 'stuck' not in self.fault:
                 self._under_way -= 1
 
     def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         number = next(self._count)
         prompt = body['messages'][-1]['content']
-        if self.fault == 'text' and number % 7 == 0:
+        if 'text' in self.fault and number % 7 == 0:
             prompt += '!'
-        if self.fault == 'shared' and self._under_way > 1:
+        if 'shared' in self.fault and self._under_way > 1:
             prompt += ' in company'
-        if self.fault == 'leak':
+        if 'leak' in self.fault:
             self._kept.append(bytearray(b'x' * 400_000))
         words = text(body['model'], prompt, min(body['max_tokens'], 6)).split()
 
@@ -156,12 +165,17 @@ def _checked(data: bytes) -> dict[str, Any] | None:
         sound = (
             isinstance(prompt, str)
             and len(prompt) < _LONGEST
+            and body['messages'][-1]['role'] == 'user'
             and isinstance(body['model'], str)
+            and isinstance(body['max_tokens'], int)
             and body['max_tokens'] > 0
             and body['temperature'] >= 0
             and 0 < body.get('top_p', 1) <= 1
+            and body.get('n', 1) <= 8
+            and isinstance(body.get('stop', []), list)
+            and isinstance(body.get('seed', 0), int)
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return body if sound else None
 
@@ -198,17 +212,15 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument('--personas', type=pathlib.Path, required=True)
     parser.add_argument('--port', type=int, required=True)
-    parser.add_argument('--fault', choices=FAULTS, default='none')
+    parser.add_argument('--fault', default='none', help=' or '.join(FAULTS))
     given, _ = parser.parse_known_args()
+    # uvicorn gives the signal that ended it to the process again.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     chat = Chat(folder=given.personas, fault=given.fault, gap=0.004)
-    config = uvicorn.Config(
+    uvicorn.run(
         chat.application(), port=given.port, log_level='warning', access_log=False
     )
-    # uvicorn gives the signal that ended it to the process again.
-    server = uvicorn.Server(config)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(server.serve())
-    return 1 if given.fault == 'exit' else 0
+    return 1 if 'exit' in given.fault else 0
 
 
 if __name__ == '__main__':
