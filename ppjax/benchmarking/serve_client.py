@@ -66,7 +66,8 @@ def open_client(url: str, *, seconds: float = 600.0) -> httpx.AsyncClient:
         base_url=base,
         headers={'authorization': f'Bearer {key}'} if key else {},
         timeout=httpx.Timeout(seconds, connect=_CONNECT_SECONDS),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        # A connection that was kept may be closed by the server just as it is used.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         # What stands in between would be measured too.
         trust_env=httpx.URL(base).host not in _LOOPBACK,
     )
@@ -187,10 +188,15 @@ class _Heard:
         usage = event.get('usage')
         if isinstance(usage, dict) and isinstance(usage.get('completion_tokens'), int):
             self._tokens = usage['completion_tokens']
-        for choice in event.get('choices') or ():
-            self._finish = choice.get('finish_reason') or self._finish
-            text = (choice.get('delta') or {}).get('content')
-            if text:
+        choices = event.get('choices')
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict):
+                self.failure = self.failure or 'no choice'
+                continue
+            self._finish = str(choice.get('finish_reason') or self._finish)
+            delta = choice.get('delta')
+            text = delta.get('content') if isinstance(delta, dict) else None
+            if text and isinstance(text, str):
                 self._last = time.perf_counter()
                 self._first = self._first or self._last
                 self._parts.append(text)

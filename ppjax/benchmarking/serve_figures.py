@@ -76,6 +76,7 @@ def of(answered: Sequence[Answered], began: float) -> dict[str, Any]:
     failures = Counter(one.reply.failure for one in answered if one.reply.failure)
     return {
         'requests': len(answered),
+        'personas_asked': len({one.asked.persona for one in answered}),
         'finished': len(whole),
         'errors': dict(sorted(failures.items())),
         'seconds': seconds,

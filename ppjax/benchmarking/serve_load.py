@@ -84,13 +84,17 @@ async def _measured(
         memory = _Memory(client, pid)
         await memory.now()  # A process that is not there is said before the load.
         found = []
-        for number, cell in enumerate(serve_plan.cells(cfg, len(sides))):
+        cells = serve_plan.cells(cfg, len(sides))
+        rates = list(dict.fromkeys(cell.rate for cell in cells))
+        for cell in cells:
             asked = serve_plan.draw(
                 cell,
                 requests=cfg.requests,
                 prompts=len(prompts),
                 exponent=cfg.zipf,
-                seed=(cfg.seed, number),
+                # The same texts for every number of personas, and others for every
+                # rate: a server knows the beginnings of what it has read.
+                seed=(cfg.seed, rates.index(cell.rate)),
             )
             async with memory.watched() as resident:
                 figures = await load.run(asked, cell)

@@ -96,12 +96,13 @@ def draw(
         seed: fixes all.
 
     Returns:
-        By arrivals of a Poisson process, where the cell has a rate.
+        By arrivals of a Poisson process, where the cell has a rate. Another number of
+        personas changes who is asked, and neither texts nor times.
     """
     rng = np.random.default_rng(list(seed))
-    chosen = rng.choice(cell.personas, requests, p=popularity(cell.personas, exponent))
     texts = rng.integers(prompts, size=requests)
     gaps = rng.exponential(1.0, requests)
+    chosen = rng.choice(cell.personas, requests, p=popularity(cell.personas, exponent))
     times = np.cumsum(gaps) / cell.rate if cell.rate else np.zeros(requests)
     return [
         Asked(float(at), int(persona), int(prompt))

@@ -60,6 +60,21 @@ def test_a_seed_fixes_all():
     assert drawn((1, 0)) == drawn((1, 0)) != drawn((2, 0))
 
 
+def test_more_personas_change_who_is_asked_alone():
+    def drawn(personas):
+        return serve_plan.draw(
+            serve_plan.Cell(personas, 2.0, None),
+            requests=30,
+            prompts=5,
+            exponent=1.0,
+            seed=(0, 0),
+        )
+
+    one, many = drawn(1), drawn(64)
+    assert [(x.at, x.prompt) for x in one] == [(x.at, x.prompt) for x in many]
+    assert len({x.persona for x in one}) == 1 < len({x.persona for x in many})
+
+
 def test_without_an_exponent_all_are_asked_alike():
     assert serve_plan.popularity(4, 0.0).tolist() == [0.25] * 4
 
@@ -80,6 +95,31 @@ def test_without_an_exponent_all_are_asked_alike():
 def test_loads_that_are_none(flags, message):
     with pytest.raises(errors.InputError, match=message):
         serve_plan.cells(config.BenchConfig(**flags), 4)
+
+
+def _heard(*events):
+    heard = serve_client._Heard()
+    for event in events:
+        heard.take(event)
+    return heard.reply()
+
+
+@pytest.mark.parametrize(
+    ('event', 'failure'),
+    [
+        (None, 'no JSON'),
+        ([], 'no JSON'),
+        ({'error': {'message': 'no'}}, 'error in the stream'),
+        ({'choices': ['x']}, 'no choice'),
+        ({'choices': 5, 'usage': 7}, ''),
+        ({'choices': [{'delta': 'x', 'finish_reason': 3}]}, ''),
+        ({'choices': [{'delta': {'content': 5}}]}, ''),
+    ],
+)
+def test_events_that_are_none(event, failure):
+    reply = _heard({'choices': [{'delta': {'content': 'Hm'}}]}, event)
+    assert (reply.failure, reply.text, reply.tokens) == (failure, 'Hm', 1)
+    assert not reply.counted
 
 
 # --- The figures --------------------------------------------------------------
@@ -108,6 +148,7 @@ def test_figures_of_known_replies():
     answered += [_answered(0, failure='429'), _answered(1, first=2.0, cold=True)]
     found = serve_figures.of(answered, began=8.0)
     assert (found['requests'], found['finished']) == (105, 102)
+    assert found['personas_asked'] == 1
     assert found['errors'] == {'429': 2, 'cut short': 1}
     assert found['first_token_warm_s'] == pytest.approx(
         {'p50': 0.6, 'p95': 1.05, 'p99': 1.09, 'count': 101}
