@@ -22,7 +22,10 @@ from typing import Any
 from starlette import applications, requests, responses, routing
 import uvicorn
 
-FAULTS = ('text', 'shared', 'cut', 'leak', 'stuck', '500', 'exit', 'die')
+FAULTS = (
+    *('text', 'shared', 'cut', 'leak', 'stuck', '500', 'exit', 'die'),
+    *('stale', 'damaged', 'careless'),
+)
 _MOST_BYTES = 2**20
 _LONGEST = 4000
 
@@ -79,8 +82,11 @@ class Chat:
         if self.folder is None:
             return self.models
         found = sorted(self.folder.glob('*.pmask'))
-        whole = [path.stem for path in found if path.stem != 'damaged']
-        return [('base', None), *((name, 'base') for name in whole)]
+        if 'damaged' not in self.fault:
+            found = [path for path in found if path.stem != 'damaged']
+        if 'stale' not in self.fault or not self.models:
+            self.models = [('base', None), *((path.stem, 'base') for path in found)]
+        return self.models
 
     async def _list(self, _: requests.Request) -> responses.Response:
         rows = [
@@ -108,6 +114,8 @@ class Chat:
             if len(data) > _MOST_BYTES:
                 return _refusal(413)
         body = _checked(data)
+        if body is None and 'careless' in self.fault:
+            return responses.JSONResponse({'choices': []})
         if body is None:
             return _refusal(500 if '500' in self.fault else 400)
         if body['model'] not in dict(self._ids()):
@@ -144,7 +152,7 @@ class Chat:
         if 'shared' in self.fault and self._under_way > 1:
             prompt += ' in company'
         if 'leak' in self.fault:
-            self._kept.append(bytearray(b'x' * 400_000))
+            self._kept.append(bytearray(b'x' * 1_500_000))
         words = text(body['model'], prompt, min(body['max_tokens'], 6)).split()
 
         def event(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """launch/serving_soak.py: what it must find, and what it must not."""
 
+import asyncio
 import json
 import pathlib
 import random
@@ -8,11 +9,12 @@ import sys
 import pytest
 
 from ppjax.base import errors
+from ppjax.benchmarking import serve_client
 from tests.benchmarking import chat_server
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'launch'))
 import serving_soak
-from soaking import bodies, folder, record
+from soaking import bodies, clients, folder, record
 
 
 @pytest.fixture
@@ -22,6 +24,12 @@ def masks(tmp_path):
     for name in ('anna', 'bram', 'cleo'):
         (path / f'{name}.pmask').write_bytes(b'mask')
     return path
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    monkeypatch.setattr(serving_soak, '_IDLE_SECONDS', 1.0)
+    monkeypatch.setattr(folder, 'SETTLED_SECONDS', 0.3)
 
 
 def _soaked(masks, fault='none', **changed):
@@ -61,8 +69,7 @@ def test_a_sound_server_has_no_faults(masks):
     assert {path.stem for path in masks.iterdir()} == {'anna', 'bram', 'cleo'}
 
 
-def test_faults_are_found(masks, monkeypatch):
-    monkeypatch.setattr(serving_soak, '_IDLE_SECONDS', 1.0)
+def test_faults_are_found(masks):
     found = _soaked(masks, 'text,cut,leak,stuck,500,exit')
     faults = found['faults']
     assert {'wrong text', 'cut short', 'memory grows', 'never idle'} <= set(faults)
@@ -71,6 +78,59 @@ def test_faults_are_found(masks, monkeypatch):
     assert 'and alone' in faults['wrong text']['told'][0]
     assert 'chat_running' in faults['never idle']['told'][0]
     assert found['answers_that_were_right'] > 10
+
+
+def _met(masks, acts, *, fault='none', take_away=None):
+    """Kinds of faults that one client finds by some acts."""
+    own = folder.Folder(sorted(masks.glob('*.pmask')), masks.parent / 'own')
+    seen = record.Record()
+
+    async def meet(url):
+        async with serve_client.open_client(url) as client:
+            one = clients.Clients(
+                client,
+                url.removesuffix('/v1'),
+                own,
+                seen,
+                max_tokens=3,
+                rng=random.Random(0),
+            )
+            await one.learn(['base', 'anna'], ['Who?'])
+            (own.path / f'{folder.DAMAGED}.pmask').write_bytes(b'damaged')
+            if take_away:
+                (own.path / f'{take_away}.pmask').unlink()
+            await acts(one)
+
+    chat = chat_server.Chat(folder=own.path, fault=fault)
+    with chat_server.running(chat) as url:
+        asyncio.run(meet(url))
+    return seen
+
+
+def test_a_removed_persona_must_be_gone(masks):
+    def ask(one):
+        return one.ask(('anna', 'Who?'))
+
+    sound = _met(masks, ask, take_away='anna')
+    assert sound.kinds == []
+    assert sound.as_json()['done'] == {'ask: 404': 1}
+
+
+def test_a_removed_persona_that_answers_is_found(masks):
+    found = _met(
+        masks, lambda one: one.ask(('anna', 'Who?')), fault='stale', take_away='anna'
+    )
+    assert found.kinds == ['removed persona answers']
+
+
+def test_a_damaged_file_that_is_listed_is_found(masks):
+    seen = _met(masks, lambda one: one._look(), fault='damaged')
+    assert seen.kinds == ['damaged file listed']
+
+
+def test_a_bad_body_that_is_taken_is_found(masks):
+    seen = _met(masks, lambda one: one._send_bad_body(), fault='careless')
+    assert seen.kinds == ['bad body taken']
 
 
 def test_a_server_that_dies_is_found(masks):
