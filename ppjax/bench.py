@@ -12,11 +12,14 @@ python -m ppjax.bench load
 python -m ppjax.bench load --base_model=config.json --mesh=fsdp:8 --dtype=bfloat16
 python -m ppjax.bench gguf --files=dense-F16.gguf,jack-Q8_0.gguf
 python -m ppjax.bench costs --page=costs.html
+python -m ppjax.bench serve --url=http://127.0.0.1:8080/v1 --casts=1,8 --rates=0.5,1,2
+python -m ppjax.bench serve --url=http://127.0.0.1:8080/v1 --casts=1,8 --concurrency=8
+python -m ppjax.bench serve --files=dense-F16.gguf --personas=cast.jsonl --concurrency=8
 
 Both sides do the same work, and their results are compared. `costs` has another side
-with --reference alone, `load --mesh` and `gguf` none; that of `personas` is one run after the
-other; all others need PyTorch. Machines are noisy: believe the ratio, and rather that
-of a longer run.
+with --reference alone, `load --mesh`, `gguf` and `serve` none; that of `personas` is one
+run after the other; all others need PyTorch. Machines are noisy: believe the ratio, and
+rather that of a longer run.
 """
 
 from collections.abc import Callable
@@ -38,6 +41,7 @@ from ppjax.benchmarking import (
     multiple_choice,
     rewriting,
     scoring,
+    serve_load,
 )
 
 COMPARISONS: dict[str, Callable[[config.BenchConfig], dict[str, Any]]] = {
@@ -51,6 +55,7 @@ COMPARISONS: dict[str, Callable[[config.BenchConfig], dict[str, Any]]] = {
     'load': load.compare,
     'gguf': gguf_speed.compare,
     'costs': costs.measure,
+    'serve': serve_load.measure,
 }
 
 

@@ -23,7 +23,8 @@ class BenchConfig:
     )
     personas: str | None = flags.setting(
         None,
-        'File of personas: the first is the target; the shipped references else.',
+        'File of personas: the first is the target; the shipped references else. For '
+        'serve: their prompts are sent, and one model answers for all.',
         path=True,
     )
     piqa: str | None = flags.setting(
@@ -37,9 +38,11 @@ class BenchConfig:
     mmlu_shots: str = flags.setting(
         '0', 'For benchmarks: worked examples; several numbers are run in turn.'
     )
-    names: str = flags.setting(
-        ','.join(demo.personas()),
-        'For personas: whose masks are learned; for mask_step: whose first.',
+    names: str | None = flags.setting(
+        None,
+        'For personas: whose masks are learned; for mask_step: whose first; by default '
+        f"{', '.join(demo.personas())}. For serve: which of the server's models, the "
+        'most asked first; by default all that have a parent.',
     )
     calibration: str = flags.setting(
         'demo:{persona}',
@@ -79,7 +82,8 @@ class BenchConfig:
     )
     files: str | None = flags.setting(
         None,
-        'For gguf: files that llama.cpp runs in turn, with commas between them.',
+        'For gguf: files that llama.cpp runs in turn, with commas between them; for '
+        'serve, in place of --url: the one that it serves.',
         path=True,
     )
     batches: str = flags.setting(
@@ -89,7 +93,9 @@ class BenchConfig:
         128, 'For generate, infer and gguf: tokens of each.', least=1
     )
     answer_length: int = flags.setting(
-        64, 'For generate, infer and gguf: tokens of every answer.', least=2
+        64,
+        'For generate, infer and gguf: tokens of every answer; for serve, at most.',
+        least=2,
     )
     rounds: int = flags.setting(
         3, 'For generate, infer, load and gguf: how often each side runs.', least=1
@@ -132,9 +138,60 @@ class BenchConfig:
     date: str = flags.setting(
         settings.DATE, 'The date that chat templates which print one are told.'
     )
+    url: str | None = flags.setting(
+        None,
+        'For serve: address of a server with the API of OpenAI; the key, if it wants '
+        'one, is read from the environment variable PPJAX_API_KEY.',
+    )
+    casts: str | None = flags.setting(
+        None,
+        'For serve: how many personas are asked, one number after the other, as '
+        '1,8,64; by default all.',
+    )
+    rates: str | None = flags.setting(
+        None,
+        'For serve: requests a second, one number after the other, that come by '
+        'chance whether others are answered or not.',
+    )
+    concurrency: int | None = flags.setting(
+        None, 'For serve, instead of --rates: so many requests at a time.', least=1
+    )
+    requests: int = flags.setting(
+        64, 'For serve: of every number of personas and rate.', least=1
+    )
+    zipf: float = flags.setting(
+        1.0,
+        'For serve: the persona that is the i-th in popularity has a share of the '
+        'requests as i to the power of minus this; 0 asks all alike.',
+        within='[0, 10]',
+    )
+    alone: int = flags.setting(
+        16, 'For serve: so many questions are asked again at the end, one at a time.'
+    )
+    seed: int = flags.setting(0, 'For serve: fixes who is asked what, and when.')
+    pid: int | None = flags.setting(
+        None,
+        "For serve: the server's process, whose memory is read; by default its "
+        '/metrics are asked.',
+        least=1,
+    )
+    slots: int = flags.setting(
+        8, 'For serve with --files: answers that llama.cpp gives at a time.', least=1
+    )
     result: str | None = flags.setting(
         None, 'JSON file to write the figures to.', writes=True
     )
 
     def __post_init__(self) -> None:
         ranges.check(self)
+
+    @property
+    def given_names(self) -> tuple[str, ...]:
+        """Those of --names, each once; none where it was not given."""
+        parts = [part.strip() for part in (self.names or '').split(',')]
+        return tuple(dict.fromkeys(part for part in parts if part))
+
+    @property
+    def persona_names(self) -> tuple[str, ...]:
+        """Those of --names, or the demo's."""
+        return self.given_names or tuple(demo.personas())

@@ -63,7 +63,7 @@ def compare(cfg: config.BenchConfig) -> dict[str, Any]:
         raise errors.InputError(
             f'--output_dir={folder} exists; runs of before would not be measured.'
         )
-    names = [name.strip() for name in cfg.names.split(',')]
+    names = cfg.persona_names
 
     def learn(to: pathlib.Path, calibration: str, *more: str) -> dict[str, float]:
         return _run(

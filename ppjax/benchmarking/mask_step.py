@@ -120,7 +120,7 @@ def _examples(
     Raises:
         InputError: if they are too few for a step.
     """
-    name = cfg.names.split(',')[0].strip()
+    name = cfg.persona_names[0]
     source = cfg.calibration.replace('{persona}', name)
     rows = demo.read_rows(source, split='train')
     if cfg.persona:

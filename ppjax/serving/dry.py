@@ -59,8 +59,10 @@ def penalties(history: np.ndarray, dry: sampling.Dry) -> tuple[np.ndarray, np.nd
 
 def _first_of(window: np.ndarray, wanted: frozenset[int]) -> int:
     """Place of the first token that is among those wanted; T if none is."""
-    places = np.flatnonzero(np.isin(window, list(wanted))) if wanted else ()
-    return int(places[0]) if len(places) else len(window)
+    if not wanted:
+        return len(window)
+    places = np.flatnonzero(np.isin(window, list(wanted)))
+    return int(places[0]) if places.size else len(window)
 
 
 def _matches(window: np.ndarray, tokens: list[int]) -> list[tuple[int, int]]:
