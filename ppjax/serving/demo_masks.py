@@ -23,8 +23,8 @@ from ppjax.models import decoder as decoder_lib
 from ppjax.training import starts
 
 SPARSITY = 0.25
-# Enough for a start: all of a persona's would take ten times as long.
-_EXAMPLES = 16
+# Enough for a start, and seconds: all of a persona's take twelve times as long.
+_EXAMPLES = 8
 _VARIABLE, _DEFAULT = 'XDG_CACHE_HOME', '~/.cache'
 
 

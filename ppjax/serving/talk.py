@@ -14,7 +14,9 @@ and post-history, which SillyTavern then has put into its own messages, are left
 
 Not every template takes system messages behind the first turn. Where one refuses, drops
 or moves them, what they say becomes part of a user's turn: of the one before, or else of
-the next; the post-history goes to the end of the last.
+the next; the post-history goes to the end of the last. Nor does every template take an
+answer before the first question, as a character's first message is: a word of the user's
+is put before it there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,7 @@ _SYSTEM = ('system', 'developer')
 # Roughly, of English.
 _CHARACTERS_PER_TOKEN = 4
 _PROBES = ('first-note', 'a-question', 'an-answer', 'another-question', 'last-note')
+_BEGINNING = '(The conversation begins.)'
 
 
 def _estimate(text: str) -> int:
@@ -47,12 +50,14 @@ class Template:
 
     Attributes:
         late_system: whether a system message behind the first turn stays in its place.
+        early_answer: whether an answer may come before the first question.
         count: tokens of a text, which the budget of a book is in.
         spaced: takes the model's own markup out of a card's text, which would have
             the template refuse every conversation that it comes into.
     """
 
     late_system: bool = False
+    early_answer: bool = True
     count: Callable[[str], int] = _estimate
     spaced: Callable[[str], str] = str
 
@@ -60,22 +65,29 @@ class Template:
     def of(cls, renderer: chat.ChatRenderer) -> 'Template':
         """Tries the template, once."""
         tokenizer = renderer.tokenizer
-        roles = ('system', 'user', 'assistant', 'user', 'system')
-        messages = [
-            {'role': role, 'content': content}
-            for role, content in zip(roles, _PROBES, strict=True)
-        ]
-        try:
-            text = tokenizer.decode(renderer.prompt(messages))
-        except errors.InputError:
-            text = ''
-        places = [text.find(probe) for probe in _PROBES]
+
+        def takes(*roles: str) -> bool:
+            messages = [
+                {'role': role, 'content': content}
+                for role, content in zip(roles, _PROBES, strict=False)
+            ]
+            try:
+                text = tokenizer.decode(renderer.prompt(messages))
+            except errors.InputError:
+                return False
+            places = [text.find(message['content']) for message in messages]
+            return -1 not in places and places == sorted(places)
 
         def count(content: str) -> int:
             return len(tokenizer.encode(content, add_special_tokens=False))
 
-        late = -1 not in places and places == sorted(places)
-        return cls(late, count, renderer.spaced)
+        return cls(
+            takes('system', 'user', 'assistant', 'user', 'system'),
+            # Templates without any system message are asked without.
+            takes('system', 'assistant', 'user') or takes('assistant', 'user'),
+            count,
+            renderer.spaced,
+        )
 
 
 PLAIN = Template()
@@ -137,6 +149,8 @@ def _brought_up(
 def _whole(system: str, turns: list[Message], template: Template) -> list[Message]:
     if not template.late_system:
         turns = _folded(turns)
+    if not template.early_answer and turns and turns[0]['role'] == 'assistant':
+        turns = [{'role': 'user', 'content': _BEGINNING}, *turns]
     return [{'role': 'system', 'content': system}, *turns] if system else turns
 
 

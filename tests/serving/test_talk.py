@@ -154,7 +154,33 @@ def test_what_templates_do_is_tried(smollm2_base, number):
     renderer = chat.ChatRenderer(tokenizer, date='2026-06-01')
     template = talk.Template.of(renderer)
     assert template.late_system == late
+    assert template.early_answer
     assert template.count('two words') == len(tokenizer.encode('two words'))
+
+
+_USER_FIRST = (
+    "{% if messages[0].role == 'system' %}{% set said = messages[1:] %}"
+    '{% else %}{% set said = messages %}{% endif %}'
+    "{% if said[0].role != 'user' %}{{ raise_exception('The user comes first.') }}"
+    '{% endif %}{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}'
+)
+
+
+def test_where_a_template_wants_the_user_first(smollm2_base):
+    tokenizer = smollm2_base.tokenizer()
+    tokenizer.chat_template = _USER_FIRST
+    renderer = chat.ChatRenderer(tokenizer, date='2026-06-01')
+    template = talk.Template.of(renderer)
+    assert (template.late_system, template.early_answer) == (True, False)
+    made = _talk(_member(), ('a', 'Flour!'), ('u', 'Hi'), template=template)
+    assert [role for role, _ in made] == ['s', 'u', 'a', 'u']
+    assert made[2:] == [('a', 'Flour!'), ('u', 'Hi')]
+    assert _talk(_member(), ('u', 'Hi'), template=template)[1:] == [('u', 'Hi')]
+    everything = [
+        {'s': 'system', 'u': 'user', 'a': 'assistant'}[role] for role, _ in made
+    ]
+    messages = zip(everything, (text for _, text in made), strict=True)
+    assert renderer.prompt([{'role': r, 'content': c} for r, c in messages])
 
 
 def test_markup_in_a_card_ends_no_turn(smollm2_tokenizer):
