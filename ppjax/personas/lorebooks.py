@@ -209,7 +209,7 @@ def _entry(raw: RawEntry, resolve: Callable[[str], str]) -> Entry | None:
     if not keys and not raw.constant:
         return None
     logic = raw.option('selectiveLogic')
-    known = isinstance(logic, int) and 0 <= logic < len(_LOGICS)
+    known = type(logic) is int and 0 <= logic < len(_LOGICS)
     priority = raw.fields.get('priority')
     asked = raw.decorators.get('scan_depth', raw.option('scan_depth'))
     if asked is None:

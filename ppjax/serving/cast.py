@@ -146,6 +146,8 @@ class Cast:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  It must not stop the others.
             reason = f'cannot be read ({type(error).__name__}: {error}).'
+        if not os.path.exists(path):  # It went away meanwhile.
+            return _Known(state, None)
         where = inputs.shown(path)
         whole = reason if where in reason else f'{where}: {reason}'
         return _Known(state, None, errors.one_line(whole))

@@ -108,7 +108,8 @@ def _states(
 def names_of(path: pathlib.Path) -> tuple[str, str]:
     """What a file's persona is called: in short, and where that is not enough."""
     if path.name == OF_RUN:
-        name = path.resolve().parent.name
+        # The name that it was given here, wherever it leads.
+        name = os.path.basename(os.path.abspath(path.parent))
         return _plain(name), _plain(name)
     return _plain(path.stem), _plain(path.name)
 

@@ -4,7 +4,6 @@ A PNG's texts are left out: they hold the card, its persona prompt and its mask,
 whoever sees a face need not be sent. Pictures are never decoded.
 """
 
-import io
 import pathlib
 from typing import Any
 import zipfile
@@ -36,13 +35,14 @@ def of_card(path: pathlib.Path, value: Any) -> members.Picture | None:
     Raises:
         InputError: if it cannot be read.
     """
-    data = reading.read_bytes(path, 'Character card')
-    container = card_files.container_of(data)
+    head = reading.read_bytes(path, 'Character card', card_files.HEAD_BYTES)
+    container = card_files.container_of(head)
     if container == 'PNG':
+        data = reading.read_bytes(path, 'Character card')
         # There may be an archive behind its end, which is not copied.
         return _shown(_without_texts(data, inputs.shown(path)))
     if container in ('CHARX', 'JPEG'):
-        return _of_charx(data, value)
+        return _of_charx(path, value)
     return None
 
 
@@ -67,10 +67,11 @@ def _without_texts(data: bytes, where: str) -> bytes:
     return b''.join(made)
 
 
-def _of_charx(data: bytes, value: Any) -> members.Picture | None:
+def _of_charx(path: pathlib.Path, value: Any) -> members.Picture | None:
     """The card's icon, or else the picture that the archive stands behind."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        # Only what is shown is read, however large the rest is.
+        with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = _icons(value)
             for entry in entries:
@@ -78,10 +79,12 @@ def _of_charx(data: bytes, value: Any) -> members.Picture | None:
                 own = {entry.filename, entry.filename.partition('/')[2]}
                 if own & names and (picture := _entry(archive, entry)):
                     return picture
-            start = min((entry.header_offset for entry in entries), default=0)
+        start = min((entry.header_offset for entry in entries), default=0)
+        if 0 < start <= MOST_BYTES:
+            return _shown(reading.read_bytes(path, 'Character card', start))
     except Exception:  # noqa: BLE001  A damaged zip file fails in many ways.
         return None
-    return _shown(data[:start]) if data[:3] == b'\xff\xd8\xff' else None
+    return None
 
 
 def _icons(value: Any) -> set[str]:

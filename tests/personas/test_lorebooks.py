@@ -2,6 +2,8 @@
 
 import time
 
+import hypothesis
+from hypothesis import strategies as st
 import pytest
 
 from ppjax.personas import cards, lore_search, lorebooks
@@ -191,3 +193,41 @@ def test_post_history_is_resolved():
     assert persona.post_history == 'Stay Ida, Tom.'
     assert 'Stay' not in repr(persona)
     assert 'Stay' not in persona.system_prompt
+
+
+_FIELDS = [
+    'keys', 'key', 'secondary_keys', 'keysecondary', 'selective', 'selectiveLogic',
+    'constant', 'position', 'insertion_order', 'order', 'priority', 'use_regex',
+    'case_sensitive', 'matchWholeWords', 'scan_depth', 'scanDepth', 'enabled',
+    'extensions', 'exclude_recursion',
+]  # fmt: skip
+_leaf = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from([10**400, '1e999', 'nan', '/a+/i', '/(/', '{{char}}', 'a', '']),
+    st.text(max_size=4),
+)
+_value = _leaf | st.lists(_leaf, max_size=3)
+_fields = st.dictionaries(
+    st.sampled_from(_FIELDS), _value | st.dictionaries(st.sampled_from(_FIELDS), _value)
+)
+
+
+@hypothesis.settings(max_examples=150, derandomize=True)
+@hypothesis.given(
+    entries=st.lists(_fields, max_size=4),
+    own=st.dictionaries(
+        st.sampled_from(['scan_depth', 'token_budget', 'recursive_scanning']), _value
+    ),
+    said=st.lists(st.text(max_size=9), max_size=3),
+)
+def test_whatever_a_book_holds_it_is_read_and_looked_into(entries, own, said):
+    entries = [{'content': f'c{n}'} | entry for n, entry in enumerate(entries)]
+    book = _book(*entries, **own)
+    if book is None:
+        return
+    found = _found(book, *said, 'a aa Ida')
+    kept = [entry.content for entry in book.entries if not entry.constant]
+    assert sorted(found) == sorted(set(found) & set(kept))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ppjax import demo
-from ppjax.base import errors
+from ppjax.base import errors, reading
 from ppjax.masking import granularity, pmask
 from ppjax.models import base_model as base_lib
 from ppjax.models import loading
 from ppjax.serving import cast as cast_lib
-from ppjax.serving import cast_files, demo_masks, watching
+from ppjax.serving import cast_files, demo_masks, pictures, watching
 from tests.personas.conftest import CardFiles
 
 
@@ -170,6 +170,11 @@ def test_runs_are_called_as_their_folders(make_cast, make_mask, folder, tiny_bas
     (folder / 'empty').mkdir()
     (folder / 'status.json').write_text('{"state": "done"}')
     assert _names(make_cast())[1:] == ['jack', 'personas']
+    # Links are called as they are called here.
+    (folder / 'link').symlink_to(folder / 'jack')
+    (folder / 'other').mkdir()
+    (folder / 'other' / 'mask.pmask').symlink_to(folder / 'jack' / 'mask.pmask')
+    assert _names(make_cast())[1:] == ['jack', 'link', 'other', 'personas']
     # A run by itself is a folder of one.
     alone = cast_lib.Cast(tiny_base, [folder / 'jack'], say=print)
     assert _names(alone)[1:] == ['deep', 'jack']
@@ -300,6 +305,38 @@ def test_files_come_change_and_go(make_cast, make_mask, folder, said, monkeypatc
     assert cast.refresh()
     assert _names(cast)[1:] == []
     assert said[-2:] == ['Left the cast: amy.', 'Left the cast: zoe.']
+
+
+def test_a_file_that_goes_away_while_it_is_read(
+    make_cast, make_mask, folder, said, monkeypatch
+):
+    pmask.save(folder / 'amy.pmask', make_mask(1))
+    real = cast_files.read
+
+    def read(path, base):
+        path.unlink()
+        return real(path, base)
+
+    monkeypatch.setattr(cast_files, 'read', read)
+    assert len(make_cast().members()) == 1
+    assert said == []
+
+
+def test_an_archive_larger_than_what_is_read_whole(
+    make_cast, make_card, folder, monkeypatch
+):
+    icon = {'type': 'icon', 'name': 'main', 'uri': 'embeded://a.png', 'ext': 'png'}
+    card = {
+        'spec': 'chara_card_v3',
+        'spec_version': '3.0',
+        'data': {'name': 'Ida', 'description': 'Bakes.', 'assets': [icon]},
+    }
+    files = {'a.png': CardFiles.png(), 'noise': os.urandom(2**18)}
+    make_card(folder / 'ida.charx', source=_charx(card, files))
+    monkeypatch.setattr(reading, 'MAX_FILE_BYTES', 2**16)
+    assert make_cast().get('ida').picture.content == CardFiles.png()
+    monkeypatch.setattr(pictures, 'MOST_BYTES', 20)
+    assert make_cast().get('ida').picture is None
 
 
 def test_a_fault_of_the_reader_is_one_files(

@@ -2,7 +2,7 @@
 'use strict';
 
 const ROLEPLAY = /^You are roleplaying as a user with this persona:\s*/;
-const EVERY_MS = 5000;  // How often the cast is asked for.
+const EVERY_MS = 10000;  // How often the cast is asked for.
 const KEY = 'ppjax.key';
 const $ = (id) => document.getElementById(id);
 
