@@ -13,11 +13,12 @@ is the wrapper with P inside, and where it has none, P follows as its own paragr
 because a frontend sends the description in any case. Greetings and the character's
 lines in `mes_example` are voice samples. Notes of the creator, tags and the like never
 come near a prompt, as the specifications demand, and book entries that wait for a
-keyword are left out of P; all that have a keyword are the persona's `lorebook`.
+keyword are left out of P: all that have a keyword are the persona's `lorebook`, and its
+`book` (see `lorebooks`) is what conversations look into. `post_history_instructions`
+are kept for them too, `{{original}}` in them being nothing.
 
-Books have the fields of the specifications or SillyTavern's own (`key`, `order`,
-`disable`, a position of 0 or 1). The files of Pygmalion (`char_name`, `char_persona`)
-and text-generation-webui (`name`, `context`) are read as V1.
+The files of Pygmalion (`char_name`, `char_persona`) and text-generation-webui (`name`,
+`context`) are read as V1.
 
 Real cards are dirty: `null` for any field, a string where a list belongs, V1's keys
 beside `data`, text that was decoded with the wrong encoding, fields nobody specified.
@@ -26,17 +27,15 @@ Source: malfoyslastname/character-card-spec-v2, kwaroran/character-card-spec-v3.
 """
 
 from collections.abc import Iterator, Mapping
-import math
 import re
 from typing import Any
 
 from ppjax.base import errors
-from ppjax.personas import inputs, macros, prompts
+from ppjax.personas import inputs, lorebooks, macros, prompts
 from ppjax.personas import persona as persona_lib
 
 _NAMELESS = 'the character'
 _START = re.compile(r'<START>', re.IGNORECASE)
-_DECORATOR = re.compile(r'\s*@@(@?)(\w*)[^\n]*')
 # Pygmalion's JSON, and text-generation-webui's YAML, whose name was once `bot`.
 _OTHER_NAMES = (
     {
@@ -115,6 +114,8 @@ def to_persona(
         source=where,
         greeting=next(card.greetings(), ''),
         lorebook=tuple(card.lorebook()),
+        book=card.book(),
+        post_history=card.post_history(),
     )
     card.note_findings()
     return persona
@@ -231,53 +232,44 @@ class _Card:
             return f'{filled}\n\n{persona}' if filled else None
         return filled
 
-    def _entries(self) -> Iterator[tuple[dict[str, Any], bool, str]]:
-        """(entry, whether it is constant, content) of the book's enabled entries."""
-        book = self._field('character_book')
-        entries = book.get('entries') if isinstance(book, dict) else None
-        if isinstance(entries, dict):
-            entries = list(entries.values())
-        if not isinstance(entries, list):
-            return
-        for number, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not _is_enabled(entry):
-                continue
-            raw = entry.get('content')
-            if raw is None:
-                continue
-            label = f'book entry {number}'
-            decorators, content = _split_decorators(self._clean(raw, label))
-            constant = _is_on(entry.get('constant')) or 'activate' in decorators
-            if 'dont_activate' in decorators and 'activate' not in decorators:
-                constant = False
-            yield entry, constant, content
+    def _entries(self) -> Iterator[lorebooks.RawEntry]:
+        return lorebooks.raw_entries(self._field('character_book'), self._clean)
 
     def constant_entries(self) -> list[str]:
         """What the book always adds, in its order."""
         kept: list[tuple[bool, float, str]] = []
-        for entry, constant, content in self._entries():
-            if constant and (text := self._resolve(content)):
-                order = entry.get('insertion_order')
-                order = entry.get('order') if order is None else order
-                kept.append((not _is_before(entry), _order(order), text))
+        for entry in self._entries():
+            if entry.constant and (text := self._resolve(entry.content)):
+                kept.append((not entry.before, entry.order, text))
         # Equal orders stay as the card has them.
         kept.sort(key=lambda item: item[:2])
         return [text for _, _, text in kept]
 
     def lorebook(self) -> Iterator[persona_lib.LoreEntry]:
         """The entries with content and a keyword, as the card has them."""
-        for entry, constant, content in self._entries():
-            keys = entry.get('keys', entry.get('key'))
-            if not isinstance(keys, list):
-                keys = keys.split(',') if isinstance(keys, str) else [keys]
-            if _is_on(entry.get('use_regex')):
+        for entry in self._entries():
+            keys = entry.keys('keys', 'key')
+            if lorebooks.is_on(entry.fields.get('use_regex')):
                 keys = []  # A pattern is nothing that one could ask about.
             for key in keys:
                 key = self._clean(key, 'a keyword') if inputs.is_text(key) else ''
                 key = self._resolve(key, quiet=True)
-                if key and (text := self._resolve(content, quiet=True)):
-                    yield persona_lib.LoreEntry(key, text, constant)
+                if key and (text := self._resolve(entry.content, quiet=True)):
+                    yield persona_lib.LoreEntry(key, text, entry.constant)
                     break
+
+    def book(self) -> lorebooks.Book | None:
+        """The book as conversations use it; None where nothing waits for a key."""
+        return lorebooks.book_of(
+            self._field('character_book'),
+            self._entries(),
+            lambda text: self._resolve(self._clean(text, 'a book entry'), quiet=True),
+        )
+
+    def post_history(self) -> str:
+        """What follows the conversation; '' for nothing."""
+        raw = self._raw_text('post_history_instructions')
+        return self._resolve(raw, original='', quiet=True)
 
     def greetings(self) -> Iterator[str]:
         """The first message, if it says anything."""
@@ -344,61 +336,6 @@ def _repair(text: str) -> str:
         except UnicodeError:
             continue
     return text
-
-
-def _is_on(value: Any, default: bool = False) -> bool:
-    """What a switch says, be it a boolean, a number or a word."""
-    if isinstance(value, str):
-        word = value.strip().lower()
-        if word in ('true', 'yes', 'on'):
-            return True
-        if word in ('false', 'no', 'off'):
-            return False
-        try:
-            value = float(word)
-        except ValueError:
-            return default
-    return bool(value) if isinstance(value, int | float) else default
-
-
-def _is_enabled(entry: Mapping[str, Any]) -> bool:
-    """Whether a book entry is in use: SillyTavern's own form has `disable` instead."""
-    off = any(_is_on(entry.get(key)) for key in ('disable', 'disabled'))
-    return _is_on(entry.get('enabled'), default=True) and not off
-
-
-def _is_before(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry stands before the character; SillyTavern's 0 means that."""
-    position = entry.get('position')
-    if isinstance(position, bool):
-        return False
-    return position in ('before_char', '0', 0)
-
-
-def _order(value: Any) -> float:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0.0
-    # Integers of JSON can be longer than a float holds.
-    if isinstance(value, int):
-        return float(max(-(2**53), min(2**53, value)))
-    return 0.0 if math.isnan(value) else value
-
-
-def _split_decorators(content: str) -> tuple[set[str], str]:
-    """The names of the `@@` lines that a book entry starts with, and the rest."""
-    names: set[str] = set()
-    end = 0
-    while found := _DECORATOR.match(content, end):
-        # '@@@' gives an alternative for a decorator that is not understood.
-        if not found[1]:
-            names.add(found[2].lower())
-        end = found.end()
-    return names, content[end:]
 
 
 def _spoken_lines(example: str, own: set[str], others: set[str]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ppjax.personas import prompts
+from ppjax.personas import lorebooks, prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Persona:
         source: where it comes from, for messages and records.
         greeting: a card's first message, with which the character begins; '' for none.
         lorebook: a card's book: the entries that have a keyword to ask about.
+        book: the same book as conversations look into it; None where nothing in it
+            waits for a key.
+        post_history: what a card has follow every conversation; '' for nothing.
     """
 
     text: str
@@ -45,6 +48,8 @@ class Persona:
     greeting: str = dataclasses.field(default='', repr=False)
     # No prompt is made of it, and records would grow by whole books.
     lorebook: tuple[LoreEntry, ...] = dataclasses.field(default=(), repr=False)
+    book: lorebooks.Book | None = dataclasses.field(default=None, repr=False)
+    post_history: str = dataclasses.field(default='', repr=False)
 
     @property
     def system_prompt(self) -> str:

@@ -9,7 +9,8 @@ import sqlite3
 import pytest
 
 from ppjax.ranking import answer_files, dimensions, questionnaire
-from tests.ranking import browser, samples, serving
+from tests import browser
+from tests.ranking import samples, serving
 
 pytestmark = pytest.mark.skipif(
     browser.found() is None, reason='there is no Chromium on this machine'

@@ -89,6 +89,8 @@ class Browser:
         target = self.call('Target.createTarget', url='about:blank')['targetId']
         session = self.call('Target.attachToTarget', targetId=target, flatten=True)
         tab = Tab(self, session['sessionId'])
+        # What is behind others is not drawn, and loads no pictures.
+        tab.call('Page.bringToFront')
         tab.resize(width, height)
         tab.go(url)
         return tab
@@ -177,6 +179,7 @@ class Tab:
     def key(self, name: str) -> None:
         for kind in ('rawKeyDown', 'keyUp'):
             codes = {'ArrowUp': 38, 'ArrowDown': 40, 'End': 35, 'Home': 36}
+            codes |= {'Enter': 13, 'Escape': 27, 'Tab': 9}
             self.call(
                 'Input.dispatchKeyEvent',
                 type=kind,
@@ -184,6 +187,10 @@ class Tab:
                 code=name,
                 windowsVirtualKeyCode=codes[name],
             )
+
+    def write(self, text: str) -> None:
+        """Puts text where the focus is, as an input method does."""
+        self.call('Input.insertText', text=text)
 
     def picture(self, *, whole: bool = False) -> str:
         """PNG as base64, of what is in sight or of all of the page."""
