@@ -157,7 +157,7 @@ class _Server(uvicorn.Server):
         if self._end is not None and not self.should_exit:
             if self._service.running and time.monotonic() >= self._end:
                 progress.say(
-                    f'Requests given up after {self._drain_seconds:.0f} s: '
+                    f'Requests given up after {self._drain_seconds:g} s: '
                     f'{len(self._service.running)}.'
                 )
                 self._service.end_all()

@@ -54,6 +54,10 @@ class Engine:
         self._running = self._waiting = 0
         self._counts: dict[str, list[int]] = {}
 
+    def widen(self, slots: int) -> None:
+        """Makes as many rows, before anything is asked."""
+        self._slots, self._free = slots, threading.Semaphore(slots)
+
     def submit(self, job: jobs.Job, listener: jobs.Listener) -> jobs.Ticket:
         if not job.prompt or len(job.prompt) >= self.max_context:
             raise ValueError('the prompt leaves no room for a token.')

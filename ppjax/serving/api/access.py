@@ -146,7 +146,10 @@ def _name(host: str) -> str:
 
 def _is_own(origin: str, host: str) -> bool:
     """Whether a page comes from this server."""
-    return urllib.parse.urlsplit(origin).netloc.lower() == host.lower()
+    try:
+        return urllib.parse.urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
 
 
 def _is_browser(headers: datastructures.Headers) -> bool:

@@ -10,6 +10,8 @@ from ppjax.serving.api import fields, problems
 
 # For all of it to arrive.
 _SECONDS = 60.0
+# Else the rest of the body would be read, to no end.
+_CLOSES = {'Connection': 'close'}
 
 
 async def read(request: requests.Request, most: int) -> fields.Fields:
@@ -28,7 +30,9 @@ async def read(request: requests.Request, most: int) -> fields.Fields:
             content = await _content(request, most)
     except TimeoutError:
         raise problems.ApiError(
-            408, f'The request did not arrive within {_SECONDS:.0f} s.'
+            408,
+            f'The request did not arrive within {_SECONDS:.0f} s.',
+            headers=_CLOSES,
         ) from None
     try:
         # Clients of llama.cpp send no content type, or that of a form.
@@ -52,7 +56,10 @@ async def _content(request: requests.Request, most: int) -> bytes:
         content += chunk
         if len(content) > most:
             raise problems.ApiError(
-                413, f'The request is longer than {most} bytes.', code='too_large'
+                413,
+                f'The request is longer than {most} bytes.',
+                code='too_large',
+                headers=_CLOSES,
             )
     return bytes(content)
 
