@@ -220,7 +220,7 @@ def make_service(
         engine=engine,
         texts=own,
         converse=converse,
-        page_file=page_file,
+        page=service.Page(page_file, {'X-Content-Type-Options': 'nosniff'}),
         **more,
     )
 

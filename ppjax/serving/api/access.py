@@ -1,7 +1,5 @@
 """Who may ask: the key, pages of other origins, names that point here."""
 
-import base64
-import binascii
 import hmac
 import urllib.parse
 
@@ -12,8 +10,9 @@ from ppjax.serving import config
 from ppjax.serving.api import problems
 
 KEY_VARIABLE = 'PPJAX_API_KEY'
-# Whoever watches whether a server lives has no key.
-_OPEN = '/health'
+# Whoever watches whether a server lives has no key, nor has a browser that opens the
+# page, which is the same for all and asks for the key itself.
+_OPEN = frozenset({'/health', '/', '/chat.css', '/chat.js'})
 _PREFLIGHT = {
     'Access-Control-Allow-Methods': 'GET, POST',
     'Access-Control-Allow-Headers': 'authorization, content-type',
@@ -53,10 +52,9 @@ def checked_key(key: str | None, cfg: config.ServeConfig) -> str | None:
 class Access:
     """An application behind a door.
 
-    With a key, each request must bring it, as a bearer token or, so that browsers can
-    ask for it, as the password of basic authentication. Without one, only names of this
-    machine are answered to: else a page elsewhere could have its own name point here.
-    Browsers' requests on behalf of other pages are refused, unless the page is allowed.
+    With a key, each request must bring it, as a bearer token. Without one, only names of
+    this machine are answered to: else a page elsewhere could have its own name point
+    here. Browsers' requests on behalf of other pages are refused, unless they are allowed.
     """
 
     def __init__(self, app: types.ASGIApp, *, key: str | None, origins: frozenset[str]):
@@ -97,44 +95,26 @@ class Access:
             return problems.ApiError(
                 403, 'The server answers to names of its own machine alone.'
             )
-        bearer = self._has_bearer(headers)
         origin = headers.get('origin')
-        # A browser sends a password that it knows, whichever page asks.
-        if origin and not (allowed or bearer) and not _is_own(origin, host):
+        if origin and not (allowed or _is_own(origin, host)):
             return problems.ApiError(
                 403, 'Pages of other origins may not ask; see --allow_origin.'
             )
-        if self._key is None or bearer or scope['path'] == _OPEN:
+        if self._key is None or scope['path'] in _OPEN or self._has_key(headers):
             return None
-        if self._has_password(headers):
-            return None
-        asks = 'Basic realm="ppjax", charset="UTF-8"'
         return problems.ApiError(
             401,
             'A key is needed: send the header "Authorization: Bearer KEY".',
             code='invalid_api_key',
-            # For scripts no window is to come up.
-            headers={
-                'WWW-Authenticate': asks if _is_browser(headers) else 'Bearer',
-            },
+            headers={'WWW-Authenticate': 'Bearer'},
         )
 
-    def _has_bearer(self, headers: datastructures.Headers) -> bool:
+    def _has_key(self, headers: datastructures.Headers) -> bool:
+        assert self._key is not None
         kind, _, given = headers.get('authorization', '').partition(' ')
-        return kind.lower() == 'bearer' and self._is_key(given.strip().encode())
-
-    def _has_password(self, headers: datastructures.Headers) -> bool:
-        kind, _, given = headers.get('authorization', '').partition(' ')
-        if kind.lower() != 'basic':
-            return False
-        try:
-            decoded = base64.b64decode(given.strip(), validate=True)
-        except (binascii.Error, ValueError):
-            return False
-        return self._is_key(decoded.partition(b':')[2])
-
-    def _is_key(self, given: bytes) -> bool:
-        return self._key is not None and hmac.compare_digest(given, self._key.encode())
+        return kind.lower() == 'bearer' and hmac.compare_digest(
+            given.strip().encode(), self._key.encode()
+        )
 
 
 def _name(host: str) -> str:
@@ -150,11 +130,6 @@ def _is_own(origin: str, host: str) -> bool:
         return urllib.parse.urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:
         return False
-
-
-def _is_browser(headers: datastructures.Headers) -> bool:
-    """Whether somebody has typed the address, or followed a link to it."""
-    return 'text/html' in headers.get('accept', '')
 
 
 def _sharing(send: types.Send, origin: str) -> types.Send:

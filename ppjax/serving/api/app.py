@@ -33,16 +33,7 @@ from ppjax.serving.api import service as service_lib
 _Endpoint = Callable[
     [requests.Request, service_lib.Service], Awaitable[responses.Response]
 ]
-# The page shows texts of models and of strangers: only its own files may run.
-_PAGE_HEADERS = {
-    'Content-Security-Policy': "default-src 'none'; style-src 'self'; script-src "
-    "'self'; connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    'Cache-Control': 'no-cache',
-    'Referrer-Policy': 'no-referrer',
-    'X-Content-Type-Options': 'nosniff',
-}
-_PAGE = {'/': 'chat.html', '/chat.css': 'chat.css', '/chat.js': 'chat.js'}
+_PAGE = {'/': 'index.html', '/chat.css': 'chat.css', '/chat.js': 'chat.js'}
 _GET: dict[str, _Endpoint] = {
     '/health': state.health,
     '/v1/health': state.health,
@@ -103,8 +94,9 @@ async def _file(
     name: str, request: requests.Request, service: service_lib.Service
 ) -> responses.Response:
     del request
-    kind, content = service.page_file(name)
-    return responses.Response(content, headers=_PAGE_HEADERS, media_type=kind)
+    kind, content = service.page.read(name)
+    headers = {**service.page.headers, 'Content-Type': kind}
+    return responses.Response(content, headers=headers)
 
 
 def _answered(

@@ -69,6 +69,8 @@ async def cast(
                     'sparsity': member.sparsity,
                     'picture': _picture_path(member),
                     'dense': member.is_dense,
+                    # Under which the page asks the base model too.
+                    'system': member.system_prompt,
                 }
                 for member in found
             ],

@@ -27,8 +27,19 @@ class Cast(Protocol):
 
 # What a chat request's messages become before the chat template has them.
 Converse = Callable[[members_lib.Member, Sequence[Message]], Sequence[Message]]
-# A file of the page by its name: media type and content.
-PageFile = Callable[[str], tuple[str, bytes]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """The page for people.
+
+    Attributes:
+        read: gives media type and content of a file of it.
+        headers: sent with each: what a browser may do with it.
+    """
+
+    read: Callable[[str], tuple[str, bytes]]
+    headers: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +69,7 @@ class Service:
         engine: what answers.
         texts: of the base model's tokenizer.
         converse: see `Converse`.
-        page_file: see `PageFile`.
+        page: for people.
         limits: of a request.
         log: takes lines with prompts and answers; None where they are not to be kept.
         metrics: what was measured.
@@ -70,7 +81,7 @@ class Service:
     engine: jobs.Engine
     texts: texts.Texts
     converse: Converse
-    page_file: PageFile
+    page: Page
     limits: Limits = Limits()
     log: Callable[[str], None] | None = None
     draining: bool = False

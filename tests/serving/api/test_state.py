@@ -42,8 +42,10 @@ def test_the_cast_as_the_page_shows_it(client, made):
         'sparsity': 0.0,
         'picture': None,
         'dense': True,
+        'system': '',
     }
     assert (jack['title'], jack['greeting']) == ('Jack', 'jack here.')
+    assert jack['system'] == 'You are jack.'
     # What can hold scripts is not shown.
     assert (ida['title'], ida['picture']) == ('ida', None)
     assert client.get('/cast/ida/picture').status_code == 404
