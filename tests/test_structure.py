@@ -10,7 +10,8 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 _VERBS = (
     *('run', 'synthesize', 'train', 'compensate', 'recover', 'export', 'evaluate'),
-    *('compare', 'sweep', 'report', 'masks', 'prune', 'rank', 'chat', 'bench', 'plan'),
+    *('compare', 'sweep', 'report', 'masks', 'prune', 'rank', 'serve', 'chat'),
+    *('bench', 'plan'),
 )
 # From the top down: a room imports those behind it.
 _ROOMS = (

@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     'run': ('ppjax.recipes.config:RunConfig', ('output_dir',)),
     'evaluate': ('ppjax.evaluation.config:EvaluateConfig', ('output_dir',)),
     'rank': ('ppjax.ranking.config:RankConfig', ('output_dir',)),
+    'serve': ('ppjax.serving.config:ServeConfig', ('base_model', 'personas')),
     'compare': ('ppjax.comparing.config:CompareConfig', ('output_dir',)),
     'sweep': ('ppjax.sweeping.config:SweepConfig', ('output_dir',)),
     'export': ('ppjax.exporting.config:ExportConfig', ('output_dir',)),
@@ -68,13 +69,8 @@ def whole_flags(
     verb: str, whole: material_lib.Material, output: pathlib.Path
 ) -> dict[str, str]:
     """Flags with which a verb would run, briefly, were nothing spoilt."""
-    learning = {
-        'base_model': str(whole.model),
-        'output_dir': str(output),
-        'steps': '1',
-        'batch_size': '2',
-        'align': '1',
-    }
+    named = {'base_model': str(whole.model), 'output_dir': str(output)}
+    learning = named | {'steps': '1', 'batch_size': '2', 'align': '1'}
     rows = {'calibration': str(whole.calibration), 'heldout': str(whole.heldout)}
     making = {
         'persona': material_lib.PERSONA,
@@ -106,9 +102,10 @@ def whole_flags(
             # Serving does not end by itself, and a judge is asked elsewhere.
             'summary': 'true',
         },
+        'serve': {'base_model': str(whole.model), 'personas': str(whole.folder)},
         'sweep': learning | rows | {'grid': 'sparsity=0.5'},
         'compare': rows
-        | {name: learning[name] for name in ('base_model', 'output_dir')}
+        | named
         | {'grid': 'method=mask', 'train': '--steps=1 --batch_size=2 --align=1'},
         'export': masked | {'materialize': 'true', 'output_dir': str(output)},
         'report': {'output_dir': str(output)},

@@ -15,7 +15,8 @@ from ppjax.exporting import config as export_config
 from ppjax.exporting import source as export_source
 from ppjax.recovery import config as recover_config
 
-_OTHERS = ('report', 'bench')
+# A server that is not refused does not end.
+_OTHERS = ('report', 'bench', 'serve')
 _TRAINED: dict[pathlib.Path, pathlib.Path] = {}
 
 

@@ -182,11 +182,15 @@ class ChatRenderer:
             Marked: if a turn holds the model's markup; its own earlier answers may
                 hold its marks of reasoning, which templates know.
         """
+        return self._encode(self.prompt_text(messages))
+
+    def prompt_text(self, messages: Any) -> str:
+        """`prompt` before it is tokenised."""
         for message in messages:
             self._refuse_markup(
                 message, 'The conversation', special_only=message['role'] == 'assistant'
             )
-        return self._encode(self._render(messages, generate=True))
+        return self._render(messages, generate=True)
 
     def _refuse_markup(
         self, message: Any, where: str, *, special_only: bool = False

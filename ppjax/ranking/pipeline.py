@@ -7,6 +7,7 @@ from ppjax.base import compile_cache, errors, progress, run_directory
 from ppjax.chat_api import client as client_lib
 from ppjax.evaluation.dialogues import speakers
 from ppjax.masking import apply
+from ppjax.pages import listening
 from ppjax.parallel import sharding
 from ppjax.ranking import (
     answer_files,
@@ -34,9 +35,9 @@ def rank(cfg: config.RankConfig) -> str:
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_directory.visiting(cfg.run, makes=results.FILES))
         if cfg.serve:
-            listening = server.listen(cfg.host, cfg.port)
-            stack.enter_context(listening)
-            server.serve(stack.enter_context(_opened(cfg)), listening, cfg.host)
+            open_port = listening.listen(cfg.host, cfg.port)
+            stack.enter_context(open_port)
+            server.serve(stack.enter_context(_opened(cfg)), open_port, cfg.host)
             return ''
         opened = stack.enter_context(_opened(cfg))
         if cfg.judge:

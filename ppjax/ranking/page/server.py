@@ -5,13 +5,13 @@ import socket
 
 import uvicorn
 
-from ppjax.base import errors, progress
+from ppjax.base import progress
+from ppjax.pages import listening as listening_lib
 from ppjax.ranking import study
 from ppjax.ranking.page import app
 
 # For requests under way when the server is told to end.
 _GRACE_SECONDS = 5
-_BACKLOG = 128
 
 
 class _Server(uvicorn.Server):
@@ -33,10 +33,9 @@ def serve(opened: study.Study, listening: socket.socket, host: str) -> None:
 
     Args:
         opened: a study that has begun.
-        listening: see `listen`.
+        listening: from `pages.listening.listen`.
         host: as it was asked for there.
     """
-    shown = f'[{host}]' if ':' in host else host
     server = _Server(
         uvicorn.Config(
             app.application(opened),
@@ -48,43 +47,9 @@ def serve(opened: study.Study, listening: socket.socket, host: str) -> None:
             timeout_graceful_shutdown=_GRACE_SECONDS,
             ws='none',
         ),
-        f'http://{shown}:{listening.getsockname()[1]}/',
+        listening_lib.url(host, listening),
     )
     with contextlib.suppress(KeyboardInterrupt):
         server.run([listening])
     people = [one for one in opened.participants() if one.kind == study.PERSON]
     progress.say(f'Ended. {len(people)} people have taken part; see --summary.')
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections already; to be closed.
-
-    Before a study is begun or a URL is said: neither is to be in vain.
-
-    Args:
-        host: address, or name, of this machine.
-        port: 0 takes a free one.
-
-    Raises:
-        InputError: if the port is in use, or the address is not this machine's.
-    """
-    try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        made = socket.socket(family, kind, protocol)
-        try:
-            # A port that a killed server had is free at once.
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(address)
-            made.listen(_BACKLOG)
-        except BaseException:
-            made.close()
-            raise
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or str(error)
-        raise errors.InputError(
-            f'Cannot serve on --host={host} --port={port}: {reason}. Give another '
-            'port, or 0 for a free one.'
-        ) from None
-    return made

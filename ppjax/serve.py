@@ -1,0 +1,24 @@
+"""`python -m ppjax.serve`: a cast of personas on one base model, for programs and people.
+
+python -m ppjax.serve --base_model=DIR --personas=FOLDER
+python -m ppjax.serve --demo
+
+Every mask file (.pmask) in the folder, and every character card that carries a mask, is
+a model id; so is the base model. Programs speak to it as to OpenAI's, vLLM's or
+llama.cpp's server; people open the address that it prints. Ctrl-C, or SIGTERM, lets
+answers under way come to their end first.
+"""
+
+from ppjax.base import compile_cache, flags
+from ppjax.serving import config, server
+
+
+def main(cfg: config.ServeConfig) -> int:
+    """Serves until a signal."""
+    compile_cache.enable()
+    server.serve(cfg)
+    return 0
+
+
+if __name__ == '__main__':
+    flags.run(config.ServeConfig, main)
