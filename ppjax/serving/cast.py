@@ -18,7 +18,7 @@ import types
 
 from ppjax.base import errors, progress
 from ppjax.models import base_model as base_lib
-from ppjax.personas import inputs
+from ppjax.personas import inputs, macros
 from ppjax.serving import cast_files
 from ppjax.serving import members as members_lib
 
@@ -58,6 +58,7 @@ class Cast:
         base: base_lib.BaseModel,
         folders: Sequence[pathlib.Path],
         *,
+        user_name: str = macros.DEFAULT_USER_NAME,
         say: Callable[[str], None] = progress.say,
     ):
         """Reads the folders.
@@ -65,6 +66,7 @@ class Cast:
         Args:
             base: that all masks must be of.
             folders: of mask files, cards and runs.
+            user_name: for `{{user}}` in character cards.
             say: takes a line for whoever joins, leaves or is refused.
 
         Raises:
@@ -72,7 +74,7 @@ class Cast:
         """
         self._folders = [pathlib.Path(folder) for folder in folders]
         self._base = cast_files.Base.of(base)
-        self._say = say
+        self._say, self._user_name = say, user_name
         self._refreshing = threading.Lock()
         self._known: dict[pathlib.Path, _Known] = {}
         self._dense = members_lib.Member(
@@ -141,7 +143,9 @@ class Cast:
         if known is not None and known.state == state:
             return known
         try:
-            return _Known(state, cast_files.read(path, self._base))
+            return _Known(
+                state, cast_files.read(path, self._base, user_name=self._user_name)
+            )
         except errors.InputError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  It must not stop the others.

@@ -23,7 +23,7 @@ from ppjax.base import errors, reading
 from ppjax.masking import card_masks, pmask
 from ppjax.models import base_model as base_lib
 from ppjax.models import masks as masks_lib
-from ppjax.personas import card_output, cards, inputs
+from ppjax.personas import card_output, cards, inputs, macros
 from ppjax.serving import members, pictures
 
 OF_RUN = 'mask.pmask'
@@ -125,8 +125,15 @@ def _is_card(path: pathlib.Path) -> bool:
     return cards.is_card(inputs.parse_json(data, inputs.shown(path)))
 
 
-def read(path: pathlib.Path, base: Base) -> members.Member | None:
+def read(
+    path: pathlib.Path, base: Base, *, user_name: str = macros.DEFAULT_USER_NAME
+) -> members.Member | None:
     """The persona of a file, under the short one of its names.
+
+    Args:
+        path: of the file.
+        base: that its mask must be of.
+        user_name: for `{{user}}` in a card.
 
     Returns:
         None for a file of JSON, or a photograph, that is no card.
@@ -144,7 +151,7 @@ def read(path: pathlib.Path, base: Base) -> members.Member | None:
         value = card_output.read(path)
         # Says so where there is no mask.
         card_masks.content(path)
-        persona = cards.to_persona(value, inputs.shown(path))
+        persona = cards.to_persona(value, inputs.shown(path), user_name=user_name)
         picture = pictures.of_card(path, value)
     mask = pmask.load(path)
     if mask.granularity != pmask.CHANNELS:

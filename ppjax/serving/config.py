@@ -4,6 +4,7 @@ import dataclasses
 import ipaddress
 import pathlib
 import re
+from typing import Literal
 
 from ppjax.base import errors, flags, ranges, settings
 from ppjax.personas import macros
@@ -123,6 +124,11 @@ class ServeConfig:
                 f'--max_context={self.max_context}.'
             )
         _ = self.origins, self.pinned  # Checks their flags.
+
+    @property
+    def system(self) -> Literal['replace', 'follow']:
+        """--client_system."""
+        return 'follow' if self.client_system == 'follow' else 'replace'
 
     @property
     def is_local(self) -> bool:

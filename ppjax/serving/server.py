@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import uvicorn
 
-from ppjax.base import errors, interrupts, progress
+from ppjax.base import interrupts, progress
 from ppjax.pages import listening
-from ppjax.serving import config, jobs
+from ppjax.serving import composing, config
 from ppjax.serving.api import access, app
 from ppjax.serving.api import service as service_lib
 
@@ -33,34 +33,8 @@ def serve(cfg: config.ServeConfig) -> None:
     with contextlib.ExitStack() as stack:
         # Before the model is loaded, which takes long.
         port = stack.enter_context(listening.listen(cfg.host, cfg.port))
-        service = stack.enter_context(open_service(cfg))
+        service = stack.enter_context(composing.open_service(cfg))
         run(service, port, cfg, key=key)
-
-
-@contextlib.contextmanager
-def open_service(cfg: config.ServeConfig) -> Iterator[service_lib.Service]:
-    """The base model, the cast and the engine of the settings.
-
-    Raises:
-        InputError: if one of them cannot be used.
-    """
-    with open_engine(cfg):
-        raise errors.InputError('There is nobody to serve.')
-    yield
-
-
-@contextlib.contextmanager
-def open_engine(cfg: config.ServeConfig) -> Iterator[jobs.Engine]:
-    """The engine on the base model; ended when it is left.
-
-    Raises:
-        InputError: if the model cannot be served.
-    """
-    raise errors.InputError(
-        f'{cfg.base_model or "The demo"} cannot be served yet: this build of ppjax has '
-        'no engine.'
-    )
-    yield
 
 
 def run(
