@@ -1,25 +1,31 @@
 """`python -m ppjax.bench WHAT`: ppjax against the plain way, side by side.
 
-python -m ppjax.bench scoring --base_model=smollm2-135m --instructions=alpaca.jsonl:64
+python -m ppjax.bench scoring --base_model=smollm2-135m \\
+    --instructions=alpaca.jsonl:64
 python -m ppjax.bench rewriting --base_model=smollm2-135m --instructions=demo:16
 python -m ppjax.bench benchmarks --piqa=piqa.jsonl:200 --mmlu=mmlu.jsonl:100 \\
     --mmlu_dev=mmlu_dev.jsonl --mmlu_shots=0,5
 python -m ppjax.bench personas --names=jack,walt --calibration='{persona}.jsonl'
-python -m ppjax.bench mask_step --calibration=jack.jsonl --batch_size=16 --steps=6
+python -m ppjax.bench mask_step --calibration=jack.jsonl --batch_size=16 \\
+    --steps=6
 python -m ppjax.bench generate --batches=1,8,64
 python -m ppjax.bench infer --mask=jack.pmask
 python -m ppjax.bench load
-python -m ppjax.bench load --base_model=config.json --mesh=fsdp:8 --dtype=bfloat16
+python -m ppjax.bench load --base_model=config.json --mesh=fsdp:8 \\
+    --dtype=bfloat16
 python -m ppjax.bench gguf --files=dense-F16.gguf,jack-Q8_0.gguf
 python -m ppjax.bench costs --page=costs.html
-python -m ppjax.bench serve --url=http://127.0.0.1:8080/v1 --casts=1,8 --rates=0.5,1,2
-python -m ppjax.bench serve --url=http://127.0.0.1:8080/v1 --casts=1,8 --concurrency=8
-python -m ppjax.bench serve --files=dense-F16.gguf --personas=cast.jsonl --concurrency=8
+python -m ppjax.bench serve --url=http://127.0.0.1:8080/v1 --casts=1,8 \\
+    --rates=0.5,1,2
+python -m ppjax.bench serve --url=http://127.0.0.1:8080/v1 --casts=1,8 \\
+    --concurrency=8
+python -m ppjax.bench serve --files=dense-F16.gguf --personas=cast.jsonl \\
+    --concurrency=8
 
-Both sides do the same work, and their results are compared. `costs` has another side
-with --reference alone, `load --mesh`, `gguf` and `serve` none; that of `personas` is one
-run after the other; all others need PyTorch. Machines are noisy: believe the ratio, and
-rather that of a longer run.
+Both sides do the same work, and their results are compared. `costs` has another
+side with --reference alone, `load --mesh`, `gguf` and `serve` none; that of
+`personas` is one run after the other; all others need PyTorch. Machines are
+noisy: believe the ratio, and rather that of a longer run.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""The verb `report`: what a run came to, as a page and in the terminal.
+"""`python -m ppjax.report`: what a run came to, as a page and in the terminal.
 
-python -m ppjax.report --output_dir=runs/bram
+python -m ppjax.report --output_dir=runs/mine
 
-Writes results/efficiency.json, results/samples.json and report.html into the run
-directory, which may be of a run that is still learning.
+Writes results/efficiency.json, results/samples.json and report.html into the
+run directory, which may be of a run that is still learning.
 """
 
 from ppjax.base import compile_cache, flags

@@ -1,4 +1,17 @@
-"""`python -m ppjax.sweep`: grids of mask learning runs, compared at the end."""
+"""`python -m ppjax.sweep`: grids of mask learning runs, compared at the end.
+
+python -m ppjax.sweep --base_model=DIR --output_dir=runs/sweep --steps=200 \\
+    --calibration='data/{persona}/train.jsonl' \\
+    --heldout='data/{persona}/test.jsonl' \\
+    --grid='persona=jack,walt,global;estimator=ste,gumbel;seed=0,1,2'
+
+Learns a mask for every cell of a grid over personas and any setting of mask
+learning (sparsity, estimator, objective, start, calibration rows, seed, ...;
+see python -m ppjax.train --help) and compares them: sweep.html with plots,
+sweep.md, sweep.csv and sweep.json. The persona `global` is one mask from all
+other personas' data (the paper's Figure 3b); calibration_rows gives the curve
+of its Figure 3a. A sweep can be interrupted, and extended by values.
+"""
 
 import pathlib
 

@@ -1,5 +1,6 @@
-"""What README has people copy does what it says."""
+"""What README has people copy does what it says; what it and --help say is in reach."""
 
+import ast
 import pathlib
 import re
 import runpy
@@ -13,7 +14,52 @@ from ppjax.exporting import verify
 from ppjax.masking import pmask
 from ppjax.models import base_model
 
-_README = pathlib.Path(__file__).parents[1] / 'README.md'
+_ROOT = pathlib.Path(__file__).parents[1]
+_README = _ROOT / 'README.md'
+_VERBS = sorted(
+    path.stem
+    for path in (_ROOT / 'ppjax').glob('*.py')
+    if "__name__ == '__main__'" in path.read_text()
+)
+
+
+def _anchors(page: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    prose = re.sub(r'```.*?```', '', page, flags=re.DOTALL)
+    headings = re.findall(r'^#+ (.*)$', prose, re.MULTILINE)
+    return {
+        re.sub(r'[^\w -]', '', h).strip().lower().replace(' ', '-') for h in headings
+    }
+
+
+def test_readme_is_read_in_five_minutes():
+    assert len(_README.read_text().splitlines()) <= 250
+
+
+@pytest.mark.parametrize('page', ['README.md', 'BUILD.md', 'RESULTS.md'])
+def test_links_lead_somewhere(page):
+    links = re.findall(
+        r'\]\((?!https?:)([^)#]*)#?([^)]*)\)', (_ROOT / page).read_text()
+    )
+    for path, anchor in links:
+        target = _ROOT / (path or page)
+        assert target.exists(), path
+        if anchor:
+            assert anchor in _anchors(target.read_text()), anchor
+
+
+def test_readme_lists_every_verb_once():
+    rows = re.findall(r'^\| `(\w+)` \| .+ \|$', _README.read_text(), re.MULTILINE)
+    assert sorted(rows) == _VERBS
+
+
+@pytest.mark.parametrize('verb', _VERBS)
+def test_help_can_be_read_in_a_terminal(verb):
+    source = (_ROOT / 'ppjax' / f'{verb}.py').read_text()
+    said = ast.get_docstring(ast.parse(source), clean=False)
+    assert [line for line in said.splitlines() if len(line) > 80] == []
+    # absl puts the program's name in the place of what % may begin.
+    assert '%' not in said
 
 
 @pytest.mark.parametrize('with_gains', [False, True])

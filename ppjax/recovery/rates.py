@@ -1,8 +1,8 @@
 """Default peak learning rates of recovery.
 
 By what is trained and by the size of what is left of the model. Those of small models
-were found on rows for choosing, of SmolLM2-135M (README, "Measured"); those of larger
-ones are the paper's (A.1), and of gains nobody has others.
+were found on rows for choosing, of SmolLM2-135M (RESULTS.md, "Ways to a small model");
+those of larger ones are the paper's (A.1), and of gains nobody has others.
 """
 
 # Parameters, from which on a model counts as large.
