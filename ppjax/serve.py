@@ -1,12 +1,18 @@
-"""`python -m ppjax.serve`: a cast of personas on one base model, for programs and people.
+"""`python -m ppjax.serve`: a cast of personas on one base model.
 
 python -m ppjax.serve --base_model=DIR --personas=FOLDER
 python -m ppjax.serve --demo
+PPJAX_API_KEY=... python -m ppjax.serve --base_model=DIR --personas=FOLDER \\
+    --host=0.0.0.0
 
-Every mask file (.pmask) in the folder, and every character card that carries a mask, is
-a model id; so is the base model. Programs speak to it as to OpenAI's, vLLM's or
-llama.cpp's server; people open the address that it prints. Ctrl-C, or SIGTERM, lets
-answers under way come to their end first.
+Every mask file (.pmask) in the folder, and every character card that carries a
+mask, is a model id; so is the base model. Programs speak to it as to OpenAI's,
+vLLM's or llama.cpp's server; people open the address that it prints. Ctrl-C, or
+SIGTERM, lets answers under way come to their end first.
+
+Of a card, the book's entries whose keys come up, and what is to follow the
+history, go into the conversation; its first message is the client's to show. A
+client's own system message replaces all that, or follows it (--client_system).
 """
 
 from ppjax.base import compile_cache, flags
