@@ -419,7 +419,7 @@ def test_masks_of_the_demo(chatty_model, tmp_path, said):
     digests = {member.digest for member in cast.members().values()}
     assert len(digests) == 4
     ferryman = cast.get('ferryman')
-    assert ferryman.sparsity == 0.25
+    assert ferryman.sparsity == pytest.approx(demo_masks.SPARSITY)
     assert demo.persona('ferryman') in ferryman.system_prompt
     # What is there is kept; what is damaged is made anew, and is the same.
     before = (folder / 'ferryman.pmask').read_bytes()

@@ -373,6 +373,8 @@ function drawTurns() {
     const turn = element('article', 'turn assistant');
     turn.append(answerNode({ of: 'card', text: member.greeting }, false));
     made.push(turn);
+  } else if (!state.turns.length) {
+    made.push(element('p', 'empty', `Say something to ${member.title}.`));
   }
   for (const turn of state.turns) {
     if (turn.role === 'user') {
