@@ -272,7 +272,7 @@ def test_files_come_change_and_go(make_cast, make_mask, folder, said, monkeypatc
     monkeypatch.setattr(
         cast_files,
         'read',
-        lambda *a, real=cast_files.read: read.append(a[0]) or real(*a),
+        lambda *a, real=cast_files.read, **more: read.append(a[0]) or real(*a, **more),
     )
     # Half a file, as it is being written.
     whole = pmask.to_bytes(make_mask(1))
@@ -313,9 +313,9 @@ def test_a_file_that_goes_away_while_it_is_read(
     pmask.save(folder / 'amy.pmask', make_mask(1))
     real = cast_files.read
 
-    def read(path, base):
+    def read(path, base, **more):
         path.unlink()
-        return real(path, base)
+        return real(path, base, **more)
 
     monkeypatch.setattr(cast_files, 'read', read)
     assert len(make_cast().members()) == 1
@@ -346,10 +346,10 @@ def test_a_fault_of_the_reader_is_one_files(
     pmask.save(folder / 'zoe.pmask', make_mask(2))
     real = cast_files.read
 
-    def read(path, base):
+    def read(path, base, **more):
         if path.name == 'amy.pmask':
             raise RuntimeError('line\nbreak')
-        return real(path, base)
+        return real(path, base, **more)
 
     monkeypatch.setattr(cast_files, 'read', read)
     assert _names(make_cast())[1:] == ['zoe']
