@@ -256,11 +256,30 @@ def rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
     raise ValueError(f'remat must be one of {REMAT}, got {remat!r}.')
 
 
+def _over_layers(layer: Callable[..., Any], start: Any, scanned: Any) -> Any:
+    """`jax.lax.scan`, or the same layer by layer where blocks are not stacked.
+
+    Args:
+        layer: takes what goes from layer to layer, and what is its own.
+        start: what goes into the first.
+        scanned: (numbers [L], blocks, whatever else has an axis of layers).
+    """
+    numbers, blocks, *others = scanned
+    if not isinstance(blocks, nnx.List):
+        return jax.lax.scan(layer, start, scanned)
+    carry, kept = start, []
+    for number, block in enumerate(blocks):
+        own = jax.tree.map(lambda x, at=number: x[at], (numbers, *others))
+        carry, found = layer(carry, (own[0], block, *own[1:]))
+        kept.append(found)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
+
+
 class Decoder(nnx.Module):
     """Embedding, L stacked blocks, final norm and unembedding.
 
     Used as a plain pytree: every leaf of `blocks` has a leading [L] axis, so one
-    compiled block serves all layers.
+    compiled block serves all layers; but see `models.unstacked`.
     """
 
     def __init__(
@@ -366,7 +385,7 @@ class Decoder(nnx.Module):
         numbers = jnp.arange(cfg.num_layers)
         scanned = (numbers, self.blocks, masks.of_layers(), adapters)
         start = None if self.last_turn is None else self._nothing_inside(x)
-        (x, cache, inside), taps = jax.lax.scan(body, (x, cache, start), scanned)
+        (x, cache, inside), taps = _over_layers(body, (x, cache, start), scanned)
         eps = cfg.norm_eps
         if cfg.out_width is not None:
             # That of the blocks is of their width; see `ModelConfig.out_width`.

@@ -6,6 +6,7 @@ two lengths of chunks and the same spans.
 """
 
 from collections.abc import Callable, Iterator
+import concurrent.futures
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppjax.models import attention, shared_prefix
+from ppjax.base import cores
+from ppjax.models import attention, shared_prefix, unstacked
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import execution, sharding
@@ -249,6 +251,10 @@ class Programs:
                 f'a row must have {BLOCK} tokens at least, got {shape.max_context}.'
             )
         self.model, self.shape, self._mesh = model, shape, mesh
+        # That which steps run.
+        self._stepping = model
+        if mesh is None and unstacked.is_worth_it(model):
+            self._stepping = unstacked.unstacked(model)
         self._widths = widths(shape.slots)
         self._spans = spans(shape.max_context)
         # No chunk is longer than a row.
@@ -297,9 +303,16 @@ class Programs:
 
     def compile(self) -> Iterator[None]:
         """Compiles all of them, one by one."""
-        for key, function, arguments in self._wanted():
-            self._compiled[key] = self._lowered(function, arguments).compile()
-            yield
+        wanted = list(self._wanted())
+
+        def make(one: _Wanted) -> Any:
+            return self._lowered(one.function, one.arguments).compile()
+
+        # Compilers work beside each other, and let Python's threads go on.
+        with concurrent.futures.ThreadPoolExecutor(cores.threads()) as pool:
+            for one, made in zip(wanted, pool.map(make, wanted), strict=True):
+                self._compiled[one.key] = made
+                yield
 
     def _lowered(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         if self._mesh is None:
@@ -337,7 +350,9 @@ class Programs:
                 vector = _of(np.int32, width)
                 made = _jitted(_step, 1, both, span=span)
                 yield _Wanted(
-                    ('step', width, span), made, (self.model, state, vector, vector)
+                    ('step', width, span),
+                    made,
+                    (self._stepping, state, vector, vector),
                 )
             for chunk in self.chunks:
                 made = _jitted(_read, 1, both, span=span)
@@ -376,7 +391,7 @@ class Programs:
         """`_step` of tokens [W]; no position that is written is beyond `longest`."""
         span = at_least(self._spans, longest)
         key = ('step', len(tokens), span)
-        return self._call(key, self.model, state, tokens, positions)
+        return self._call(key, self._stepping, state, tokens, positions)
 
     def read(
         self, state: State, tokens: np.ndarray, row: int, start: int
