@@ -13,7 +13,7 @@ from ppjax.serving.api import fields as fields_lib
 from ppjax.serving.api import problems, texts
 
 _SEEDS = 2**32
-_MOST_BREAKERS = 64
+_MOST_BREAKERS = 32
 _LONGEST_BREAKER = 64
 # What llama.cpp takes where a client names none.
 _BREAKERS = ('\n', ':', '"', '*')
