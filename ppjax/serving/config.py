@@ -123,7 +123,12 @@ class ServeConfig:
                 f'--max_tokens={self.max_tokens} leaves no room for a prompt in '
                 f'--max_context={self.max_context}.'
             )
-        _ = self.origins, self.pinned  # Checks their flags.
+        if self.pinned and self.mesh:
+            raise errors.InputError(
+                '--pin keeps weights on one device, and --mesh spreads them out; give '
+                'one of the two.'
+            )
+        _ = self.origins  # Checks its flag.
 
     @property
     def system(self) -> Literal['replace', 'follow']:

@@ -26,6 +26,9 @@ class Dry:
     breakers: frozenset[int] = frozenset()
 
 
+MOST_BIASED = 512
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """One request's way from logits to a token, in the order of the attributes.
@@ -33,7 +36,7 @@ class Sampling:
     Every value is checked by who makes it.
 
     Attributes:
-        bias: added to the logits of tokens.
+        bias: added to the logits of tokens, at most `MOST_BIASED`.
         repetition_penalty: positive logits of tokens in prompt or answer are divided
             by it, negative ones multiplied.
         frequency_penalty: times how often the answer has a token, taken off its logit.

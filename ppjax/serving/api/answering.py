@@ -145,7 +145,7 @@ class _EventStream(responses.Response):
                     yield _event(value)
             for value in form.closing(running):
                 yield _event(value)
-        except (choices.FailedError, ValueError, TypeError, LookupError) as error:
+        except Exception as error:  # noqa: BLE001  The client is to know of any.
             running.close('failed')
             yield _event(running_lib.failure(error).body())
         if form.says_done:

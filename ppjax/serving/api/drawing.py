@@ -13,8 +13,7 @@ from ppjax.serving.api import fields as fields_lib
 from ppjax.serving.api import problems, texts
 
 _SEEDS = 2**32
-_MOST_BIASED = 1024
-_MOST_BREAKERS = 64
+_MOST_BREAKERS = 32
 _LONGEST_BREAKER = 64
 # What llama.cpp takes where a client names none.
 _BREAKERS = ('\n', ':', '"', '*')
@@ -54,7 +53,8 @@ def sampling(fields: fields_lib.Fields, own: texts.Texts) -> sampling_lib.Sampli
         dry=_dry(fields, own),
         temperature=fields.number('temperature', default=1.0, least=0, most=100),
         min_p=fields.number('min_p', default=0.0, least=0, most=1),
-        top_k=top_k if top_k is not None and top_k > 0 else None,
+        # Of all there are, and of more, nothing is left out.
+        top_k=top_k if top_k is not None and 0 < top_k < own.vocab_size else None,
         # Of none at all the likeliest is left.
         top_p=max(top_p, 1e-6),
         xtc_probability=fields.number('xtc_probability', default=0.0, least=0, most=1),
@@ -81,8 +81,9 @@ def _bias(fields: fields_lib.Fields, own: texts.Texts) -> dict[int, float]:
         pairs = given
     elif given is not None:
         raise problems.wrong(name, f'{name!r} must be an object.')
-    if len(pairs) > _MOST_BIASED:
-        raise problems.wrong(name, f'{name!r} has more than {_MOST_BIASED} tokens.')
+    most = sampling_lib.MOST_BIASED
+    if len(pairs) > most:  # Before they are looked at.
+        raise problems.wrong(name, f'{name!r} has more than {most} tokens.')
     for pair in pairs:
         # llama.cpp takes [token or text, bias or false].
         if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -96,6 +97,8 @@ def _bias(fields: fields_lib.Fields, own: texts.Texts) -> dict[int, float]:
             found[token] = float(bias)
     if fields.flag('ignore_eos', 'ban_eos_token'):
         found |= dict.fromkeys(own.stop_ids, _BANNED)
+    if len(found) > most:
+        raise problems.wrong(name, f'{name!r} has more than {most} tokens.')
     return found
 
 

@@ -33,6 +33,7 @@ class Texts:
     Attributes:
         tokenizer: of the base model.
         stop_ids: the tokens that end an answer.
+        renderer: of conversations.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Texts:
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.vocab_size = vocab_size
-        self._renderer = chat.ChatRenderer(tokenizer, date=date, vocab_size=vocab_size)
+        self.renderer = chat.ChatRenderer(tokenizer, date=date, vocab_size=vocab_size)
         bos = tokenizer.bos_token_id
         begins = tokenizer.encode('', add_special_tokens=True)
         self._start = [bos] if bos is not None and begins[:1] == [bos] else []
@@ -73,11 +74,11 @@ class Texts:
         Raises:
             InputError: if a turn holds the model's markup, or the template refuses.
         """
-        return tuple(self._renderer.prompt(messages))
+        return tuple(self.renderer.prompt(messages))
 
     def chat_text(self, messages: Sequence[dict[str, str]]) -> str:
         """`chat_prompt` before it is tokenised."""
-        return self._renderer.prompt_text(messages)
+        return self.renderer.prompt_text(messages)
 
     def prompt(self, text: str, *, begins: bool = True) -> tuple[int, ...]:
         """Tokens of a text, in which the model's own markup is read as such.

@@ -122,6 +122,7 @@ def test_a_key_is_demanded_where_others_reach_the_server(tmp_path):
         ({'allow_origin': 'http://x/path'}, 'is no origin'),
         ({'allow_origin': 'localhost'}, 'is no origin'),
         ({'pin': 'jack,jack'}, 'names a persona twice'),
+        ({'pin': 'jack', 'mesh': 'data:2'}, '--pin keeps weights'),
         ({'drain_seconds': -1.0}, '--drain_seconds must be in'),
     ],
 )
