@@ -42,8 +42,6 @@ def open_service(cfg: config.ServeConfig) -> Iterator[service_lib.Service]:
             f'{programs.BLOCK} at least.'
         )
     mesh = sharding.inference_mesh(cfg.mesh) if cfg.mesh else None
-    if mesh is not None and cfg.pinned:
-        raise errors.InputError('--pin is for one device; leave out --mesh.')
     tokenizer = base.tokenizer()
     renderer = chat.ChatRenderer(
         tokenizer, date=cfg.date, vocab_size=base.config.vocab_size
@@ -54,6 +52,11 @@ def open_service(cfg: config.ServeConfig) -> Iterator[service_lib.Service]:
         vocab_size=base.config.vocab_size,
         stop_ids=stop_tokens.stop_ids(base.generation_config(), tokenizer),
     )
+    folder = pathlib.Path(cfg.personas or '').expanduser()
+    everybody = None
+    if not cfg.demo:
+        everybody = cast.Cast(base, [folder], user_name=cfg.user_name)
+        _pins(everybody, cfg.pinned)
     model = loading.load_decoder(
         base.reader,
         base.config,
@@ -62,11 +65,10 @@ def open_service(cfg: config.ServeConfig) -> Iterator[service_lib.Service]:
         mesh=mesh,
         progress=progress.counter('Loading tensors'),
     )
-    folder = pathlib.Path(cfg.personas or '').expanduser()
-    if cfg.demo:
+    if everybody is None:
         folder = demo_masks.folder_of(base)
         demo_masks.make(base, model, folder, mesh=mesh)
-    everybody = cast.Cast(base, [folder], user_name=cfg.user_name)
+        everybody = cast.Cast(base, [folder], user_name=cfg.user_name)
     engine = opening.open_engine(
         model,
         opening.Sizes(

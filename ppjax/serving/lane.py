@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppjax.serving import choosing, dry, jobs
+from ppjax.serving import choosing, dry, jobs, sampling
 from ppjax.serving import prefix_cache as cache_lib
 from ppjax.serving import programs as programs_lib
 
 # A row's bias comes first among its extras; of DRY's so many largest find room.
-_MOST_PENALTIES = 512
+_MOST_PENALTIES = choosing.MOST_EXTRAS - sampling.MOST_BIASED
 
 
 @dataclasses.dataclass(eq=False)
@@ -139,8 +139,7 @@ class Lane:
             field[number] = value
         every.extra_ids[number] = self._vocab
         every.extra_values[number] = 0
-        room = choosing.MOST_EXTRAS - _MOST_PENALTIES
-        bias = list(own.bias.items())[:room]
+        bias = list(own.bias.items())[: sampling.MOST_BIASED]
         if bias:
             every.extra_ids[number, : len(bias)] = [index for index, _ in bias]
             every.extra_values[number, : len(bias)] = [value for _, value in bias]

@@ -28,6 +28,9 @@ BLOCK = 32
 CHUNKS = (BLOCK, 4 * BLOCK)
 _LEAST_SPAN = 512
 _CANDIDATES = 256
+# Longest span whose steps run blocks one by one: what that saves is the same for all,
+# and a smaller part of longer ones, while each such program takes seconds to compile.
+_MOST_APART = 1024
 
 
 class State(NamedTuple):
@@ -251,10 +254,9 @@ class Programs:
                 f'a row must have {BLOCK} tokens at least, got {shape.max_context}.'
             )
         self.model, self.shape, self._mesh = model, shape, mesh
-        # That which steps run.
-        self._stepping = model
+        self._apart = None
         if mesh is None and unstacked.is_worth_it(model):
-            self._stepping = unstacked.unstacked(model)
+            self._apart = unstacked.unstacked(model)
         self._widths = widths(shape.slots)
         self._spans = spans(shape.max_context)
         # No chunk is longer than a row.
@@ -352,7 +354,7 @@ class Programs:
                 yield _Wanted(
                     ('step', width, span),
                     made,
-                    (self._stepping, state, vector, vector),
+                    (self._stepping(span), state, vector, vector),
                 )
             for chunk in self.chunks:
                 made = _jitted(_read, 1, both, span=span)
@@ -385,13 +387,19 @@ class Programs:
         """The compiled width of steps that serve so many first rows."""
         return at_least(self._widths, rows)
 
+    def _stepping(self, span: int) -> decoder_lib.Decoder:
+        """The decoder that steps of a span run."""
+        if self._apart is None or span > _MOST_APART:
+            return self.model
+        return self._apart
+
     def step(
         self, state: State, tokens: np.ndarray, positions: np.ndarray, longest: int
     ) -> tuple[State, jax.Array]:
         """`_step` of tokens [W]; no position that is written is beyond `longest`."""
         span = at_least(self._spans, longest)
         key = ('step', len(tokens), span)
-        return self._call(key, self._stepping, state, tokens, positions)
+        return self._call(key, self._stepping(span), state, tokens, positions)
 
     def read(
         self, state: State, tokens: np.ndarray, row: int, start: int
