@@ -1,11 +1,8 @@
 """Eight CPU devices, no network, and the models that the tests share."""
 
 from collections.abc import Callable, Iterator, Sequence
-import contextlib
-import ctypes
 import dataclasses
 import functools
-import gc
 import http.server
 import json
 import os
@@ -32,6 +29,7 @@ import torch
 import transformers
 
 from ppjax import demo
+from ppjax.base import memory
 from ppjax.data import chat
 from ppjax.models import attention, base_model, loading
 from ppjax.models import config as config_lib
@@ -145,10 +143,7 @@ def _forget_compiled_programs() -> Iterator[None]:
     """Kept for all of a run, programs take several GB a worker."""
     yield
     jax.clear_caches()
-    gc.collect()
-    # Else the allocator keeps what it was given back.
-    with contextlib.suppress(OSError, AttributeError):  # Other C libraries.
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.give_back()
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

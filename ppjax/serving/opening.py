@@ -5,6 +5,7 @@ import dataclasses
 
 import jax
 
+from ppjax.base import memory
 from ppjax.models import decoder as decoder_lib
 from ppjax.serving import engine, lane, members, pinned, prefix_cache, programs
 
@@ -60,6 +61,7 @@ def open_engine(
     for one in lanes:
         for _ in one.compile():
             progress(done := done + 1, total)
+    memory.give_back()  # What compilers worked with.
     known = prefix_cache.PrefixCache(sizes.cache_bytes, programs.BLOCK)
     made = engine.Engine(
         lane.Lane(everybody, known, lane.whole_scale(cfg.num_layers, cfg.d_ff)),
