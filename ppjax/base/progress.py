@@ -4,6 +4,7 @@ Of several processes the first alone speaks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import sys
 import time
 from typing import TypeVar
@@ -62,9 +63,13 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """One line for people, on stderr, without breaking a progress bar."""
+    """One line for people, on stderr, without breaking a progress bar.
+
+    Whoever reads it may have left, or its disk be full: work goes on unheard.
+    """
     if processes.is_first():
-        tqdm.tqdm.write(text, file=sys.stderr)
+        with contextlib.suppress(OSError):
+            tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def over(items: Sequence[Item], label: str) -> Iterator[Item]:

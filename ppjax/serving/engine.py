@@ -1,8 +1,9 @@
 """The engine: one thread that gives rows to requests and computes for all of them.
 
-In turn it frees the rows that nobody wants any more, gives free rows to who has waited
-longest, reads one chunk of one prompt, and adds a token to every row that answers. So no
-answer stands still for longer than one chunk takes, however long a prompt that joins.
+In turn it gives free rows to who has waited longest and then, lane by lane, frees the
+rows that nobody wants any more, reads one chunk of one prompt, and adds a token to every
+row that answers. So no answer stands still for longer than one chunk a lane takes, however
+long a prompt that joins.
 """
 
 import collections
@@ -102,15 +103,24 @@ class Engine:
             raise ValueError(f'max_tokens must be 1 or more, got {job.max_tokens}.')
         waiting = _Waiting(job, listener)
         with self._changed:
-            if self._draining or len(self._queue) >= self._most:
-                raise jobs.QueueFullError(
-                    'The server is about to end.'
-                    if self._draining
-                    else f'{len(self._queue)} requests are waiting already.'
-                )
+            if self._draining:
+                raise jobs.QueueFullError('The server is about to end.')
             self._queue.append(waiting)
+            if (count := self._count_rowless()) > self._most:
+                self._queue.pop()
+                raise jobs.QueueFullError(f'{count - 1} requests are waiting already.')
             self._changed.notify()
         return _Ticket(waiting, self._wake)
+
+    def _count_rowless(self) -> int:
+        """Requests in the queue for which no row is free."""
+        wanted = collections.Counter(
+            id(self._lane_of(one.job)) for one in self._queue if not one.cancelled
+        )
+        return sum(max(0, wanted[id(own)] - own.free) for own in self._lanes)
+
+    def _lane_of(self, job: jobs.Job) -> lane_lib.Lane:
+        return self._pinned.get(job.member.digest, self._lane)
 
     def _wake(self) -> None:
         with self._changed:
@@ -175,12 +185,8 @@ class Engine:
                     own.read()
                     own.step()
                 except Exception as error:  # noqa: BLE001  Devices raise all kinds.
-                    progress.say(
-                        'A step failed, and its requests with it: '
-                        f'{type(error).__name__}: {error}'
-                    )
-                    traceback.print_exc()
-                    own.fail('The server failed to compute an answer.')
+                    _report('A step failed, and its requests with it', error)
+                    self._fail(own)
         for waiting in self._queue:
             _tell(waiting, jobs.Ended('cancelled'))
         self._queue.clear()
@@ -193,30 +199,40 @@ class Engine:
     def _admit(self) -> None:
         """Gives free rows to those who have waited longest, each in its own lane."""
         with self._changed:
-            waiting, self._queue = list(self._queue), collections.deque()
-        left = []
+            waiting = list(self._queue)
         for one in waiting:
-            own = self._pinned.get(one.job.member.digest, self._lane)
+            own = self._lane_of(one.job)
             if one.cancelled:
                 _tell(one, jobs.Ended('cancelled'))
-            elif not own.has_room:
-                left.append(one)
-            else:
+            elif own.has_room:
                 self._insert(own, one)
-        with self._changed:
-            self._queue.extendleft(reversed(left))
+            else:
+                continue
+            # Not before it has a row: at any time it is seen in one of the two.
+            with self._changed:
+                self._queue.remove(one)
 
     def _insert(self, own: lane_lib.Lane, one: _Waiting) -> None:
         try:
             one.row = own.insert(one.job, one.listener)
         except Exception as error:  # noqa: BLE001  Devices raise all kinds.
-            progress.say(f'A request failed: {type(error).__name__}: {error}')
-            traceback.print_exc()
-            own.fail('The server failed to compute an answer.')
+            _report('A request failed', error)
+            self._fail(own)
             _tell(one, jobs.Ended('error', error='The server could not begin.'))
             return
         if one.cancelled:  # Meanwhile.
             one.row.cancelled = True
+
+    def _fail(self, own: lane_lib.Lane) -> None:
+        try:
+            own.fail('The server failed to compute an answer.')
+        except Exception as error:  # noqa: BLE001  Devices raise all kinds.
+            # Its requests are told; whoever comes next fails, and has it tried again.
+            _report('A lane could not begin anew', error)
+
+
+def _report(what: str, error: Exception) -> None:
+    progress.say(f'{what}: {type(error).__name__}: {error}\n{traceback.format_exc()}')
 
 
 def _tell(one: _Waiting, ended: jobs.Ended) -> None:

@@ -103,6 +103,11 @@ class Lane:
         return any(row is not None for row in self.rows)
 
     @property
+    def free(self) -> int:
+        """How many rows have no request."""
+        return self.rows.count(None)
+
+    @property
     def has_room(self) -> bool:
         """Whether a row is free."""
         return None in self.rows
@@ -289,10 +294,10 @@ class Lane:
         assert row is not None
         if keep:
             self._keep(number, row)
+        self._done(row)
         self.rows[number] = None
         if number in self._order:
             self._order.remove(number)
-        self._done(row)
         self._tell(row, ended)
 
     def _keep(self, number: int, row: Row) -> None:
@@ -319,7 +324,10 @@ class Lane:
             if row is not None:
                 ended = jobs.Ended('error', row.cached, reason)
                 self.evict(number, ended, keep=False)
-        # What was given to the program that failed may be used up.
+        # What was given to the program that failed may be used up; where it is not,
+        # there may be no room for another beside it.
+        for held in jax.tree.leaves(self._state):
+            held.delete()
         self._renew()
 
 
