@@ -9,6 +9,7 @@ or that of the base model, each keeps its ending; what is then still the same ge
 number, in the order of paths. So names depend on nothing but which personas there are.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
@@ -165,9 +166,10 @@ class Cast:
         }
         taken = {self._dense.name}
         short = [cast_files.names_of(path)[0] for path in found]
+        count = collections.Counter(short)
         named = {}
         for path, name in zip(found, short, strict=True):
-            if short.count(name) == 1 and name not in taken:
+            if count[name] == 1 and name not in taken:
                 named[path] = name
         taken |= set(named.values())
         for path in found:

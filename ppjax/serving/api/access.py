@@ -12,10 +12,9 @@ from ppjax.serving.api import problems
 KEY_VARIABLE = 'PPJAX_API_KEY'
 # Whoever watches whether a server lives has no key, nor has a browser that opens the
 # page, which is the same for all and asks for the key itself.
-_OPEN = frozenset({'/health', '/', '/chat.css', '/chat.js'})
+_OPEN = frozenset({'/health', '/v1/health', '/', '/chat.css', '/chat.js'})
 _PREFLIGHT = {
     'Access-Control-Allow-Methods': 'GET, POST',
-    'Access-Control-Allow-Headers': 'authorization, content-type',
     'Access-Control-Max-Age': '600',
 }
 
@@ -77,7 +76,10 @@ class Access:
         if allowed and origin:
             send = _sharing(send, origin)
             if scope['method'] == 'OPTIONS':
-                await responses.Response(status_code=204, headers=_PREFLIGHT)(
+                # OpenAI's client in a page sends a dozen of its own.
+                asked = headers.get('access-control-request-headers', '')
+                shared = _PREFLIGHT | {'Access-Control-Allow-Headers': asked}
+                await responses.Response(status_code=204, headers=shared)(
                     scope, receive, send
                 )
                 return

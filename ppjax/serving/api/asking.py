@@ -41,7 +41,7 @@ def member(fields: fields_lib.Fields, service: service_lib.Service) -> members.M
     Raises:
         ApiError: if there is no such model.
     """
-    return service.member(fields.text('model'))
+    return service.member(fields.text('model') or None)
 
 
 def refuse_shapes(fields: fields_lib.Fields) -> None:

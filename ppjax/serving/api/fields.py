@@ -4,7 +4,6 @@ A field that is null was not given. Of several names of one thing the first that
 given counts. Fields that nobody asks for are ignored.
 """
 
-import math
 from typing import Any
 
 from ppjax.personas import inputs
@@ -47,11 +46,8 @@ class Fields:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise problems.wrong(name, f'{name!r} must be a number.')
-        if (
-            not math.isfinite(value)
-            or not least <= value <= most
-            or (above and value == least)
-        ):
+        # Whatever is not finite is in no range.
+        if not least <= value <= most or (above and value == least):
             bound = f'{"(" if above else "["}{least:g}, {most:g}]'
             raise problems.wrong(name, f'{name!r} must be in {bound}, got {value!r}.')
         return float(value)

@@ -1,6 +1,6 @@
 """What a server measures, as Prometheus reads it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 import math
 import time
 
@@ -14,6 +14,8 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 # Over which the present rate is taken.
 _WINDOW = 10
+# How answers end; see `choices.Finish` and `running.Running.close`.
+_ENDS = ('stop', 'length', 'gone', 'failed')
 
 
 class _Rate:
@@ -41,8 +43,13 @@ class _Rate:
 class _Engine(registry.Collector):
     """The engine's own figures."""
 
-    def __init__(self, figures: Callable[[], jobs.Figures], rate: _Rate):
-        self._figures, self._rate = figures, rate
+    def __init__(
+        self,
+        figures: Callable[[], jobs.Figures],
+        served: Callable[[], Container[str]],
+        rate: _Rate,
+    ):
+        self._figures, self._served, self._rate = figures, served, rate
 
     def collect(self) -> Iterator[core.Metric]:
         found = self._figures()
@@ -66,9 +73,10 @@ class _Engine(registry.Collector):
         }
         for name, (what, value) in counters.items():
             yield core.CounterMetricFamily(f'ppjax_{name}', what, value=value)
+        served = self._served()
         for place, (name, what) in enumerate(
             (
-                ('requests', 'Answers that were begun.'),
+                ('requests', 'Answers that had a row, and ended.'),
                 ('prompt_tokens', 'Tokens of their prompts.'),
                 ('cached_prompt_tokens', 'Of these, tokens that were known.'),
                 ('answer_tokens', 'Tokens that were drawn.'),
@@ -76,21 +84,32 @@ class _Engine(registry.Collector):
         ):
             family = core.CounterMetricFamily(f'ppjax_{name}', what, labels=['persona'])
             for persona, counts in found.by_persona.items():
-                family.add_metric([persona], counts[place])
+                if persona in served:
+                    family.add_metric([persona], counts[place])
             yield family
 
 
 class Metrics:
-    """Counts and times of requests, beside the engine's figures."""
+    """Counts and times of requests, beside the engine's figures.
 
-    def __init__(self, figures: Callable[[], jobs.Figures]):
+    Of personas that have left the cast nothing is told: there may be any number of them.
+    """
+
+    def __init__(
+        self,
+        figures: Callable[[], jobs.Figures],
+        served: Callable[[], Container[str]],
+    ):
         """Args:
         figures: of the engine, asked for whenever somebody looks.
+        served: names of who is served; likewise.
         """
+        self._served = served
+        self._measured: set[str] = set()
         # Its own, not the process's: there may be several servers in one, in tests.
         self._registry = registry.CollectorRegistry()
         self._rate = _Rate()
-        self._registry.register(_Engine(figures, self._rate))
+        self._registry.register(_Engine(figures, served, self._rate))
         self._first = prometheus_client.Histogram(
             'ppjax_time_to_first_token_seconds',
             'From a request to its first token.',
@@ -141,6 +160,7 @@ class Metrics:
             first: seconds to the first.
             seconds: to the last.
         """
+        self._measured.add(persona)
         self._ends.labels(persona, end).inc()
         if tokens:
             self._first.labels(persona).observe(first)
@@ -154,4 +174,11 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it."""
+        served = self._served()
+        for gone in [name for name in self._measured if name not in served]:
+            self._measured.remove(gone)
+            for times in (self._first, self._between, self._whole):
+                times.remove(gone)
+            for end in _ENDS:
+                self._ends.remove(gone, end)
         return prometheus_client.generate_latest(self._registry)

@@ -87,7 +87,7 @@ class Service:
     draining: bool = False
 
     def __post_init__(self) -> None:
-        self.metrics = metrics.Metrics(self.engine.figures)
+        self.metrics = metrics.Metrics(self.engine.figures, self.cast.members)
         # Who answers requests, to be ended when the server is.
         self.running: set[Any] = set()
         # One at a time: texts of strangers are tokenised beside the event loop, but do

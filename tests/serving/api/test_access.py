@@ -17,7 +17,7 @@ def _client(made, base_url: str = 'http://localhost:8080', **door):
 @pytest.mark.parametrize('path', ['/v1/models', '/metrics', '/cast', '/none'])
 def test_everything_but_health_and_the_page_needs_the_key(made, path):
     client = _client(made, key=_KEY)
-    for free in ('/health', '/', '/chat.css', '/chat.js'):
+    for free in ('/health', '/v1/health', '/', '/chat.css', '/chat.js'):
         assert client.get(free).status_code == 200
     found = client.get(path)
     assert found.status_code == 401
@@ -73,6 +73,10 @@ def test_an_allowed_origin_may_ask(made, chat):
     before = client.options('/v1/chat/completions', headers=asks)
     assert before.status_code == 204
     assert before.headers['access-control-allow-origin'] == origin
+    names = 'authorization,content-type,x-stainless-lang'
+    asks['Access-Control-Request-Headers'] = names
+    before = client.options('/v1/chat/completions', headers=asks)
+    assert before.headers['access-control-allow-headers'] == names
     found = client.post('/v1/chat/completions', json=chat, headers={'Origin': origin})
     assert found.status_code == 200
     assert found.headers['access-control-allow-origin'] == origin

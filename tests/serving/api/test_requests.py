@@ -22,6 +22,7 @@ def _error(found, status: int = 400) -> dict:
     ('field', 'value'),
     [
         *(('temperature', value) for value in (-1, 'hot', True, 1e999, [])),
+        pytest.param('temperature', 10**400, id='temperature-of-400-digits'),
         *(('top_p', value) for value in (-0.1, 1.1)),
         *(('top_k', value) for value in (-2, 1.5, '3')),
         *(('min_p', value) for value in (2, -1)),
@@ -159,8 +160,9 @@ def test_what_nobody_knows_and_null_are_passed_over(client, chat, engine):
 
 def test_without_a_model_the_base_answers(client, chat, engine):
     del chat['model']
-    assert client.post(_CHAT, json=chat).json()['model'] == 'tiny'
-    assert engine.asked[0].member.is_dense
+    for body in (chat, chat | {'model': ''}):
+        assert client.post(_CHAT, json=body).json()['model'] == 'tiny'
+        assert engine.asked[-1].member.is_dense
 
 
 def test_the_parts_of_a_message_are_one_text(client, chat, engine, own):

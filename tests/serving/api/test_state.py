@@ -134,6 +134,20 @@ def test_what_was_measured(client, chat, engine, own):
     assert found['ppjax_requests_running',] == found['ppjax_requests_waiting',] == 0
 
 
+def test_who_has_left_is_measured_no_more(client, made, chat, engine):
+    for name in ('jack', 'ida'):
+        client.post('/v1/chat/completions', json=chat | {'model': name})
+    engine.wait_idle()
+    everybody = {label for _, *labels in _metrics(client) for label in labels}
+    assert {'jack', 'ida'} <= everybody
+    ida = made.cast.found.pop('ida')
+    left = {label for _, *labels in _metrics(client) for label in labels}
+    assert left == everybody - {'ida'}
+    made.cast.found['ida'] = ida
+    client.post('/v1/chat/completions', json=chat | {'model': 'ida'})
+    assert _metrics(client)['ppjax_answers_total', 'ida', 'stop'] == 1
+
+
 def test_health(client, made, chat):
     assert client.get('/health').json() == {'status': 'ok'}
     made.draining = True
