@@ -37,11 +37,11 @@ class Sampling:
 
     Attributes:
         bias: added to the logits of tokens, at most `MOST_BIASED`.
+        dry: see `Dry`.
         repetition_penalty: positive logits of tokens in prompt or answer are divided
             by it, negative ones multiplied.
         frequency_penalty: times how often the answer has a token, taken off its logit.
         presence_penalty: taken off the logits of tokens that the answer has.
-        dry: see `Dry`.
         temperature: logits are divided by it; 0 takes the likeliest token, and what
             follows here has no effect.
         min_p: tokens less likely than this share of the likeliest are left out.
@@ -54,10 +54,10 @@ class Sampling:
     """
 
     bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    dry: Dry = Dry()
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    dry: Dry = Dry()
     temperature: float = 1.0
     min_p: float = 0.0
     top_k: int | None = None

@@ -124,7 +124,7 @@ def conversation(
     if leading and client_system == 'replace':
         return _whole(own, turns, template)
     before, behind = _brought_up(member, turns, template)
-    parts = [*before, member.system_prompt, *behind, own]
+    parts = [*before, template.spaced(member.system_prompt), *behind, own]
     system = '\n\n'.join(part for part in parts if part.strip())
     if (post := member.persona.post_history if member.persona else '') and turns:
         turns.append({'role': 'system', 'content': template.spaced(post)})
