@@ -330,19 +330,17 @@ def load(path: str | pathlib.Path) -> PersonaMask:
     """
     reading.require_file(path, 'Mask file')
     try:
-        if card_masks.is_card(path):
-            metadata, every = _of_bytes(card_masks.content(path))
-            names = set(every) if metadata.get('format') == FORMAT_2 else {'mask'}
-            tensors = {name: every[name] for name in names & _SECOND & every.keys()}
-        else:
-            with safetensors.safe_open(path, framework='np') as handle:
-                metadata = handle.metadata() or {}
-                second = metadata.get('format') == FORMAT_2
-                names = set(handle.keys()) if second else {'mask'}
-                tensors = {name: handle.get_tensor(name) for name in names & _SECOND}
-    # safetensors raises AttributeError for a dtype that NumPy lacks.
-    except (safetensors.SafetensorError, OSError, AttributeError) as error:
+        metadata, every = _of_bytes(
+            card_masks.content(path)
+            if card_masks.is_card(path)
+            # Not mapped: one that is written anew meanwhile would end the process.
+            else reading.read_bytes(path, 'Mask file')
+        )
+    # safetensors raises KeyError for a dtype that NumPy lacks.
+    except (safetensors.SafetensorError, KeyError) as error:
         raise errors.InputError(f'{path} is no readable mask file ({error}).') from None
+    names = set(every) if metadata.get('format') == FORMAT_2 else {'mask'}
+    tensors = {name: every[name] for name in names & _SECOND & every.keys()}
     granularity = _KINDS.get(metadata.get('format', ''))
     if granularity is None:
         raise errors.InputError(

@@ -172,6 +172,22 @@ def test_truncated_file_is_refused(saved, share):
     _refused(saved, 'no readable mask file')
 
 
+def test_a_file_is_read_and_not_mapped(saved, monkeypatch):
+    # Of a mapped file that is cut short while it is read the system ends the process.
+    def mapped(*args, **more):
+        raise AssertionError('mapped')
+
+    monkeypatch.setattr(safetensors, 'safe_open', mapped)
+    assert pmask.load(saved).keep
+
+
+def test_a_dtype_that_numpy_lacks_is_refused(saved):
+    header = {'mask': {'dtype': 'F8_E4M3', 'shape': [1], 'data_offsets': [0, 1]}}
+    text = json.dumps(header).encode()
+    saved.write_bytes(struct.pack('<Q', len(text)) + text + b'\0')
+    _refused(saved, 'no readable mask file')
+
+
 def test_foreign_files_are_refused(saved):
     safetensors_numpy.save_file({'mask': np.ones((3, 3), np.uint8)}, saved)
     _refused(saved, 'format None')
