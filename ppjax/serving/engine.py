@@ -115,7 +115,9 @@ class Engine:
     def _count_rowless(self) -> int:
         """Requests in the queue for which no row is free."""
         wanted = collections.Counter(
-            id(self._lane_of(one.job)) for one in self._queue if not one.cancelled
+            id(self._lane_of(one.job))
+            for one in self._queue
+            if one.row is None and not one.cancelled
         )
         return sum(max(0, wanted[id(own)] - own.free) for own in self._lanes)
 
