@@ -79,7 +79,7 @@ async def cast(
 
 
 # What browsers show as pictures and never run; not SVG, which can hold scripts.
-_PICTURES = frozenset({'image/png', 'image/apng', 'image/jpeg', 'image/webp'})
+_PICTURES = frozenset({'image/png', 'image/gif', 'image/jpeg', 'image/webp'})
 
 
 def _picture_path(member: members.Member) -> str | None:

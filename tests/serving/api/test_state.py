@@ -29,7 +29,8 @@ def test_who_comes_and_goes(client, made, chat):
 
 
 def test_the_cast_as_the_page_shows_it(client, made):
-    made.cast.found['a/b ?"'] = fakes.member('a/b ?"')
+    moving = fakes.members_lib.Picture('image/gif', b'a picture')
+    made.cast.found['a/b ?"'] = fakes.member('a/b ?"', picture=moving)
     drawn = fakes.members_lib.Picture('image/svg+xml', b'<svg onload=x>')
     made.cast.found['ida'] = fakes.member('ida', picture=drawn, persona=None)
     found = client.get('/cast').json()
@@ -49,10 +50,10 @@ def test_the_cast_as_the_page_shows_it(client, made):
     # What can hold scripts is not shown.
     assert (ida['title'], ida['picture']) == ('ida', None)
     assert client.get('/cast/ida/picture').status_code == 404
-    for one in (jack, odd):
+    for one, kind in ((jack, 'png'), (odd, 'gif')):
         picture = client.get(one['picture'])
         assert picture.content == b'a picture'
-        assert picture.headers['content-type'] == 'image/png'
+        assert picture.headers['content-type'] == f'image/{kind}'
         assert picture.headers['x-content-type-options'] == 'nosniff'
     assert client.get('/cast/tiny/picture').status_code == 404
     assert client.get('/cast/nobody/picture').status_code == 404
