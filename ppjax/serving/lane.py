@@ -328,6 +328,9 @@ class Lane:
         # there may be no room for another beside it.
         for held in jax.tree.leaves(self._state):
             held.delete()
+        # Devices work behind the host: what was kept last may never have been computed,
+        # and would fail whoever finds it.
+        self._cache.clear()
         self._renew()
 
 

@@ -103,6 +103,11 @@ class PrefixCache:
             _, gone = self._blocks.popitem(last=False)
             self.size -= gone.size
 
+    def clear(self) -> None:
+        """Forgets all blocks."""
+        self._blocks.clear()
+        self.size = 0
+
     def _use(self, keys: Sequence[bytes]) -> None:
         """Remembers that blocks were used; later ones of a text are forgotten first.
 

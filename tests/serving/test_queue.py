@@ -211,6 +211,14 @@ def test_a_row_is_counted_before_it_is_free_and_then_told():
     ]
 
 
+def test_nothing_from_before_a_fault_is_found_again():
+    known = prefix_cache.PrefixCache(100, 2)
+    text = np.arange(4)
+    known.add('', text, [(0, 'a block', 9), (1, 'another', 9)])
+    lane.Lane(_Programs(), known, lambda scale: np.ones(1)).fail('It broke.')
+    assert (len(known), known.size, known.find('', text)) == (0, 0, [])
+
+
 def test_beginning_anew_needs_no_room_for_two():
     programs = _Programs()
     own = lane.Lane(programs, prefix_cache.PrefixCache(0, 32), lambda scale: np.ones(1))
