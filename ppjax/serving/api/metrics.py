@@ -173,9 +173,9 @@ class Metrics:
         self._refused.labels(str(status)).inc()
 
     def text(self) -> bytes:
-        """All of it."""
+        """All of it; may be called from any thread."""
         served = self._served()
-        for gone in [name for name in self._measured if name not in served]:
+        for gone in [name for name in list(self._measured) if name not in served]:
             self._measured.remove(gone)
             for times in (self._first, self._between, self._whole):
                 times.remove(gone)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -214,6 +215,29 @@ def test_one_that_fails_and_one_that_leaves_beside_many(url, engine, own, chat):
         wanted = {1: True, 2: 'left'}.get(number % 5, conftest.SAID)
         assert answer == wanted, number
     engine.wait_idle()
+
+
+def test_what_was_measured_holds_nobody_up(made, monkeypatch):
+    asked, go = threading.Event(), threading.Event()
+    text = made.metrics.text
+
+    def slow():
+        asked.set()
+        assert go.wait(10)
+        return text()
+
+    monkeypatch.setattr(made.metrics, 'text', slow)
+    with (
+        fakes.served(made) as url,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        measured = pool.submit(httpx.get, f'{url}/metrics', timeout=20)
+        assert asked.wait(10)
+        try:
+            assert httpx.get(f'{url}/health', timeout=2).status_code == 200
+        finally:
+            go.set()
+        assert 'ppjax_slots 4.0' in measured.result().text
 
 
 class _Program:
