@@ -23,8 +23,9 @@ Of a card, the book's entries whose keys come up, and what is to follow the
 history, go into the conversation; its first message is the client's to show. A
 client's own system message replaces all that, or follows it (--client_system).
 
---demo serves the quickstart's personas with masks made at once, of the tenth of
-the channels that add least: they show a cast at work, not what learning gives.
+--demo serves the quickstart's personas with masks made at once, which remove
+the tenth of the channels that adds least. They show a cast at work, and not
+what learned masks are like.
 """
 
 from ppjax.base import compile_cache, flags
