@@ -11,8 +11,9 @@ hf/ in --output_dir: a stock checkpoint like any other, which evaluate, chat and
 recover take as --model. It runs both models over the calibration rows once; how
 firmly rows are held where they are (--damping) is chosen for every layer on
 rows held back. A layer that no damping helps stays as it was, and is counted in
-the model card. One layer's weights are in memory at a time; interrupted, the
-same command goes on with the layer it was at.
+the model card. --target says what a layer is fitted to, and --bias fits a bias
+as well, which a Llama alone can hold. One layer's weights are in memory at a
+time; interrupted, the same command goes on with the layer it was at.
 
 --base_model=DIR --sparsity=0.5 --calibration=FILE, without a learned mask,
 removes the channels with the smallest activations and refits what is left.

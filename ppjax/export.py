@@ -47,7 +47,9 @@ those of GPT-2, SmolLM, Llama 3 and Qwen2 to Qwen3.
 JSON, CHARX with the mask as an asset too) with everything that it had and,
 under data.extensions.ppjax, the mask, its k, the identity of its base model and
 the persona prompt; the picture is not touched. Wherever a .pmask is taken, such
-a card is too. --new_card makes one from the persona's text.
+a card is too. --new_card makes one from the persona's text. A card carries a
+mask and its gains alone: of a run whose model was refitted or recovered, hf/
+and the GGUF files are that model, and the card is not.
 """
 
 from ppjax.base import compile_cache, flags

@@ -5,7 +5,7 @@ python -m ppjax.plan --base_model=Qwen/Qwen2.5-32B-Instruct --topology=v5e:8x8 \
 python -m ppjax.plan --base_model=config.json --topology=local
 
 Reads a config.json and no weights, and compiles the real step for the chips
-named (pip install 'ppjax[tpu-plan]'), or with --topology=local for the devices
+named (pip install '.[tpu-plan]'), or with --topology=local for the devices
 here; it runs on a laptop. It says what a chip's memory holds at the peak, what
 the chips send each other, how long a step takes at a utilisation that you
 state, and which numbers of kept channels split over how many devices and fit

@@ -13,13 +13,16 @@ learns adapters on that which keep it from repeating itself (recover), checks
 the export against what it was made of, and writes the report.
 
 --recover=full            all weights are trained, in place of adapters
---recover=gains           none is: one number a channel is learned
+--recover=gains           none is: one number for each channel, attention output
+                          and dimension of a norm is learned
 --steps=N or --epochs=3   a mask is learned instead, as in the paper, and
                           exported as it is; --compensate=ridge --recover=lora
                           beside it goes on from that mask
 
 The first way came closer to the dense model on every RoleBench role where both
-were tried (RESULTS.md).
+were tried (RESULTS.md). The mask is mask.pmask in --output_dir; what is
+refitted or recovered is in hf/ alone. Where a mask file is what is wanted, as
+for python -m ppjax.serve and for cards, learn it.
 """
 
 from ppjax.base import compile_cache, flags

@@ -76,6 +76,7 @@ depend on it beyond rounding, and a run may go on on another mesh. Each host is
 started with --coordinator=auto (TPU pods, Slurm, Kubernetes, MPI) or with
 --coordinator=HOST:PORT --num_processes=N --process_id=I. After SIGTERM, which
 saves, the same command goes on, with as many processes as there are then.
+synthesize, compensate, recover and evaluate run on meshes and hosts as well.
 
 The paper's settings (A.1) are configs/paper.flags; files for one model and
 ratio build on it: llama-3.2-3b, llama-3.1-8b, qwen2.5-3b and qwen2.5-7b at -25
