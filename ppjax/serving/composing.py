@@ -98,7 +98,7 @@ def open_service(cfg: config.ServeConfig) -> Iterator[service_lib.Service]:
                 body=cfg.max_body_kib << 10,
                 messages=cfg.max_messages,
                 choices=cfg.max_choices,
-                max_tokens=cfg.max_tokens,
+                max_tokens=cfg.longest,
             ),
             log=progress.say if cfg.log_texts else None,
         )

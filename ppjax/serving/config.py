@@ -10,6 +10,7 @@ from ppjax.base import errors, flags, ranges, settings
 from ppjax.personas import macros
 
 CLIENT_SYSTEM = ('replace', 'follow')
+_MAX_TOKENS = 512
 _ORIGIN = re.compile(
     r'https?://[A-Za-z0-9.\-_]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?'
 )
@@ -53,9 +54,10 @@ class ServeConfig:
     queue: int = flags.setting(
         64, 'Answers that may wait; more are refused with status 429.'
     )
-    max_tokens: int = flags.setting(
-        512,
-        'Longest answer in a chat, in tokens, where a client does not say.',
+    max_tokens: int | None = flags.setting(
+        None,
+        'Longest answer in a chat, in tokens, where a client does not say; by default '
+        '512, or half of --max_context where that is less.',
         least=1,
     )
     client_system: str = flags.setting(
@@ -118,7 +120,7 @@ class ServeConfig:
                 'and character cards.'
             )
         ranges.check(self)
-        if self.max_tokens >= self.max_context:
+        if self.longest >= self.max_context:
             raise errors.InputError(
                 f'--max_tokens={self.max_tokens} leaves no room for a prompt in '
                 f'--max_context={self.max_context}.'
@@ -129,6 +131,11 @@ class ServeConfig:
                 'one of the two.'
             )
         _ = self.origins  # Checks its flag.
+
+    @property
+    def longest(self) -> int:
+        """--max_tokens."""
+        return self.max_tokens or min(_MAX_TOKENS, self.max_context // 2)
 
     @property
     def system(self) -> Literal['replace', 'follow']:
