@@ -60,6 +60,11 @@ def export(cfg: config_lib.ExportConfig, *, again: bool = True) -> int:
         elif not (cfg.wants_card and later):
             _export(cfg, output / 'hf', output / _RECORD, again=again)
         _write_card(cfg, output)
+        if cfg.wants_card and later:
+            progress.say(
+                'It carries the mask alone; what was refitted or recovered is in '
+                f'{output / "hf"}.'
+            )
     return 0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ppjax import export
 from ppjax.base import errors, flags
-from ppjax.exporting import config
+from ppjax.exporting import config, record
 from ppjax.masking import pmask
 from ppjax.models import base_model
 from ppjax.personas import prompts
@@ -90,6 +90,18 @@ def test_a_new_card_has_the_persona_text(run):
     data = json.loads(card.read_text())['data']
     assert (data['name'], data['description']) == ('Ida Holm/2', 'Bakes bread.')
     assert _mask_of(card) == (run / 'mask.pmask').read_bytes()
+
+
+def test_a_card_of_a_run_that_went_on_says_that_it_has_the_mask_alone(run, capfd):
+    _export(run, new_card='Ida')
+    assert 'carries the mask alone' not in capfd.readouterr().err
+    file = run / 'hf' / record.FILE
+    written = json.loads(file.read_text())
+    written['identity']['run_sha256'] = '0' * 64
+    file.write_text(json.dumps(written))
+    _export(run, new_card='Ida')
+    said = capfd.readouterr().err
+    assert f'carries the mask alone; what was refitted or recovered is in {run}' in said
 
 
 @pytest.mark.parametrize(
