@@ -4,13 +4,14 @@ A client that goes away ends its answers, whichever it asked for.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 import contextlib
 from typing import Any, Protocol
 
 from starlette import requests, responses, types
 
-from ppjax.serving.api import choices, problems
+from ppjax.serving.api import bodies, choices, problems
+from ppjax.serving.api import fields as fields_lib
 from ppjax.serving.api import running as running_lib
 from ppjax.serving.api import service as service_lib
 
@@ -38,6 +39,26 @@ class Form(Protocol):
     @property
     def says_done(self) -> bool:
         """Whether `[DONE]` ends the pieces."""
+
+
+async def read(
+    request: requests.Request,
+    service: service_lib.Service,
+    asked: Callable[[fields_lib.Fields, service_lib.Service], running_lib.Asked],
+) -> tuple[fields_lib.Fields, running_lib.Asked]:
+    """Reads a request, whatever its form.
+
+    Args:
+        request: with a body.
+        service: what is served.
+        asked: makes of the body's fields what is asked for; not in the event loop.
+
+    Raises:
+        ApiError: if it is refused, or nothing new is taken.
+    """
+    fields = await bodies.read(request, service.limits.body)
+    service.refuse_if_draining()
+    return fields, await service.aside(asked, fields, service)
 
 
 async def answer(

@@ -12,7 +12,6 @@ from ppjax.serving import jobs, members
 from ppjax.serving.api import (
     answering,
     asking,
-    bodies,
     choices,
     drawing,
     logprobs,
@@ -38,9 +37,7 @@ async def complete(
     Raises:
         ApiError: if the request is refused, or the answer broke off.
     """
-    fields = await bodies.read(request, service.limits.body)
-    service.refuse_if_draining()
-    asked = await service.aside(_asked, fields, service)
+    _, asked = await answering.read(request, service, _asked)
     return await answering.answer(request, service, asked, _Form(service, asked))
 
 

@@ -17,7 +17,6 @@ from ppjax.serving import jobs
 from ppjax.serving.api import (
     answering,
     asking,
-    bodies,
     choices,
     drawing,
     logprobs,
@@ -39,9 +38,7 @@ async def complete(
     Raises:
         ApiError: if the request is refused, or an answer broke off.
     """
-    fields = await bodies.read(request, service.limits.body)
-    service.refuse_if_draining()
-    asked = await service.aside(_asked, fields, service)
+    fields, asked = await answering.read(request, service, _asked)
     echoed = (
         await service.aside(_echoed, asked, service) if fields.flag('echo') else None
     )
