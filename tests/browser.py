@@ -147,9 +147,11 @@ class Tab:
             time.sleep(0.02)
 
     def place(self, selector: str) -> tuple[float, float]:
-        """The middle of an element, once it is in sight."""
+        """The middle of an element, once it is there and in sight."""
+        found = f'document.querySelector({json.dumps(selector)})'
+        self.until(f'{found} !== null')
         x, y = self.run(
-            f'(() => {{ const x = document.querySelector({json.dumps(selector)}); '
+            f'(() => {{ const x = {found}; '
             'x.scrollIntoView({block: "center", behavior: "instant"}); '
             'const box = x.getBoundingClientRect(); '
             'return [box.x + box.width / 2, box.y + box.height / 2]; })()'

@@ -36,6 +36,7 @@ class FakeApi:
         key: that is demanded; '' for none.
         gone: how many clients went away before their answer was whole.
         pause: seconds before each word.
+        late: seconds that the cast takes.
         url: of the page.
     """
 
@@ -46,6 +47,7 @@ class FakeApi:
         self.key = ''
         self.gone = 0
         self.pause = 0.0
+        self.late = 0.0
         self.url = ''
 
     def add(self, name: str, *, title: str = '', **other: Any) -> None:
@@ -79,7 +81,8 @@ class FakeApi:
             return _error(401, 'Wrong key.')
         return None
 
-    def _cast(self, request: requests.Request) -> responses.Response:
+    async def _cast(self, request: requests.Request) -> responses.Response:
+        await asyncio.sleep(self.late)
         cast = {'base': 'base-1b', 'members': self.members}
         return self._refused(request) or responses.JSONResponse(cast)
 

@@ -218,6 +218,7 @@ def test_dense_beside_pruned(open_page, api):
     _answered(tab, 2)
     tab.until('!state.running')
     # The choice is kept; beside the base itself there is nothing.
+    api.late = 0.5  # The page is there before its cast.
     tab.reload()
     tab.until('$("compare").checked')
     _pick(tab, 'base-1b')
