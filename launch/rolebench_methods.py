@@ -398,6 +398,9 @@ METHODS: dict[str, Callable[[Cell], pathlib.Path]] = {
     'a_fifth': lambda cell: cell.a_fifth(),
     'shared': lambda cell: cell.shared_model(),
     'new_persona': lambda cell: cell.new_persona(),
+    'shared+lora': lambda cell: cell.lora(
+        'shared+lora', f'--model={cell.shared_model()}', cell.cfg.steps
+    ),
 }
 
 
