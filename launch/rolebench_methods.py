@@ -7,9 +7,8 @@ A method is a chain of verbs, each in a run directory of its own; chains that be
 share what they begin with. `new_persona` leaves the role out of what is shared: a small
 model is made from the other roles' answers alone, and the role's own --steps come last.
 Every model is measured on the role's held-out rows (or, with --measure_on=dev, on rows
-for choosing settings), beside the dense model and the one-shot mask, and on the tasks
-that say what it lost elsewhere. Every run can be interrupted; the same command goes on.
-The result is `methods.json` (`methods-dev.json`), to which commands with other roles or
+for choosing settings), and on the tasks that say what it lost elsewhere. Every run can be
+interrupted; the same command goes on. The result is `methods.json` (`methods-dev.json`), to which commands with other roles or
 methods add theirs, and a Markdown table on stdout.
 """
 
@@ -250,15 +249,17 @@ class Cell:
             name, f'--model={start}', self.cfg.steps, '--gains', rate, **more
         )
 
-    def lora(self, name: str, start: str, steps: int) -> pathlib.Path:
-        """Adapters of rank 16 learned on a model; its hf/."""
+    def lora(self, name: str, start: str, steps: int = 0) -> pathlib.Path:
+        """Adapters of rank 16 learned on a model, in all steps or so many; its hf/."""
         rate = f'--learning_rate={self.cfg.rate_of["lora"]}'
-        return self.recovered(name, start, steps, '--lora_rank=16', rate)
+        return self.recovered(
+            name, start, steps or self.cfg.steps, '--lora_rank=16', rate
+        )
 
-    def full(self, name: str, start: str, steps: int) -> pathlib.Path:
-        """All weights learned on a model; its hf/."""
+    def full(self, name: str, start: str, steps: int = 0) -> pathlib.Path:
+        """All weights learned on a model, in all steps or so many; its hf/."""
         rate = f'--learning_rate={self.cfg.rate_of["full"]}'
-        return self.recovered(name, start, steps, rate)
+        return self.recovered(name, start, steps or self.cfg.steps, rate)
 
     def half(self) -> str:
         """A mask of half of the steps, as recovery takes it."""
@@ -386,20 +387,16 @@ METHODS: dict[str, Callable[[Cell], pathlib.Path]] = {
     ),
     'ridge+gains': lambda cell: cell.gains('ridge+gains', cell.refitted()),
     'lora': lambda cell: cell.lora('lora', cell.half(), cell.cfg.steps // 2),
-    'ridge+lora': lambda cell: cell.lora(
-        'ridge+lora', f'--model={cell.refitted()}', cell.cfg.steps
-    ),
+    'ridge+lora': lambda cell: cell.lora('ridge+lora', f'--model={cell.refitted()}'),
     'full': lambda cell: cell.full('full', cell.half(), cell.cfg.steps // 2),
-    'ridge+full': lambda cell: cell.full(
-        'ridge+full', f'--model={cell.refitted()}', cell.cfg.steps
-    ),
+    'ridge+full': lambda cell: cell.full('ridge+full', f'--model={cell.refitted()}'),
     'nested': lambda cell: cell.nested(),
     'paper': lambda cell: cell.paper(),
     'a_fifth': lambda cell: cell.a_fifth(),
     'shared': lambda cell: cell.shared_model(),
     'new_persona': lambda cell: cell.new_persona(),
     'shared+lora': lambda cell: cell.lora(
-        'shared+lora', f'--model={cell.shared_model()}', cell.cfg.steps
+        'shared+lora', f'--model={cell.shared_model()}'
     ),
 }
 
