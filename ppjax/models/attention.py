@@ -23,7 +23,10 @@ class Attend(Protocol):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of past tokens, [L, B, S, K, H] each."""
+    """Keys and values of past tokens, [L, B, K, S, H] each.
+
+    Heads come before slots, as a product over one head's slots wants them.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -45,12 +48,12 @@ class LayerCache(NamedTuple):
 
     @property
     def keys(self) -> jax.Array:
-        """[B, S, K, H]."""
+        """[B, K, S, H]."""
         return jax.lax.dynamic_index_in_dim(self.whole.k, self.layer, keepdims=False)
 
     @property
     def values(self) -> jax.Array:
-        """[B, S, K, H]."""
+        """[B, K, S, H]."""
         return jax.lax.dynamic_index_in_dim(self.whole.v, self.layer, keepdims=False)
 
     def write(self, slots: jax.Array, k: jax.Array, v: jax.Array) -> 'LayerCache':
@@ -61,7 +64,7 @@ class LayerCache(NamedTuple):
         rows = jnp.arange(k.shape[0])[:, None]
         whole = KVCache(
             *(
-                held.at[self.layer, rows, slots].set(new.astype(held.dtype))
+                held.at[self.layer, rows, :, slots].set(new.astype(held.dtype))
                 for held, new in zip(self.whole, (k, v), strict=True)
             )
         )
@@ -69,7 +72,12 @@ class LayerCache(NamedTuple):
 
 
 def dot_product_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    *,
+    heads_first: bool = False,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(H)) v with grouped heads; logits in float32.
 
@@ -82,22 +90,24 @@ def dot_product_attention(
         k: [B, S, K, H].
         v: [B, S, K, H].
         mask: bool [B or 1, T, S], true where a query may look; no row is empty.
+        heads_first: whether k and v are [B, K, S, H], as a cache holds them.
 
     Returns:
         [B, T, N, H] in q's dtype.
     """
     batch, length, num_heads, head_dim = q.shape
-    kv_heads = k.shape[2]
+    held = 'bksh' if heads_first else 'bskh'
+    kv_heads = k.shape[held.index('k')]
     group = num_heads // kv_heads
     queries = q.reshape(batch, length, kv_heads, group, head_dim)
     queries = queries.transpose(0, 2, 3, 1, 4)
     queries = queries.reshape(batch, kv_heads, group * length, head_dim)
-    logits = products.product('bkth,bskh->bkts', queries, k, jnp.float32)
+    logits = products.product(f'bkth,{held}->bkts', queries, k, jnp.float32)
     logits = logits.reshape(batch, kv_heads, group, length, -1) * head_dim**-0.5
     logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     weights = weights.reshape(batch, kv_heads, group * length, -1)
-    out = products.product('bkts,bskh->bkth', weights, v)
+    out = products.product(f'bkts,{held}->bkth', weights, v)
     out = out.reshape(batch, kv_heads, group, length, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
@@ -185,9 +195,9 @@ class Cached:
     ) -> tuple[jax.Array, LayerCache]:
         cache = cache.write(self.positions, k, v)
         keys, values = cache.keys, cache.values
-        slots = jnp.arange(keys.shape[1])
+        slots = jnp.arange(keys.shape[2])
         mask = slots[None, None, :] <= self.positions[:, :, None]  # [B, T, S]
-        return dot_product_attention(q, keys, values, mask), cache
+        return dot_product_attention(q, keys, values, mask, heads_first=True), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,22 +225,23 @@ class Window:
         rows = self.row + jnp.arange(batch)[:, None]
         whole = KVCache(
             *(
-                held.at[cache.layer, rows, self.positions].set(
+                held.at[cache.layer, rows, :, self.positions].set(
                     new.astype(held.dtype), mode='drop'
                 )
                 for held, new in zip(cache.whole, (k, v), strict=True)
             )
         )
 
-        def known(held: jax.Array) -> jax.Array:  # [B, span, K, H]
+        def known(held: jax.Array) -> jax.Array:  # [B, K, span, H]
             start = (cache.layer, self.row, 0, 0, 0)
-            sizes = (1, batch, self.span, *held.shape[3:])
+            sizes = (1, batch, held.shape[2], self.span, held.shape[4])
             return jax.lax.dynamic_slice(held, start, sizes)[0]
 
         slots = jnp.arange(self.span)
         mask = slots[None, None, :] <= self.positions[:, :, None]
         keys, values = (known(held) for held in whole)
-        return dot_product_attention(q, keys, values, mask), cache._replace(whole=whole)
+        found = dot_product_attention(q, keys, values, mask, heads_first=True)
+        return found, cache._replace(whole=whole)
 
 
 # Queries of a prompt are cut into at most so many blocks, of at least so many tokens:
@@ -261,8 +272,9 @@ class Prompt:
         self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache
     ) -> tuple[jax.Array, LayerCache]:
         length = q.shape[1]
-        known = KVCache(*(x[:, : self.held] for x in (cache.keys, cache.values)))
+        known = KVCache(*(x[:, :, : self.held] for x in (cache.keys, cache.values)))
         cache = cache.write(self.positions, k, v)
+        k, v = (x.swapaxes(1, 2).astype(known.k.dtype) for x in (k, v))
         block = max(_LEAST_BLOCK, -(-length // _MOST_BLOCKS))
         used = (jnp.arange(self.held) < self.length)[None, None]
         causal = jnp.tril(jnp.ones((1, length, length), bool))
@@ -272,9 +284,13 @@ class Prompt:
             queries = slice(start, own.stop)
             before = jnp.broadcast_to(used, (1, own.stop - start, self.held))
             mask = jnp.concatenate([before, causal[:, queries, own]], axis=-1)
-            keys = jnp.concatenate([known.k, k[:, own].astype(known.k.dtype)], axis=1)
-            values = jnp.concatenate([known.v, v[:, own].astype(known.v.dtype)], axis=1)
-            parts.append(dot_product_attention(q[:, queries], keys, values, mask))
+            keys = jnp.concatenate([known.k, k[:, :, own]], axis=2)
+            values = jnp.concatenate([known.v, v[:, :, own]], axis=2)
+            parts.append(
+                dot_product_attention(
+                    q[:, queries], keys, values, mask, heads_first=True
+                )
+            )
         return jnp.concatenate(parts, axis=1), cache
 
 
@@ -314,8 +330,8 @@ class Prefixed:
         shape = queries.shape[:-1]
         flat = queries.reshape(kv_heads, batch * group * length, head_dim)
         rows = queries.reshape(kv_heads, batch, group * length, head_dim)
-        used = jnp.arange(held_k.shape[1]) < self.length
-        far = logits('kqh,skh->kqs', flat, held_k[0].astype(q.dtype))
+        used = jnp.arange(held_k.shape[2]) < self.length
+        far = logits('kqh,ksh->kqs', flat, held_k[0].astype(q.dtype))
         far = jnp.where(used[None, None, None, None], far, -jnp.inf)
         same = self.segments[:, :, None] == self.segments[:, None, :]
         causal = jnp.tril(jnp.ones((length, length), bool))
@@ -332,7 +348,7 @@ class Prefixed:
         total = jnp.sum(near, axis=-1) + jnp.sum(far, axis=-1)
         far, near = far.astype(v.dtype), near.astype(v.dtype)
         out = products.product(
-            'kqs,skh->kqh', far.reshape(*flat.shape[:2], -1), held_v[0].astype(v.dtype)
+            'kqs,ksh->kqh', far.reshape(*flat.shape[:2], -1), held_v[0].astype(v.dtype)
         ).reshape(queries.shape)
         out += products.product(
             'kbqs,bskh->kbqh', near.reshape(*rows.shape[:3], -1), v
@@ -362,15 +378,16 @@ class Branched:
         self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache
     ) -> tuple[jax.Array, LayerCache]:
         held_k, held_v = cache.keys, cache.values
-        slots = held_k.shape[1]
+        slots = held_k.shape[2]
 
         def with_prefix(known: jax.Array, own: jax.Array) -> jax.Array:
             known = known.astype(own.dtype)
             known = jnp.broadcast_to(known, (len(own), *known.shape[1:]))
-            return jnp.concatenate([known, own], axis=1)  # [B, S + T, K, H]
+            own = own.swapaxes(1, 2)
+            return jnp.concatenate([known, own], axis=2)  # [B, K, S + T, H]
 
         used = jnp.arange(slots) < self.length
         used = jnp.broadcast_to(used[None, None], (*self.mask.shape[:2], slots))
         mask = jnp.concatenate([used, self.mask], axis=-1)
         keys, values = with_prefix(held_k, k), with_prefix(held_v, v)
-        return dot_product_attention(q, keys, values, mask), cache
+        return dot_product_attention(q, keys, values, mask, heads_first=True), cache

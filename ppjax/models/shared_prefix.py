@@ -17,7 +17,7 @@ class SharedPrefix(NamedTuple):
     """A prefix of P tokens in S slots.
 
     Attributes:
-        cache: [L, 1, S, K, H] each; slots from P on hold nothing of use.
+        cache: [L, 1, K, S, H] each; slots from P on hold nothing of use.
         length: P, int32 scalar, so that prefixes of one S share compiled code.
     """
 
@@ -39,9 +39,9 @@ def shared_length(prompts: Sequence[Sequence[int] | np.ndarray]) -> int:
 def empty_cache(
     model: decoder_lib.Decoder, batch: int, slots: int
 ) -> attention.KVCache:
-    """Zeros [L, B, S, K, H] in the precision of the model's weights."""
+    """Zeros [L, B, K, S, H] in the precision of the model's weights."""
     cfg = model.cfg
-    shape = (cfg.num_layers, batch, slots, cfg.num_kv_heads, cfg.head_dim)
+    shape = (cfg.num_layers, batch, cfg.num_kv_heads, slots, cfg.head_dim)
     empty = jnp.zeros(shape, model.embedding.get_value().dtype)
     return attention.KVCache(empty, empty)
 

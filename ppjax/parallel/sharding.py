@@ -205,7 +205,7 @@ def slot_rows(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
 
 
 def key_value_heads(
-    mesh: jax.sharding.Mesh, heads: int, *, before: int = 3
+    mesh: jax.sharding.Mesh, heads: int, *, before: int = 2
 ) -> jax.sharding.NamedSharding:
     """A cache's keys or values with their heads spread as those of the weights are.
 

@@ -184,7 +184,7 @@ def test_prefill_is_what_xla_counts(wide):
 def test_decode_is_what_xla_counts(wide):
     cfg, model = wide
     slots = 128
-    shape = (cfg.num_layers, 1, slots, cfg.num_kv_heads, cfg.head_dim)
+    shape = (cfg.num_layers, 1, cfg.num_kv_heads, slots, cfg.head_dim)
     keys = jax.ShapeDtypeStruct(shape, jnp.float32)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 

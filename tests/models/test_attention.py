@@ -17,7 +17,7 @@ def _random(seed, *shape):
 def _cache(seed, batch, slots):
     # The second of three layers.
     whole = attention.KVCache(
-        *(_random(seed + i, 3, batch, slots, _K, _H) for i in range(2))
+        *(_random(seed + i, 3, batch, _K, slots, _H) for i in range(2))
     )
     return attention.LayerCache(whole, jnp.int32(1))
 

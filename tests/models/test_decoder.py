@@ -399,7 +399,7 @@ def test_cached_steps_equal_the_whole_sequence(tiny_models):
         return model.unembed(hidden), cache
 
     # More slots than tokens, full of what must not be looked at.
-    empty = jnp.full((3, 2, 20, cfg.num_kv_heads, cfg.head_dim), 50.0)
+    empty = jnp.full((3, 2, cfg.num_kv_heads, 20, cfg.head_dim), 50.0)
     cache = attention.KVCache(empty, empty)
     positions = np.broadcast_to(np.arange(6), (2, 6))
     logits, cache = step(tiny.decoder, tokens[:, :6], positions, cache)

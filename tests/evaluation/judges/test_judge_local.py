@@ -470,7 +470,10 @@ def test_branched_attention_equals_separate_rows():
     mask = np.zeros((2, 5, 5), bool)
     for token, seen in enumerate(sees):
         mask[:, token, seen] = True
-    whole = attention.KVCache(jnp.asarray(cache_k[None]), jnp.asarray(cache_v[None]))
+    # [L, B, K, S, H].
+    whole = attention.KVCache(
+        *(jnp.asarray(held[None].swapaxes(2, 3)) for held in (cache_k, cache_v))
+    )
     cache = attention.LayerCache(whole, jnp.int32(0))
     attend = attention.Branched(jnp.int32(3), jnp.asarray(mask))
     found, _ = jax.jit(lambda *args: attend(*args))(q, k, v, cache)
