@@ -77,13 +77,17 @@ class BenchConfig:
         'activations.',
         choices=settings.DTYPES,
     )
+    int8_base: bool = flags.setting(
+        False, "For generate: ours keeps the model's matrices in 8 bits."
+    )
     torch_compile: bool = flags.setting(
         False, 'For mask_step: PyTorch learns once more, compiled by torch.compile.'
     )
     files: str | None = flags.setting(
         None,
         'For gguf: files that llama.cpp runs in turn, with commas between them; for '
-        'serve, in place of --url: the one that it serves.',
+        'serve, in place of --url, and for generate --reference=llama.cpp: the one that '
+        'it serves.',
         path=True,
     )
     batches: str = flags.setting(
@@ -115,8 +119,11 @@ class BenchConfig:
         'For costs: what is varied, one axis at a time, from --prompt_length tokens of '
         'persona, --answer_length, --batch_size and all layers.',
     )
-    reference: bool = flags.setting(
-        False, 'For costs: PyTorch takes the same steps too, from random weights.'
+    reference: str | None = flags.setting(
+        None,
+        'For generate: the other side, PyTorch by default; llama.cpp serves the file of '
+        '--files. For costs: pytorch takes the same steps too, from random weights.',
+        choices=('pytorch', 'llama.cpp'),
     )
     page: str | None = flags.setting(
         None, 'For costs: HTML file with the curves.', writes=True

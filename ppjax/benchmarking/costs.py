@@ -227,8 +227,8 @@ def measure(cfg: config.BenchConfig) -> dict[str, Any]:
         the reference, PyTorch's seconds and `ratio_to_reference`.
 
     Raises:
-        InputError: for a config that is not implemented, or if the reference is wanted
-            and PyTorch is not installed.
+        InputError: for a config that is not implemented, if the reference takes no
+            steps, or if it is PyTorch, which is not installed.
     """
     hf_config = base_model.read_hf_config(cfg.base_model)
     whole = config_lib.from_hf_config(hf_config)
@@ -236,6 +236,10 @@ def measure(cfg: config.BenchConfig) -> dict[str, Any]:
         cfg.prompt_length, cfg.answer_length, cfg.batch_size, whole.num_layers
     )
     curves = read_curves(cfg.curves, whole.num_layers)
+    if cfg.reference == 'llama.cpp':
+        raise errors.InputError(
+            '--reference=llama.cpp is for generate: it takes no steps of learning.'
+        )
     if cfg.reference:
         torch_model.check_installed()
     keep = topk.keep_size(whole.d_ff, cfg.sparsity, 1)

@@ -1,6 +1,7 @@
-"""Prefill and decoding against transformers' generate, dense and pruned, in turn."""
+"""Prefill and decoding against transformers or llama.cpp, dense and pruned, in turn."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import functools
 import time
 from typing import Any
@@ -12,21 +13,23 @@ import transformers
 
 from ppjax.base import errors, settings
 from ppjax.base import progress as progress_lib
-from ppjax.benchmarking import config, torch_model
+from ppjax.benchmarking import config, llama_answers, torch_model
 from ppjax.evaluation import timing
 from ppjax.masking import pmask, topk
-from ppjax.models import base_model, loading, sliced
+from ppjax.models import base_model, int8_head, loading, sliced
 from ppjax.models import masks as masks_lib
 
-OURS, THEIRS = 'ppjax', 'pytorch'
+OURS, THEIRS, LLAMA = 'ppjax', 'pytorch', 'llama.cpp'
 
 # (prompts [B, S], tokens T an answer) -> answers and their times.
 Side = Callable[[np.ndarray, int], timing.Answered]
 
 
-def _ours(base: base_model.BaseModel, dtype: str) -> Side:
-    model = loading.load_decoder(base.reader, base.config, dtype=jnp.dtype(dtype))
-    jax.block_until_ready(model)
+def _ours(base: base_model.BaseModel, dtype: str, int8: bool = False) -> Side:
+    model = loading.load_decoder(
+        base.reader, base.config, dtype=jnp.dtype(dtype), int8_matrices=int8
+    )
+    model = jax.block_until_ready(int8_head.with_int8_head(model))
     return functools.partial(timing.answer, model, masks_lib.DENSE)
 
 
@@ -149,17 +152,32 @@ def compare(cfg: config.BenchConfig) -> dict[str, Any]:
         size.
 
     Raises:
-        InputError: if prompt and answer do not fit the model.
+        InputError: if prompt and answer do not fit the model, or llama.cpp is wanted
+            and not there, or has no file.
     """
+    against_llama = cfg.reference == LLAMA
+    if against_llama and not cfg.files:
+        raise errors.InputError(
+            '--reference=llama.cpp serves a GGUF file: name one of the same model with '
+            '--files=FILE.'
+        )
     base = base_model.open_base_model(cfg.base_model)
     sizes = settings.numbers(cfg, 'batches', least=1)
     drawn = {size: _prompts(cfg, base, size) for size in sizes}
-    sides = {OURS: _ours(base, cfg.dtype), THEIRS: _theirs(base, cfg.dtype)}
+    ours = _ours(base, cfg.dtype, cfg.int8_base)
+    theirs = None if against_llama else _theirs(base, cfg.dtype)
+    name = LLAMA if against_llama else THEIRS
     found, ratios = {}, {}
     for size, prompts in drawn.items():
-        times, answers = _take_turns(cfg, sides, prompts)
-        own = _ratios(times[OURS], times[THEIRS])
-        same = _same(answers[OURS], answers[THEIRS])
+        with contextlib.ExitStack() as stack:
+            other = theirs or stack.enter_context(
+                llama_answers.answering(
+                    str(cfg.files), size, cfg.prompt_length, cfg.answer_length
+                )
+            )
+            times, answers = _take_turns(cfg, {OURS: ours, name: other}, prompts)
+        own = _ratios(times[OURS], times[name])
+        same = _same(answers[OURS], answers[name])
         found[size] = times | {'ratios': own, 'same_answers': same}
         ratios[size] = own['whole']
     return {'batches': found, 'ratio_to_reference': ratios}

@@ -12,7 +12,6 @@ import tempfile
 from typing import Any, NamedTuple
 
 from ppjax.base import cores, errors
-from ppjax.benchmarking import config
 from ppjax.exporting.gguf import llama_cpp
 
 _AT = 'At '
@@ -27,8 +26,13 @@ class Started(NamedTuple):
 
 
 @contextlib.contextmanager
-def started(cfg: config.BenchConfig) -> Iterator[Started]:
-    """Serves the one file of --files, with --slots answers at a time.
+def started(file: str, *, slots: int, context: int) -> Iterator[Started]:
+    """Serves a file.
+
+    Args:
+        file: the one that --files names.
+        slots: answers at a time.
+        context: tokens of prompt and answer, of each.
 
     Raises:
         InputError: if there is no llama.cpp, or it does not load the file.
@@ -37,14 +41,9 @@ def started(cfg: config.BenchConfig) -> Iterator[Started]:
         raise errors.InputError(
             'llama.cpp is not there; pip install xllamacpp brings it.'
         )
-    file = str(cfg.files)
     if not pathlib.Path(file).is_file():
         raise errors.InputError(f'--files: {file} is no file.')
-    request = {
-        'file': file,
-        'slots': cfg.slots,
-        'context': cfg.slots * (cfg.max_length + cfg.answer_length),
-    }
+    request = {'file': file, 'slots': slots, 'context': slots * context}
     with tempfile.TemporaryFile('w+', errors='replace') as log:
         child = subprocess.Popen(
             [sys.executable, '-m', __name__, json.dumps(request)],

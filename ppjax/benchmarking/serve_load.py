@@ -70,7 +70,10 @@ def measure(cfg: config.BenchConfig) -> dict[str, Any]:
         )
     if cfg.url is not None:
         return asyncio.run(_measured(cfg, cfg.url, cfg.pid))
-    with llama_server.started(cfg) as server:
+    context = cfg.max_length + cfg.answer_length
+    with llama_server.started(
+        str(cfg.files), slots=cfg.slots, context=context
+    ) as server:
         return asyncio.run(_measured(cfg, server.url, server.pid))
 
 

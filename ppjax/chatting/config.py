@@ -57,6 +57,9 @@ class ChatConfig:
     max_new_tokens: int = flags.setting(256, 'Longest answer, in tokens.', least=1)
     seed: int = flags.setting(0, 'Fixes what is drawn at a --temperature above 0.')
     dtype: str = settings.dtype_setting()
+    int8_base: bool = flags.setting(
+        False, "Keep the model's matrices in 8 bits: less memory, and faster on a CPU."
+    )
     date: str | None = flags.setting(
         None,
         'The date that chat templates which print one are told; by default that of '

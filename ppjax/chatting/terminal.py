@@ -54,6 +54,7 @@ def open_conversation(cfg: config_lib.ChatConfig) -> conversation_lib.Conversati
         mask_sparsity=cfg.mask_sparsity,
         model=cfg.model,
         dtype=cfg.dtype,
+        int8_base=cfg.int8_base,
     )
     system_prompt = cfg.system_prompt
     if system_prompt is None:

@@ -14,7 +14,7 @@ from ppjax.data import chat, stop_tokens
 from ppjax.masking import pmask
 from ppjax.models import base_model as base_lib
 from ppjax.models import decoder as decoder_lib
-from ppjax.models import loading
+from ppjax.models import int8_head, loading
 from ppjax.models import masks as masks_lib
 
 # Beside an exported model's weights: {"system_prompt": ...}.
@@ -57,6 +57,7 @@ def load_masked(
     mask_sparsity: float | None = None,
     model: str | None = None,
     dtype: jax.typing.DTypeLike,
+    int8_base: bool = False,
     mesh: jax.sharding.Mesh | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LoadedModel:
@@ -69,6 +70,7 @@ def load_masked(
         mask_sparsity: at which it is wanted; None for the one it names.
         model: a Hugging Face directory, exported or not, instead of the two.
         dtype: of the weights.
+        int8_base: whether they are rounded to int8, for what only gives answers.
         mesh: that they are loaded onto; None for one device.
         progress: called with (tensors read, tensors in all).
 
@@ -110,8 +112,14 @@ def load_masked(
     tokenizer = base.tokenizer()  # Before the weights: it fails sooner.
     read = read or base
     decoder = loading.load_decoder(
-        read.reader, read.config, dtype=dtype, mesh=mesh, progress=progress
+        read.reader,
+        read.config,
+        dtype=dtype,
+        int8_matrices=int8_base,
+        mesh=mesh,
+        progress=progress,
     )
+    decoder = int8_head.with_int8_head(decoder)
     return LoadedModel(base, decoder, masks, tokenizer, system_prompt)
 
 

@@ -319,6 +319,8 @@ class Decoder(nnx.Module):
         self.blocks = jax.vmap(block)(jax.random.split(block_key, cfg.num_layers))
         self.final_norm = nnx.Param(jnp.ones((out,), dtype))
         self.head = None if cfg.tie_embeddings else table(head_key, out)
+        # In place of either, where answers are all that is wanted; see `int8_head`.
+        self.int8_head: matrix_lib.Table | None = None
         # What the last block adds beyond its width, from its middle and its channels.
         is_wider = out > cfg.d_model
         self.last_turn = rest(is_wider, cfg.d_model)
@@ -414,7 +416,10 @@ class Decoder(nnx.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] -> float32 logits [..., V]."""
-        table = self.embedding if self.head is None else self.head
         flat = execution.spread_rows(hidden.reshape(-1, hidden.shape[-1]))
-        logits = products.product('td,vd->tv', flat, table[...], jnp.float32)
+        if self.int8_head is None:
+            table = self.embedding if self.head is None else self.head
+            logits = products.product('td,vd->tv', flat, table[...], jnp.float32)
+        else:
+            logits = self.int8_head.product(flat)
         return logits.reshape(*hidden.shape[:-1], -1)

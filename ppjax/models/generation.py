@@ -16,13 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppjax.base import errors
-from ppjax.models import attention, shared_prefix
+from ppjax.models import attention, shared_prefix, unstacked
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
 from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
 from ppjax.parallel import execution, sharding
 
+# Steps run blocks one by one where they would copy more bytes than this out of the stack:
+# what compiles longer has to pay.
+_COPIED_BYTES = 16 << 30
 # Prompt and cache lengths are rounded up to multiples of this at least.
 _BUCKET = 64
 
@@ -72,10 +75,22 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
+def likeliest(logits: jax.Array) -> jax.Array:
+    """The first of the largest, [..., V] -> [...] int32.
+
+    As `jnp.argmax`, of which a CPU makes a slow loop over pairs of number and place.
+    """
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    places = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    # The last, should none equal the largest: where all are NaN.
+    found = jnp.where(logits == largest, places, places[-1])
+    return jnp.min(found, axis=-1)
+
+
 def draw(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
     """Next tokens, [B, V] float32 logits and [B] keys -> [B] int32."""
     if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return likeliest(logits)
     # Relative to the largest, a tiny temperature gives 0 and -inf, never inf - inf;
     # below float32's smallest number it would be 0 itself.
     scores = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -121,11 +136,11 @@ def _prefill(
     start, held = jnp.int32(0), 0
     if prefix is not None:
         start = prefix.length
-        held = prefix.cache.k.shape[2]
+        held = prefix.cache.k.shape[3]
         # What the prefix's unused slots hold is overwritten by the row's own tokens.
         cache = attention.KVCache(
             *(
-                own.at[:, :, :held].set(shared)
+                own.at[:, :, :, :held].set(shared)
                 for own, shared in zip(cache, prefix.cache, strict=True)
             )
         )
@@ -141,7 +156,7 @@ def _prefill(
 
 @functools.partial(jax.jit, static_argnames=('sampling',), donate_argnames=('cache',))
 def _step(
-    model: decoder_lib.Decoder,
+    model: unstacked.Steps,
     masks: masks_lib.Masks,
     cache: attention.KVCache,
     tokens: jax.Array,
@@ -151,6 +166,7 @@ def _step(
     sampling: Sampling,
 ) -> tuple[attention.KVCache, jax.Array, jax.Array]:
     """Feeds tokens [B] into slots [B] -> (cache, next tokens, their slots)."""
+    model = unstacked.module(model)
     at = positions[:, None]
     hidden, cache, _ = model(
         tokens[:, None], at, masks, attention.Cached(at), cache=cache
@@ -159,6 +175,14 @@ def _step(
     positions = positions + 1
     drawn = draw(logits, _row_keys(keys, positions), sampling)
     return cache, execution.whole(drawn), positions
+
+
+def _for_steps(model: decoder_lib.Decoder, steps: int) -> unstacked.Steps:
+    """What takes so many steps at most."""
+    if not unstacked.is_worth_it(model):
+        return model
+    copied = steps * sum(leaf.nbytes for leaf in jax.tree.leaves(model.blocks))
+    return unstacked.unstacked(model) if copied > _COPIED_BYTES else model
 
 
 def check_prompts(
@@ -249,7 +273,7 @@ def stream(
 
         slots = bucket(shared + int((lengths + limits).max()))
         if prefix is not None:
-            slots = max(slots, prefix.cache.k.shape[2])
+            slots = max(slots, prefix.cache.k.shape[3])
         numbers = range(len(prompts)) if streams is None else streams
         keys = place(
             jax.vmap(jax.random.fold_in, (None, 0))(
@@ -267,6 +291,7 @@ def stream(
             slots=slots,
             sampling=sampling,
         )
+        stepping = _for_steps(model, int(limits.max()))
         ended = np.zeros(len(prompts), bool)
         for count in range(1, int(limits.max()) + 1):
             drawn = np.where(ended, -1, jax.device_get(tokens))
@@ -277,7 +302,14 @@ def stream(
             if ended.all():
                 return
             cache, tokens, positions = run(
-                _step, model, masks, cache, tokens, positions, keys, sampling=sampling
+                _step,
+                stepping,
+                masks,
+                cache,
+                tokens,
+                positions,
+                keys,
+                sampling=sampling,
             )
 
     # Checked above at the call, not when the first token is asked for.

@@ -39,11 +39,33 @@ class Matrix(nnx.Module):
     def product(self, x: jax.Array) -> jax.Array:
         """x [B, T, in] -> [B, T, out], of x's dtype."""
         w = self.values[...]
+        tokens = x.shape[0] * x.shape[1]
         if self.scale is None:
+            if tokens == 1:
+                return products.with_one(x.reshape(-1), w)[None, None]
             return products.product('btd,df->btf', x, w)
         # Scaled after the product, so that int8 is what devices send each other.
-        y = products.product('btd,df->btf', x, w.astype(x.dtype), jnp.float32)
+        if tokens > products.FEW_ROWS:
+            y = products.product('btd,df->btf', x, w.astype(x.dtype), jnp.float32)
+        else:
+            flat = x.reshape(-1, x.shape[-1])
+            y = products.with_int8(flat, w).reshape(*x.shape[:2], -1)
         return (y * self.scale[...][None, None, :]).astype(x.dtype)
+
+
+class Table(nnx.Module):
+    """An unembedding of int8: values [V, D], and float32 scale [V]."""
+
+    def __init__(self, rows: jax.Array):
+        """Rounds rows [V, D]."""
+        values, scale = quantise(rows.T)
+        self.values = nnx.Param(values.T)
+        self.scale = nnx.Param(scale)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """x [T, D] -> float32 [T, V]."""
+        y = products.with_int8(x, self.values[...], transposed=True)
+        return y * self.scale[...][None, :]
 
 
 def quantise(w: jax.Array) -> tuple[jax.Array, jax.Array]:

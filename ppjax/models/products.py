@@ -91,6 +91,104 @@ def _backward(
 
 _narrow.defvjp(_forward, _backward, symbolic_zeros=True)
 
+# Pieces of a product of one token, of which a CPU's cores take several at a time.
+_PIECES = 4
+
+
+def with_one(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [in] times w [in, out] -> [out], of their dtype.
+
+    A CPU runs the product of a vector and a matrix on one core, however large it is,
+    but one of several such on all: so a float32 matrix is taken as pieces of its rows.
+
+    Raises:
+        TypeError: if the dtypes differ.
+    """
+    if x.dtype != jnp.float32 or len(x) % _PIECES:
+        return product('i,io->o', x, w)
+    return jax.lax.platform_dependent(
+        x, w, cpu=_in_pieces, default=functools.partial(product, 'i,io->o')
+    )
+
+
+def _in_pieces(x: jax.Array, w: jax.Array) -> jax.Array:
+    pieces = x.reshape(_PIECES, 1, -1)
+    rows = w.reshape(*pieces.shape[::2], -1)
+    return jnp.sum(product('pti,pio->pto', pieces, rows), axis=(0, 1))
+
+
+# Up to so many rows a CPU multiplies faster in integers than it widens a matrix.
+FEW_ROWS = 128
+# Steps of the finer part of a number to one of the coarser.
+_FINER = 254.0
+
+
+def with_int8(x: jax.Array, w: jax.Array, *, transposed: bool = False) -> jax.Array:
+    """x [T, in] times an int8 matrix w [in, out] -> float32 [T, out].
+
+    Widened, a matrix is written to memory and read again for a product of a few tokens
+    that reads it once. So a CPU multiplies integers: a row of x is rounded to the sum of
+    two int8 parts, s (a + b / 254) with s = max |x| / 127, which is off by max |x| / 64516
+    at most, and what is made of them is exact. Where a gradient is taken, it and the
+    result are those of the plain product.
+
+    Args:
+        x: of any float dtype.
+        w: frozen; no gradient.
+        transposed: whether w is [out, in].
+    """
+    x = x.astype(jnp.float32)
+    equation = 'ti,oi->to' if transposed else 'ti,io->to'
+    if len(x) > FEW_ROWS:
+        return product(equation, x, w.astype(jnp.float32))
+    return _of_few(equation, x, w)
+
+
+def _widened(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    return product(equation, x, w.astype(jnp.float32))
+
+
+def _in_integers(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    scale = jnp.where(largest == 0, 1.0, largest / 127.0)
+    steps = x / scale
+    coarse = jnp.round(steps)
+    fine = jnp.round((steps - coarse) * _FINER)
+    # One product of both parts: it reads the matrix once, and with one row XLA would not
+    # take the processor's instructions for integers.
+    parts = jnp.concatenate([coarse, fine]).astype(jnp.int8)
+    found = jnp.einsum(equation, parts, w, preferred_element_type=jnp.int32)
+    of_coarse, of_fine = jnp.split(found.astype(jnp.float32), 2)
+    return scale * (of_coarse + of_fine / _FINER)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _of_few(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.lax.platform_dependent(
+        x,
+        w,
+        cpu=functools.partial(_in_integers, equation),
+        default=functools.partial(_widened, equation),
+    )
+
+
+def _few_forward(
+    equation: str, x: jax.Array, w: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return _widened(equation, x, w), w
+
+
+def _few_backward(
+    equation: str, w: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, None]:
+    operands, result = equation.split('->')
+    of_x, of_w = operands.split(',')
+    backwards = f'{result},{of_w}->{of_x}'
+    return product(backwards, cotangent, w.astype(jnp.float32)), None
+
+
+_of_few.defvjp(_few_forward, _few_backward)
+
 
 def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
     """x * by, multiplied in float32 and rounded once to x's dtype.

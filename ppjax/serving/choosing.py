@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppjax.models import generation
 from ppjax.serving import jobs
 
 # NumPy's on the host, JAX's within a program.
@@ -88,7 +89,7 @@ def key_of(seed: int, choice: int) -> np.ndarray:
 
 def greedy(logits: jax.Array) -> jax.Array:
     """The likeliest tokens of [B, V], int32 [B]."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return generation.likeliest(logits)
 
 
 def choose(

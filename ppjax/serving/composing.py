@@ -8,7 +8,7 @@ import pathlib
 from ppjax.base import errors, progress
 from ppjax.data import chat, stop_tokens
 from ppjax.models import base_model as base_lib
-from ppjax.models import loading
+from ppjax.models import int8_head, loading
 from ppjax.parallel import sharding
 from ppjax.serving import (
     cast,
@@ -65,6 +65,7 @@ def open_service(cfg: config.ServeConfig) -> Iterator[service_lib.Service]:
         mesh=mesh,
         progress=progress.counter('Loading tensors'),
     )
+    model = int8_head.with_int8_head(model)
     if everybody is None:
         folder = demo_masks.folder_of(base)
         demo_masks.make(base, model, folder, mesh=mesh)

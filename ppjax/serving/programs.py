@@ -37,7 +37,7 @@ class State(NamedTuple):
     """What a lane keeps on the device.
 
     Attributes:
-        cache: [L, B, S, K, H] each.
+        cache: [L, B, K, S, H] each.
         scale: what rows' channels are multiplied by, float16 [L, B, F].
         history: what rows have said, for penalties.
     """
@@ -81,7 +81,7 @@ class Shape:
 
 
 def _step(
-    model: decoder_lib.Decoder,
+    model: unstacked.Steps,
     state: State,
     tokens: jax.Array,
     positions: jax.Array,
@@ -92,6 +92,7 @@ def _step(
 
     A row whose position is past the last slot is not written.
     """
+    model = unstacked.module(model)
     width = len(tokens)
     at = positions[:, None]
     masks = masks_lib.Masks(channels=state.scale[:, :width])
@@ -116,7 +117,7 @@ def _read(
     The logits are those behind the last token.
     """
     places = jnp.arange(len(tokens))
-    slots = state.cache.k.shape[2]
+    slots = state.cache.k.shape[3]
     positions = start + places
     writes = jnp.where(places < count, positions, slots)[None]
     own = jax.lax.dynamic_slice_in_dim(state.scale, row, 1, axis=1)
@@ -149,8 +150,8 @@ def _begin(state: State, row: jax.Array, scale: jax.Array, prompt: jax.Array) ->
 
 
 def _put(state: State, row: jax.Array, start: jax.Array, block: Any) -> State:
-    """Writes the keys and values of a known block, [L, BLOCK, K, H] each, into a row."""
-    at = (0, row, start, 0, 0)
+    """Writes the keys and values of a known block, [L, K, BLOCK, H] each, into a row."""
+    at = (0, row, 0, start, 0)
     cache = attention.KVCache(
         *(
             jax.lax.dynamic_update_slice(held, known[:, None], at)
@@ -161,11 +162,12 @@ def _put(state: State, row: jax.Array, start: jax.Array, block: Any) -> State:
 
 
 def _take(state: State, row: jax.Array, start: jax.Array) -> attention.KVCache:
-    """A copy of a block of a row, [L, BLOCK, K, H] each."""
+    """A copy of a block of a row, [L, K, BLOCK, H] each."""
 
     def own(held: jax.Array) -> jax.Array:
-        sizes = (held.shape[0], 1, BLOCK, *held.shape[3:])
-        return jax.lax.dynamic_slice(held, (0, row, start, 0, 0), sizes)[:, 0]
+        layers, _, heads, _, width = held.shape
+        sizes = (layers, 1, heads, BLOCK, width)
+        return jax.lax.dynamic_slice(held, (0, row, 0, start, 0), sizes)[:, 0]
 
     return attention.KVCache(*map(own, state.cache))
 
@@ -254,7 +256,7 @@ class Programs:
                 f'a row must have {BLOCK} tokens at least, got {shape.max_context}.'
             )
         self.model, self.shape, self._mesh = model, shape, mesh
-        self._apart = None
+        self._apart: unstacked.Flat | None = None
         if mesh is None and unstacked.is_worth_it(model):
             self._apart = unstacked.unstacked(model)
         self._widths = widths(shape.slots)
@@ -295,7 +297,7 @@ class Programs:
         """How a block lies on the mesh."""
         assert self._mesh is not None
         heads = self.model.cfg.num_kv_heads
-        where: Any = sharding.key_value_heads(self._mesh, heads, before=2)
+        where: Any = sharding.key_value_heads(self._mesh, heads, before=1)
         return attention.KVCache(where, where)
 
     @property
@@ -326,7 +328,8 @@ class Programs:
         """(Of a state, of a block), and where they lie."""
         state = jax.eval_shape(self.state)
         held = state.cache.k
-        shape = (held.shape[0], BLOCK, *held.shape[3:])
+        layers, _, heads, _, width = held.shape
+        shape = (layers, heads, BLOCK, width)
         half: Any = _of(held.dtype, *shape)
         block = attention.KVCache(half, half)
         if self._mesh is None:
@@ -387,8 +390,8 @@ class Programs:
         """The compiled width of steps that serve so many first rows."""
         return at_least(self._widths, rows)
 
-    def _stepping(self, span: int) -> decoder_lib.Decoder:
-        """The decoder that steps of a span run."""
+    def _stepping(self, span: int) -> unstacked.Steps:
+        """What steps of a span run."""
         if self._apart is None or span > _MOST_APART:
             return self.model
         return self._apart

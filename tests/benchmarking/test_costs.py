@@ -40,7 +40,7 @@ def written(config_alone, tmp_path_factory):
         batch_size=2,
         rounds=2,
         curves=_CURVES,
-        reference=True,
+        reference='pytorch',
         result=str(folder / 'costs.json'),
         page=str(folder / 'costs.html'),
     )

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from ppjax import bench
+from ppjax import bench, export
 from ppjax.base import errors
 from ppjax.benchmarking import config
+from ppjax.exporting import config as export_config
+from ppjax.exporting.gguf import llama_cpp
 from ppjax.masking import pmask
 from ppjax.models import base_model
 
@@ -102,6 +104,36 @@ def test_pruned_models_answer_alike_in_both(chatty_model, mask_file, tmp_path, g
         assert found['ratio_to_reference'][name] == pytest.approx(
             found[f'pytorch_{name}']['seconds'] / found[f'ppjax_{name}']['seconds']
         )
+
+
+@pytest.mark.skipif(not llama_cpp.is_installed(), reason='llama.cpp is not there')
+def test_beside_llama_cpp(chatty_model, tmp_path):
+    export.main(
+        export_config.ExportConfig(
+            model=str(chatty_model), gguf='f32', output_dir=str(tmp_path)
+        )
+    )
+    [file] = tmp_path.glob('gguf/*.gguf')
+    beside = {'files': str(file), 'reference': 'llama.cpp', 'batches': '1,3'}
+    found = _run('generate', chatty_model, tmp_path / 'found.json', **beside)
+    for size, own in found['batches'].items():
+        assert set(own) == {'ppjax', 'llama.cpp', 'ratios', 'same_answers'}
+        assert own['same_answers'] == 1
+        theirs = own['llama.cpp']
+        assert theirs['prefill_tokens_per_s'] == pytest.approx(
+            int(size) * _LENGTH / theirs['prefill_seconds']['median']
+        )
+        assert found['ratio_to_reference'][size] == pytest.approx(
+            theirs['seconds'] / own['ppjax']['seconds']
+        )
+
+
+def test_llama_cpp_needs_a_file(chatty_model):
+    cfg = config.BenchConfig(base_model=str(chatty_model), reference='llama.cpp')
+    with pytest.raises(errors.InputError, match='with --files=FILE'):
+        bench.main(cfg, 'generate')
+    with pytest.raises(errors.InputError, match='is for generate'):
+        bench.main(cfg, 'costs')
 
 
 def test_what_does_not_fit_is_refused(chatty_model):

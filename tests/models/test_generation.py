@@ -12,7 +12,7 @@ import transformers
 
 from ppjax.base import errors
 from ppjax.data import stop_tokens
-from ppjax.models import decoder, generation, shared_prefix
+from ppjax.models import decoder, generation, shared_prefix, unstacked
 from ppjax.models import masks as masks_lib
 
 # One token, a whole bucket, and some whose answers cross the bucket's end.
@@ -88,6 +88,44 @@ def test_one_mask_a_row(tiny_models):
     assert len({tuple(row) for row in want}) == 3
     stacked = jnp.asarray(np.stack(masks, axis=1))  # [L, B, F]
     assert _greedy(tiny.decoder, stacked, [prompt] * 3) == want
+
+
+@pytest.mark.parametrize('sampling', [generation.GREEDY, generation.Sampling(0.8)])
+def test_blocks_one_by_one_answer_alike(tiny_models, monkeypatch, sampling):
+    tiny = tiny_models('qwen3-tied')
+    masks = masks_lib.Masks(_random_mask(tiny, 20, seed=3))
+    prompts = _prompts(lengths=(1, 50))
+
+    def answers():
+        return generation.generate(
+            tiny.decoder,
+            masks,
+            prompts,
+            max_new_tokens=_NEW,
+            stop_ids=(),
+            sampling=sampling,
+            seed=4,
+        )
+
+    want = answers()
+    monkeypatch.setattr(generation, '_COPIED_BYTES', 0)
+    assert isinstance(generation._for_steps(tiny.decoder, 1), unstacked.Flat)
+    assert answers() == want
+
+
+def test_what_is_compiled_longer_is_for_long_answers_of_large_models(tiny_models):
+    model = tiny_models('llama').decoder
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.blocks))
+    steps = generation._COPIED_BYTES // size
+    assert generation._for_steps(model, steps) is model
+    assert isinstance(generation._for_steps(model, steps + 1), unstacked.Flat)
+
+
+def test_the_likeliest_is_the_first_of_the_largest():
+    rows = jnp.array([[1.0, 3, 3, 0], [-jnp.inf, -2, -3, -2], [0, 0, 0, 0]])
+    assert generation.likeliest(rows).tolist() == jnp.argmax(rows, -1).tolist()
+    # A number of the vocabulary in any case.
+    assert generation.likeliest(jnp.full((1, 4), jnp.nan)).tolist() == [3]
 
 
 def test_a_step_does_not_copy_the_cache(tiny_models):
@@ -197,7 +235,7 @@ def test_bfloat16_model_has_a_bfloat16_cache(tiny_models):
         half, masks_lib.DENSE, tokens, lengths, None, keys, slots=128, **greedy
     )
     assert cache.k.dtype == cache.v.dtype == jnp.bfloat16
-    assert cache.k.shape == (3, 1, 128, 2, 10)
+    assert cache.k.shape == (3, 1, 2, 128, 10)
     # A step returns what it was given, or the next one would compile again.
     again = generation._step.eval_shape(
         half, masks_lib.DENSE, cache, first, slots, keys, **greedy

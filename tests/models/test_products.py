@@ -94,3 +94,71 @@ def test_the_backward_products_are_narrow_too(equations):
 def test_mixed_operands_are_refused():
     with pytest.raises(TypeError, match='float32 and bfloat16'):
         products.product('td,vd->tv', jnp.ones((2, 3)), jnp.ones((4, 3), jnp.bfloat16))
+
+
+@pytest.mark.parametrize('transposed', [False, True])
+@pytest.mark.parametrize('rows', [1, 3, products.FEW_ROWS, products.FEW_ROWS + 1])
+def test_products_with_int8(rows, transposed):
+    rng = np.random.default_rng(rows)
+    # One column much larger than the others, as a stream has.
+    x = rng.normal(size=(rows, 96)).astype(np.float32)
+    x[:, 5] *= 50
+    w = rng.integers(-127, 128, (96, 40)).astype(np.int8)
+    found = jax.jit(products.with_int8, static_argnames='transposed')(
+        x, w.T if transposed else w, transposed=transposed
+    )
+    want = x.astype(np.float64) @ w
+    # Half of a finer step in every column, and float32's own rounding.
+    limit = np.abs(x).max(axis=1) / 64516 * np.abs(w.astype(int)).sum(axis=0).max()
+    assert found.dtype == jnp.float32
+    assert (np.abs(found - want) <= 1.01 * limit[:, None]).all()
+    np.testing.assert_allclose(found, want, rtol=0, atol=2e-4 * np.abs(want).max())
+
+
+def test_a_row_with_int8_depends_on_no_other():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(7, 33)).astype(np.float32)
+    x[2], x[4] = 0, np.nan
+    w = rng.integers(-127, 128, (33, 12)).astype(np.int8)
+    together = np.asarray(products.with_int8(jnp.asarray(x), w))
+    for row, own in enumerate(together):
+        alone = products.with_int8(jnp.asarray(x[row : row + 1]), w)
+        np.testing.assert_allclose(own, alone[0], rtol=1e-6)
+    np.testing.assert_array_equal(together[2], 0)
+    assert np.isnan(together[4]).all()
+    assert np.isfinite(np.delete(together, 4, axis=0)).all()
+
+
+@pytest.mark.parametrize('transposed', [False, True])
+def test_a_gradient_through_int8_is_the_plain_ones(transposed):
+    rng = np.random.default_rng(1)
+    x, pull = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4, 9), (4, 6)))
+    w = jnp.asarray(rng.integers(-127, 128, (9, 6)), jnp.int8)
+
+    def loss(x, product):
+        return jnp.sum(jnp.tanh(product(x) / 100) * pull)
+
+    held = w.T if transposed else w
+    found = jax.value_and_grad(loss)(
+        x, lambda x: products.with_int8(x, held, transposed=transposed)
+    )
+    want = jax.value_and_grad(loss)(x, lambda x: x @ w.astype(jnp.float32))
+    for one, other in zip(found, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('size', [8, 96, 97])
+def test_a_product_of_one_token(size, dtype):
+    keys = jax.random.split(jax.random.key(size), 3)
+    x = jax.random.normal(keys[0], (size,)).astype(dtype)
+    w = jax.random.normal(keys[1], (size, 7)).astype(dtype)
+    pull = jax.random.normal(keys[2], (7,)).astype(dtype)
+    found, back = jax.vjp(products.with_one, x, w)
+    want, plain = jax.vjp(lambda x, w: products.product('i,io->o', x, w), x, w)
+    assert found.dtype == dtype
+    tolerance = {'rtol': 1e-5, 'atol': 1e-5}
+    for one, other in zip((found, *back(pull)), (want, *plain(pull)), strict=True):
+        np.testing.assert_allclose(
+            one.astype(jnp.float32), other.astype(jnp.float32), **tolerance
+        )

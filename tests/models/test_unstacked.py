@@ -14,6 +14,7 @@ from ppjax.models import masks as masks_lib
 
 @jax.jit
 def _run(model, tokens, positions, masks, adapters):
+    model = unstacked.module(model)
     attend = attention.causal(*tokens.shape)
     hidden, _, taps = model(
         tokens,
@@ -56,15 +57,13 @@ def test_equal_with_masks_taps_and_adapters(tiny_models, name):
         )
 
 
-@pytest.mark.parametrize('int8', [False, True])
-def test_equal_with_a_cache(tiny_models, int8):
+def test_equal_with_a_cache(tiny_models):
     cfg = dataclasses.replace(tiny_models('llama').config, vocab_size=64)
-    stacked = decoder_lib.Decoder(
-        cfg, dtype=jnp.float32, key=jax.random.key(1), int8_matrices=int8
-    )
+    stacked = decoder_lib.Decoder(cfg, dtype=jnp.float32, key=jax.random.key(1))
 
     @jax.jit
     def step(model, tokens, at):
+        model = unstacked.module(model)
         cache = shared_prefix.empty_cache(model, 2, 8)
         found = model(tokens, at, masks_lib.DENSE, attention.Cached(at), cache=cache)
         return found[:2]
@@ -77,6 +76,26 @@ def test_equal_with_a_cache(tiny_models, int8):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, want
     )
+
+
+def test_a_flat_one_is_its_arrays(tiny_models):
+    flat = unstacked.unstacked(tiny_models('llama').decoder)
+    leaves, structure = jax.tree.flatten(flat)
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    again = jax.tree.unflatten(structure, leaves)
+    assert jax.tree.structure(again.module()) == jax.tree.structure(flat.module())
+    assert jax.tree.structure(again) == structure
+
+
+def test_where_it_is_worth_it(tiny_models):
+    tiny = tiny_models('llama')
+    assert unstacked.is_worth_it(tiny.decoder)
+    cfg = tiny.config
+    int8 = decoder_lib.Decoder(
+        cfg, dtype=jnp.float32, key=jax.random.key(1), int8_matrices=True
+    )
+    assert not unstacked.is_worth_it(int8)
+    assert unstacked.is_on_one_cpu(int8)
 
 
 def test_no_second_copy_on_a_cpu():
