@@ -5,6 +5,10 @@ from typing import Any
 from ppjax.base import flags
 from ppjax.exporting import hf_export
 
+# What chooses among Neeko's blocks (`recovery.neeko.gate`).
+NEAREST, MIXTURE = 'nearest', 'mixture'
+GATE_TEMPERATURE = 0.02
+
 
 def export_dtype_setting(model: str = 'the base model') -> Any:
     """A field for --export_dtype.
