@@ -11,7 +11,7 @@ from ppjax.base import atomic, errors, json_lines, processes
 from ppjax.base import progress as progress_lib
 from ppjax.exporting import model_card, published
 from ppjax.learning import heldout as heldout_lib
-from ppjax.recovery import methods, peft_files
+from ppjax.recovery import config, methods, peft_files
 from ppjax.recovery import results as results_lib
 from ppjax.recovery.neeko import blocks as blocks_lib
 from ppjax.recovery.neeko import gate as gate_lib
@@ -61,7 +61,8 @@ def write(
         InputError: if the disk is full or cannot be written, or a block is not finite.
     """
     identity = results_lib.identity_of(run)
-    settings = published.settings_text(run.cfg)
+    # The same blocks have the same bytes, wherever they were made.
+    settings = published.settings_text(run.cfg, config.RESUMABLE)
     try:
         blocks = run.all_blocks(trained, identity['run_sha256'], settings)
     except ValueError as error:

@@ -57,7 +57,9 @@ class NeekoRun(run_lib.RecoveryRun):
             InputError: if a persona has too few rows for a step or no prompt, or is
                 among the blocks that there were before; or these do not fit.
         """
-        texts = {chat.persona_digest(row.system_prompt): row for row in rows}
+        texts: dict[str, calibration.Row] = {}
+        for row in rows:
+            texts.setdefault(chat.persona_digest(row.system_prompt), row)
         counts = Counter(example.persona for example in data.train)
         for digest, count in counts.items():
             where = texts[digest].where
