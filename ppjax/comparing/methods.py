@@ -90,6 +90,6 @@ class Recovery:
         if not self.texts:
             return ''
         if self.how == NEEKO:
-            return "Neeko on all personas' rows"
+            return 'Neeko on the rows of all personas'
         hows = {'lora': 'LoRA', 'full': 'all weights', 'gains': 'gains'}
         return f'{hows[self.how]} on {self.texts} rows'

@@ -1,6 +1,7 @@
 """Recovery from start to end: the story that `python -m ppjax.recover` tells."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 
@@ -83,6 +84,11 @@ def recover(
         date=cfg.date,
         short_prompt=cfg.dropped_prompt,
     )
+    if cfg.neeko_start:
+        pruned_source.refuse_inside(cfg.output_dir, source, cfg.neeko_start)
+        data = dataclasses.replace(
+            data, hashes=data.hashes | neeko_results.hashes_of(cfg.neeko_start)
+        )
     processes.agree({'settings': flags.to_flagfile(cfg)} | data.hashes | source.hashes)
     directory = run_directory.RunDirectory(cfg.output_dir)
     run: run_lib.RecoveryRun

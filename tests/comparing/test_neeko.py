@@ -46,7 +46,7 @@ def test_blocks_of_all_are_made_once_and_each_persona_has_its_own(
     run = tmp_path / 'run'
     settings = _settings(chatty_model, files, run)
     shown = runner.compare(settings)
-    assert "Neeko on all personas' rows" in (run / 'compare.html').read_text()
+    assert 'Neeko on the rows of all personas' in (run / 'compare.html').read_text()
     [made] = run.glob('models/*--blocks-*')
     figures = json.loads((made / 'results' / 'recovery.json').read_text())
     # As many steps a persona as of other ways; the row that was asked about is out.

@@ -298,6 +298,14 @@ def test_new_personas_are_added_to_blocks_that_stay(
     for name, pair in old.block(0).items():
         for side, value in pair.items():
             np.testing.assert_array_equal(value, new.block(0)[name][side])
+    # Another file in its place is noticed; so is the damage of one's own.
+    blocks_lib.save(first / blocks_lib.FILE, dataclasses.replace(old, settings='x'))
+    with pytest.raises(errors.InputError, match='the content of neeko start'):
+        _recover(cfg)
+    made = first / blocks_lib.FILE
+    with pytest.raises(errors.InputError, match='is not as it was written'):
+        _recover(_settings(first, calibration=str(files['ferryman']), **common))
+    assert made.exists()
     # The known persona is measured with the block that it had.
     found = json.loads((tmp_path / 'more' / 'results' / 'recovery.json').read_text())
     assert [x['steps'] for x in found['personas']] == [0, 2]
@@ -419,6 +427,13 @@ def test_rows_that_no_block_can_learn_from_leave_no_folder(
         (
             {'calibration': str(files['ferryman']), 'batch_size': 9},
             'has 8 rows, fewer than --batch_size=9',
+        ),
+        (
+            {
+                'calibration': str(files['ferryman']),
+                'heldout': str(plain),
+            },
+            r'plain\.jsonl:1: this held-out row',
         ),
     ):
         with pytest.raises(errors.InputError, match=message):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ppjax.base import atomic, errors, json_lines, processes
+from ppjax.base import atomic, errors, json_lines, processes, reading
 from ppjax.base import progress as progress_lib
 from ppjax.exporting import model_card, published
 from ppjax.learning import heldout as heldout_lib
@@ -30,6 +30,16 @@ def sha256_of(path: pathlib.Path) -> str:
     """Of a file's content."""
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def hashes_of(start: str) -> dict[str, str]:
+    """What decides the blocks beside data and model: those that there were before.
+
+    Raises:
+        InputError: if there is no such file.
+    """
+    reading.require_file(start, 'File of blocks')
+    return {'neeko start': sha256_of(pathlib.Path(start))}
 
 
 def is_finished(run: run_lib.NeekoRun) -> bool:

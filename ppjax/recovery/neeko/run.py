@@ -90,14 +90,16 @@ class NeekoRun(run_lib.RecoveryRun):
                         f'--neeko_start={cfg.neeko_start} already.'
                     )
         own = (*self.known.prompts, *self.prompts) if self.known else self.prompts
-        # Held-out personas without a block are told apart by the gate.
-        self._strangers = list(
-            dict.fromkeys(
-                row.system_prompt
-                for row in heldout_rows
-                if row.system_prompt not in own
-            )
-        )
+        # Held-out personas without a block, for whom the gate chooses one.
+        self._strangers: list[str] = []
+        for row in heldout_rows:
+            if not row.system_prompt:
+                raise errors.InputError(
+                    f'{row.where}: this held-out row has no system prompt, by which '
+                    '--neeko chooses the block to measure it with.'
+                )
+            if row.system_prompt not in (*own, *self._strangers):
+                self._strangers.append(row.system_prompt)
         self._texts = text_states.tokens_of(
             source.model,
             [gate_lib.text_of(text) for text in (*self.prompts, *self._strangers)],
