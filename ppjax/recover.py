@@ -4,7 +4,7 @@ python -m ppjax.recover --run=runs/mine --output_dir=runs/mine-recovered
 python -m ppjax.recover --model=runs/mine/hf --calibration=train.jsonl \\
     --heldout=test.jsonl --output_dir=runs/mine-recovered --lora_rank=16
 python -m ppjax.recover --base_model=DIR --neeko --lora_rank=8 \\
-    --calibration=a.jsonl,b.jsonl --heldout=c.jsonl,d.jsonl --output_dir=runs/cast
+    --calibration=a.jsonl,b.jsonl --output_dir=runs/cast
 python -m ppjax.recover --model=runs/mine-refitted/hf --gains \\
     --calibration=train.jsonl --heldout=test.jsonl --output_dir=runs/mine-gains
 
@@ -22,9 +22,9 @@ model, from which --run then starts.
 --model=DIR      takes any pruned model; --base_model=DIR --lora_rank=16 without
                  a mask finetunes the dense one, the paper's training-based
                  comparison (Table 13)
---neeko          trains, for every persona of --calibration=a.jsonl,b.jsonl, a block
-                 of --lora_rank from its own rows (Neeko, arXiv:2402.13717, the
-                 other comparison of Table 13)
+--neeko          trains a block of --lora_rank for every persona of
+                 --calibration=a.jsonl,b.jsonl from its own rows (Neeko,
+                 arXiv:2402.13717, the other comparison of Table 13)
 --mesh           data:2,fsdp:4 spreads weights and optimizer state over devices
 
 --unlikelihood=0.25 keeps a small model from saying the same again and again,
@@ -40,9 +40,9 @@ default (--recover_unlikelihood), recover does not.
 adapters/DIGEST/, each persona's block as PEFT loads it; results/recovery.json
 says whose digest is whose, and every persona's held-out figures with its own
 block. Steps are shared out by rows, and none changes another persona's block.
-python -m ppjax.export --neeko=FILE --persona=TEXT makes an ordinary model of the
-block that the gate picks, also for a persona that has none; --neeko_start=FILE
-goes on from such a file, and adds blocks to those in it.
+python -m ppjax.export --neeko=FILE --persona=TEXT makes an ordinary model of
+the block that the gate picks, also for a persona that has none;
+--neeko_start=FILE goes on from such a file, and adds blocks to those in it.
 
 Where several personas are known already, a new one need not start from nothing:
 refit and gains on their rows together (--calibration=a.jsonl,b.jsonl, each step

@@ -43,6 +43,8 @@ from ppjax.recovery import lora
 FORMAT = 'ppjax.neeko.v1'
 FILE = 'neeko.safetensors'
 _GATE = 'gate'
+# Beyond it the scale is no number that a float32 holds.
+_MAX_ALPHA = 10**9
 _TEXTS = ('base_model', 'base_fingerprint', 'identity', 'settings')
 _MODULES = {attribute: module for module, attribute in lora.TARGETS.items()}
 
@@ -82,8 +84,8 @@ class PersonaBlocks:
             raise ValueError('personas are none, or two of them are the same.')
         if len(self.conversations) != count:
             raise ValueError(f'conversations must be {count} numbers.')
-        if self.alpha < 1:
-            raise ValueError(f'lora_alpha must be at least 1, got {self.alpha}.')
+        if not 1 <= self.alpha <= _MAX_ALPHA:
+            raise ValueError(f'lora_alpha must be in [1, {_MAX_ALPHA}].')
         if self.gate.ndim != 2 or len(self.gate) != count:
             raise ValueError(f'gate must be [{count}, D], got {self.gate.shape}.')
         if not np.linalg.norm(self.gate, axis=1).all():
