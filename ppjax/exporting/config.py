@@ -110,6 +110,11 @@ class ExportConfig:
             self._check_neeko()
             ranges.check(self)
             return
+        if (self.gate, self.gate_temperature) != (
+            options.NEAREST,
+            options.GATE_TEMPERATURE,
+        ):
+            raise errors.InputError('--gate and --gate_temperature are of --neeko.')
         if self.gguf is not None:
             types.asked(self.gguf)
         elif self.persona is not None and self.new_card is None:

@@ -403,6 +403,7 @@ def test_contradictory_flags(changes: dict[str, Any], message: str) -> None:
         ({'gguf': 'f16'}, '--gguf has no meaning beside it'),
         ({'model': 'a', 'base_model': 'b'}, 'give one'),
         ({'mask': 'm'}, '--mask needs --base_model'),
+        ({'neeko': None, 'gate': 'mixture'}, '--gate_temperature are of --neeko'),
     ],
 )
 def test_contradictory_flags_of_export(changes: dict[str, Any], message: str) -> None:
