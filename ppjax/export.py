@@ -9,6 +9,8 @@ python -m ppjax.export --model=runs/mine-recovered/hf --gguf=q4_0 \\
 cd runs/mine/gguf && ollama create mine -f Modelfile
 python -m ppjax.export --output_dir=runs/mine --card=card.png
 python -m ppjax.export --output_dir=runs/mine --new_card='Old Bram'
+python -m ppjax.export --neeko=runs/cast/neeko.safetensors --persona=card.png \\
+    --output_dir=mine
 
 Writes the pruned checkpoint as transformers, vLLM and others load it, with
 tokenizer, chat template and a model card. A mask file and its base model are
@@ -50,15 +52,24 @@ the persona prompt; the picture is not touched. Wherever a .pmask is taken, such
 a card is too. --new_card makes one from the persona's text. A card carries a
 mask and its gains alone: of a run whose model was refitted or recovered, hf/
 and the GGUF files are that model, and the card is not.
+
+--neeko takes the blocks of python -m ppjax.recover --neeko: the one of the
+persona nearest to --persona, by the cosine of both texts' mean last hidden
+states, is merged into the model it was learned on (--gate=mixture: all of them,
+by a softmax), and the directory is one that evaluate --model= measures.
 """
 
-from ppjax.base import compile_cache, flags
+from ppjax.base import compile_cache, flags, progress
 from ppjax.exporting import config, export
+from ppjax.recovery.neeko import export as neeko
 
 
 def main(cfg: config.ExportConfig) -> int:
     """Exports, verifies if asked to, and says what came out."""
     compile_cache.enable()
+    if cfg.neeko is not None:
+        progress.say(f'Exported to {neeko.export(cfg)}')
+        return 0
     return export.export(cfg)
 
 

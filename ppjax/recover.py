@@ -3,6 +3,8 @@
 python -m ppjax.recover --run=runs/mine --output_dir=runs/mine-recovered
 python -m ppjax.recover --model=runs/mine/hf --calibration=train.jsonl \\
     --heldout=test.jsonl --output_dir=runs/mine-recovered --lora_rank=16
+python -m ppjax.recover --base_model=DIR --neeko --lora_rank=8 \\
+    --calibration=a.jsonl,b.jsonl --output_dir=runs/cast
 python -m ppjax.recover --model=runs/mine-refitted/hf --gains \\
     --calibration=train.jsonl --heldout=test.jsonl --output_dir=runs/mine-gains
 
@@ -20,6 +22,9 @@ model, from which --run then starts.
 --model=DIR      takes any pruned model; --base_model=DIR --lora_rank=16 without
                  a mask finetunes the dense one, the paper's training-based
                  comparison (Table 13)
+--neeko          trains a block of --lora_rank for every persona of
+                 --calibration=a.jsonl,b.jsonl from its own rows (Neeko,
+                 arXiv:2402.13717, the other comparison of Table 13)
 --mesh           data:2,fsdp:4 spreads weights and optimizer state over devices
 
 --unlikelihood=0.25 keeps a small model from saying the same again and again,
@@ -29,6 +34,15 @@ as it is answers up to 32 calibration questions a persona
 examples, and words that go on there as they did before are made less likely
 (unlikelihood training, arXiv:1908.04319). python -m ppjax.run does so by
 default (--recover_unlikelihood), recover does not.
+
+--neeko leaves neeko.safetensors, the blocks and a gate vector for each persona
+(the mean last hidden state, over its text, of the model without blocks), and
+adapters/DIGEST/, each persona's block as PEFT loads it; results/recovery.json
+says whose digest is whose, and every persona's held-out figures with its own
+block. Steps are shared out by rows, and none changes another persona's block.
+python -m ppjax.export --neeko=FILE --persona=TEXT makes an ordinary model of
+the block that the gate picks, also for a persona that has none;
+--neeko_start=FILE goes on from such a file, and adds blocks to those in it.
 
 Where several personas are known already, a new one need not start from nothing:
 refit and gains on their rows together (--calibration=a.jsonl,b.jsonl, each step
@@ -51,7 +65,7 @@ def main(cfg: config.RecoverConfig) -> int:
     heldout_rows = demo.read_rows(cfg.heldout, split='test') if cfg.heldout else []
     model = loop.recover(cfg, train_rows, heldout_rows)
     if model is not None:
-        progress.say(f'Recovered model: {model}')
+        progress.say(f'Recovered {"blocks" if cfg.neeko else "model"}: {model}')
     return 0
 
 

@@ -204,7 +204,9 @@ def fetch(x: Any) -> Any:
     """An array as NumPy, wherever its parts are; all processes must ask for it."""
     import numpy as np
 
-    if _group.count == 1 or x.is_fully_addressable or x.is_fully_replicated:
+    if _group.count == 1 or isinstance(x, np.ndarray):
+        return np.asarray(x)
+    if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     from jax.experimental import multihost_utils
 

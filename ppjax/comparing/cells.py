@@ -84,7 +84,10 @@ def _identity(
     if cfg.instructions:
         parts['general'] = [hashes['general'], cfg.rival_texts]
     if stages.reads_rows(cfg, values):
-        parts['calibration'] = hashes[cfg.filled(cfg.calibration, values)]
+        first, *others = cfg.calibrations(values)
+        parts['calibration'] = hashes[first]
+        if others:
+            parts['calibrations'] = [hashes[source] for source in others]
     if cfg.curves:
         parts['curves'] = True
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -343,21 +343,60 @@ class CompareConfig(settings.CommonSettings):
         start = {'model': model}
         if values[METHOD] == methods.DENSE:
             start = {'base_model': model}
-        how: dict[str, Any] = {'gains': True} if recovery.how == 'gains' else {}
+        how: dict[str, Any] = {}
+        if recovery.how in ('gains', methods.NEEKO):
+            how = {recovery.how: True}
         words = shlex.split(self.recover)
         own = [word for word in words if not word.startswith('--lora_')]
-        if recovery.how == 'lora':
+        if recovery.how in ('lora', methods.NEEKO):
             own = [f'--lora_rank={_LORA_RANK}', *words]
-        return self.parsed(
+        found = self.parsed(
             recover_config.RecoverConfig,
             values,
             shlex.join(own),
             'recover',
             calibration=texts,
-            heldout=self.while_learning(values),
+            # Of one persona, where a run of neeko is of all.
+            heldout=None
+            if recovery.how == methods.NEEKO
+            else self.while_learning(values),
             output_dir=output,
             **(start | how),
         ).resolved()
+        if recovery.how == methods.NEEKO and found.steps is not None:
+            # As many a persona as of the other ways.
+            steps = found.steps * len(self.personas)
+            found = dataclasses.replace(found, steps=steps)
+        return found
+
+    def calibrations(self, values: dict[str, Any]) -> list[str]:
+        """The sources of rows that a cell may learn from: its own, or all personas'."""
+        how = methods.Recovery.parse(values[RECOVERY]).how
+        personas = self.personas if how == methods.NEEKO else [values.get(PERSONA, '')]
+        return list(
+            dict.fromkeys(
+                self.filled(self.calibration, values | {PERSONA: persona})
+                for persona in personas
+            )
+        )
+
+    def neeko_export_of(
+        self,
+        output: pathlib.Path,
+        blocks: pathlib.Path,
+        model: pathlib.Path | None,
+        prompt: str,
+    ) -> export_config.ExportConfig:
+        """Of the model of one persona out of the blocks of all."""
+        return export_config.ExportConfig(
+            output_dir=str(output),
+            neeko=str(blocks),
+            base_model=self.base_model if model is None else None,
+            model=None if model is None else str(model),
+            persona=prompt,
+            # With more personas in the grid there are other blocks.
+            overwrite=True,
+        )
 
     def evaluate_of(
         self,

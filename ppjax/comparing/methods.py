@@ -7,7 +7,9 @@ from ppjax.base import errors
 from ppjax.baselines import config as prune_config
 
 DENSE = 'dense'
-RECOVERIES = ('lora', 'full', 'gains')
+RECOVERIES = ('lora', 'full', 'gains', 'neeko')
+# Of all personas together: a block of adapters each.
+NEEKO = 'neeko'
 
 
 class Method(NamedTuple):
@@ -53,7 +55,7 @@ class Recovery:
 
     Attributes:
         texts: what it learns from: general or persona.
-        how: lora, full or gains.
+        how: lora, full, gains or neeko.
     """
 
     texts: str
@@ -75,6 +77,11 @@ class Recovery:
                 f'persona, and perhaps how: {", ".join(RECOVERIES)}, as in '
                 'persona:lora.'
             )
+        if how == NEEKO and texts == 'general':
+            raise errors.InputError(
+                f'--grid: recovery {text!r}: neeko has a block for each persona, and '
+                'general rows have none; wanted persona:neeko.'
+            )
         return cls(texts, how or RECOVERIES[0])
 
     @property
@@ -82,5 +89,7 @@ class Recovery:
         """For tables."""
         if not self.texts:
             return ''
+        if self.how == NEEKO:
+            return 'Neeko on the rows of all personas'
         hows = {'lora': 'LoRA', 'full': 'all weights', 'gains': 'gains'}
         return f'{hows[self.how]} on {self.texts} rows'

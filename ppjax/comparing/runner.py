@@ -78,11 +78,13 @@ def _hashes(
         'general': calibration.content_hash(list(rows)),
     }
     for values in cfg.combinations():
-        read_from = [(cfg.heldout, 'test')]
+        read_from = [(cfg.heldout, cfg.filled(cfg.heldout, values), 'test')]
         if stages.reads_rows(cfg, values):
-            read_from.append((cfg.calibration, 'train'))
-        for template, split in read_from:
-            source = cfg.filled(template, values)
+            read_from += [
+                (cfg.calibration, source, 'train')
+                for source in cfg.calibrations(values)
+            ]
+        for template, source, split in read_from:
             if (lacking := cfg.unfilled(source)) is not None:
                 raise errors.InputError(
                     f'{template} holds {{{lacking}}}, and a grid that reads it has no '

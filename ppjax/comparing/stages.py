@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any
 
@@ -13,7 +14,10 @@ from ppjax.comparing import methods
 from ppjax.compensation import loop as compensation
 from ppjax.exporting import export
 from ppjax.learning import config as learning_config
+from ppjax.learning import data
 from ppjax.recovery import loop as recovery
+from ppjax.recovery.neeko import blocks as neeko_blocks
+from ppjax.recovery.neeko import export as neeko_export
 from ppjax.sweeping import grid
 from ppjax.training import loop as training
 
@@ -129,9 +133,18 @@ def way(cfg: config_lib.CompareConfig, values: dict[str, Any]) -> Way:
     name = grid.name_of(before, ())
     found = _made(cfg, values, folder / name)
     model = found[-1].makes if found else None
-    if methods.Recovery.parse(values[config_lib.RECOVERY]).texts:
+    recovers = methods.Recovery.parse(values[config_lib.RECOVERY])
+    if recovers.texts:
         name = grid.name_of(after, ())
-        found.append(_recovered(cfg, values, folder / name, model))
+        if recovers.how == methods.NEEKO:
+            # One for all personas, unless each has a model of its own already.
+            shared = {k: x for k, x in after.items() if k != config_lib.PERSONA}
+            shared |= before
+            who = hashlib.sha256('\n'.join(cfg.personas).encode()).hexdigest()[:8]
+            blocks = folder / f'{grid.name_of(shared, ())}--blocks-{who}'
+            found += _of_blocks(cfg, values, folder / name, blocks, model)
+        else:
+            found.append(_recovered(cfg, values, folder / name, model))
         model = found[-1].makes
     return Way(name, tuple(found), model, after.get(config_lib.PERSONA, ''))
 
@@ -202,6 +215,49 @@ def _recovered(
         settings,
         lambda: bool(recovery.recover(settings, rows(), measured())),
     )
+
+
+def _of_blocks(
+    cfg: config_lib.CompareConfig,
+    values: dict[str, Any],
+    path: pathlib.Path,
+    blocks: pathlib.Path,
+    model: pathlib.Path | None,
+) -> list[Stage]:
+    """Neeko's blocks of all personas, and the model of the cell's own."""
+    sources = cfg.calibrations(values)
+    start = model or cfg.base_model
+    settings = cfg.recover_of(values, blocks, start, ','.join(sources))
+    file = blocks / neeko_blocks.FILE
+    own = _rows(cfg.filled(cfg.calibration, values))
+
+    def rows() -> list[Any]:
+        # What one persona is measured on may be among the rows of another.
+        asked = {
+            data.question(row)
+            for persona in cfg.personas
+            for row in demo.read_rows(
+                cfg.filled(cfg.heldout, values | {config_lib.PERSONA: persona}),
+                split='test',
+            )
+        }
+        every = [row for source in sources for row in _rows(source)()]
+        return [row for row in every if data.question(row) not in asked]
+
+    def export() -> bool:
+        prompt = own()[0].system_prompt
+        return bool(
+            neeko_export.export(cfg.neeko_export_of(path / 'hf', file, model, prompt))
+        )
+
+    learn = _stage(
+        'recover',
+        blocks,
+        settings,
+        lambda: bool(recovery.recover(settings, rows(), [])),
+        file,
+    )
+    return [learn, Stage(path.name, 'export', path, path / 'hf', export, '', 0)]
 
 
 def _stage(

@@ -40,6 +40,11 @@ class Example:
         return len(self.tokens) - self.answer_start
 
 
+def persona_digest(system_prompt: str) -> str:
+    """What `Example.persona` and folders call a system prompt."""
+    return hashlib.sha256(system_prompt.encode()).hexdigest()[:8]
+
+
 # For one conversation, which takes a thousandth of it.
 _RENDER_SECONDS = 10.0
 # Of a rendered conversation, beyond what its turns hold: more is no chat.
@@ -255,7 +260,7 @@ class ChatRenderer:
         tokens = self._encode(prompt)
         start = len(tokens)
         tokens += answer[: ends[0] + 1]
-        persona = hashlib.sha256(row.system_prompt.encode()).hexdigest()[:8]
+        persona = persona_digest(row.system_prompt)
         return Example(np.asarray(tokens, np.int32), start, row.query_id, persona)
 
 

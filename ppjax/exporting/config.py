@@ -39,6 +39,26 @@ class ExportConfig:
         'as --gguf.',
         path=True,
     )
+    neeko: str | None = flags.setting(
+        None,
+        'Instead: a neeko.safetensors of python -m ppjax.recover --neeko, of whose '
+        'blocks those that suit --persona are merged into the model that they were '
+        'learned on, which --base_model (and --mask) or --model name if it is not '
+        'where it was.',
+        path=True,
+    )
+    gate: str = flags.setting(
+        options.NEAREST,
+        'With --neeko: nearest takes the block of the persona whose text is nearest '
+        "to --persona's, which is its own if it has one; mixture all blocks, with the "
+        'softmax of how near each is.',
+        choices=(options.NEAREST, options.MIXTURE),
+    )
+    gate_temperature: float = flags.setting(
+        options.GATE_TEMPERATURE,
+        'With --gate=mixture: what cosines are divided by before the softmax.',
+        within='(0, 1000]',
+    )
     gguf: str | None = flags.setting(
         None,
         'Also write files for llama.cpp and Ollama, to the folder gguf/ beside the '
@@ -55,7 +75,9 @@ class ExportConfig:
     persona: str | None = flags.setting(
         None,
         'With --gguf: the character card whose name goes into the names of files, and '
-        'whose first message into the Modelfile; by default that of the run.',
+        'whose first message into the Modelfile; by default that of the run. With '
+        '--neeko: the persona, a text, a file, a card or demo:NAME, or the digest by '
+        'which results/recovery.json calls one that has a block.',
         path=True,
     )
     card: str | None = flags.setting(
@@ -84,6 +106,15 @@ class ExportConfig:
     overwrite: bool = flags.setting(False, 'Replace what stands where the export goes.')
 
     def __post_init__(self) -> None:
+        if self.neeko is not None:
+            self._check_neeko()
+            ranges.check(self)
+            return
+        if (self.gate, self.gate_temperature) != (
+            options.NEAREST,
+            options.GATE_TEMPERATURE,
+        ):
+            raise errors.InputError('--gate and --gate_temperature are of --neeko.')
         if self.gguf is not None:
             types.asked(self.gguf)
         elif self.persona is not None and self.new_card is None:
@@ -132,6 +163,25 @@ class ExportConfig:
             )
         if self.new_card is not None and not any(map(str.isalnum, self.new_card)):
             raise errors.InputError('--new_card must be a name.')
+
+    def _check_neeko(self) -> None:
+        settings.require_given(self, 'persona', 'output_dir')
+        others = (
+            *('materialize', 'from_keep_indices', 'gguf', 'card', 'new_card'),
+            'keep_indices',
+        )
+        for name in others:
+            if getattr(self, name) not in (None, False):
+                raise errors.InputError(
+                    f'--neeko writes a Hugging Face directory; --{name} has no meaning '
+                    'beside it.'
+                )
+        if self.model and self.base_model:
+            raise errors.InputError(
+                '--model and --base_model both name what the blocks are of; give one.'
+            )
+        if self.mask and not self.base_model:
+            raise errors.InputError('--mask needs --base_model beside --neeko.')
 
     @property
     def wants_card(self) -> bool:

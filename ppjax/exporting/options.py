@@ -5,6 +5,12 @@ from typing import Any
 from ppjax.base import flags
 from ppjax.exporting import hf_export
 
+# What chooses among Neeko's blocks (`recovery.neeko.gate`).
+NEAREST, MIXTURE = 'nearest', 'mixture'
+# A persona with a block has a cosine of 1 with it, and the texts of two RoleBench roles
+# one of 0.85 (SmolLM2-135M): a mixture then still has 0.999 of the persona's own.
+GATE_TEMPERATURE = 0.02
+
 
 def export_dtype_setting(model: str = 'the base model') -> Any:
     """A field for --export_dtype.

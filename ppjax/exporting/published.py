@@ -1,5 +1,6 @@
 """What model cards tell of settings and commands: not whose machine it was."""
 
+from collections.abc import Collection
 import dataclasses
 import pathlib
 import shlex
@@ -17,9 +18,14 @@ def _publishable(settings: Any) -> Any:
     return dataclasses.replace(settings, **shorter)
 
 
-def settings_text(settings: Any) -> str:
-    """Settings as a flagfile, without folders of this machine."""
-    return flags.to_flagfile(_publishable(settings))
+def settings_text(settings: Any, omit: Collection[str] = ()) -> str:
+    """Settings as a flagfile, without folders of this machine.
+
+    Args:
+        settings: the dataclass of flags.
+        omit: names of those to leave out.
+    """
+    return flags.to_flagfile(_publishable(settings), omit=tuple(omit))
 
 
 def command(verb: str, settings: Any) -> str:

@@ -12,7 +12,7 @@ from ppjax.recovery import lora, rates, records
 
 # Full finetuning takes a step in pieces to have room for its moments; gains have few,
 # and every piece runs the shared prefix again.
-_PIECES = {'full': 4, 'lora': 4, 'gains': 1}
+_PIECES = {'full': 4, 'lora': 4, 'neeko': 4, 'gains': 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,17 @@ class RecoverConfig(config.StepSettings):
     )
     lora_targets: str = flags.setting(
         ','.join(lora.TARGETS), 'The modules that have adapters, separated by commas.'
+    )
+    neeko: bool = flags.setting(
+        False,
+        'Train a block of --lora_rank for every persona of --calibration, each from its '
+        'own rows, and a gate between them.',
+    )
+    neeko_start: str | None = flags.setting(
+        None,
+        'With --neeko: a neeko.safetensors of the same model, whose blocks stay as they '
+        'are; those of the personas of --calibration are added.',
+        path=True,
     )
     gains: bool = flags.setting(
         False,
@@ -114,6 +125,7 @@ class RecoverConfig(config.StepSettings):
             raise errors.InputError(
                 '--gains and --lora_rank are two ways to recover; give one of them.'
             )
+        self._check_neeko()
         default = config.StepSettings.weight_decay
         if self.gains and self.weight_decay not in (0, default):
             raise errors.InputError(
@@ -121,11 +133,29 @@ class RecoverConfig(config.StepSettings):
                 'with --gains there is none, so leave it out.'
             )
 
+    def _check_neeko(self) -> None:
+        if not self.neeko:
+            if self.neeko_start:
+                raise errors.InputError('--neeko_start is of --neeko.')
+            return
+        if not self.lora_rank:
+            raise errors.InputError(
+                "--neeko needs --lora_rank, the rank of one persona's block."
+            )
+        for name in ('verify', 'export_dtype', 'system_prompt'):
+            if getattr(self, name) not in (None, False):
+                raise errors.InputError(
+                    f'--neeko exports no model, so --{name} says nothing; python -m '
+                    'ppjax.export --neeko=FILE does, and takes it.'
+                )
+
     @property
     def method(self) -> str:
-        """What is trained: all weights (full), adapters (lora) or gains."""
+        """What is trained: all weights (full), adapters (lora), neeko or gains."""
         if self.gains:
             return 'gains'
+        if self.neeko:
+            return 'neeko'
         return 'lora' if self.lora_rank else 'full'
 
     @property
@@ -162,5 +192,5 @@ RESUMABLE = config.RESUMABLE | frozenset({'verify', 'verify_tolerance'})
 # Unset they are no part of a run's identity: runs were made before there were any.
 LATER = (
     *('prompt_dropout', 'short_prompt', 'system_prompt'),
-    *('gains', 'gain_targets', 'unlikelihood'),
+    *('gains', 'gain_targets', 'unlikelihood', 'neeko', 'neeko_start'),
 )

@@ -1,6 +1,7 @@
 """Recovery from start to end: the story that `python -m ppjax.recover` tells."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 
@@ -22,6 +23,8 @@ from ppjax.recovery import config as config_lib
 from ppjax.recovery import methods, records, results, start_answers
 from ppjax.recovery import run as run_lib
 from ppjax.recovery import step as step_lib
+from ppjax.recovery.neeko import results as neeko_results
+from ppjax.recovery.neeko import run as neeko_run
 
 _MAKES = (
     checkpoints_lib.FILES,
@@ -32,6 +35,7 @@ _MAKES = (
     'adapter/adapter_config.json',
     'adapter/adapter_model.safetensors',
     results.GAINS_FILE,
+    *neeko_results.FILES,
 )
 
 
@@ -53,8 +57,8 @@ def recover(
         measured: what an earlier stage has measured of `heldout_rows`.
 
     Returns:
-        The exported model's directory, or None if `cfg.stop_after` or a SIGTERM came
-        first.
+        The exported model's directory, with --neeko the file of the blocks; None if
+        `cfg.stop_after` or a SIGTERM came first.
 
     Raises:
         InputError: for anything wrong with the settings, the files or the disk, or
@@ -80,9 +84,20 @@ def recover(
         date=cfg.date,
         short_prompt=cfg.dropped_prompt,
     )
+    if cfg.neeko_start:
+        pruned_source.refuse_inside(cfg.output_dir, source, cfg.neeko_start)
+        data = dataclasses.replace(
+            data, hashes=data.hashes | neeko_results.hashes_of(cfg.neeko_start)
+        )
     processes.agree({'settings': flags.to_flagfile(cfg)} | data.hashes | source.hashes)
     directory = run_directory.RunDirectory(cfg.output_dir)
-    run = run_lib.RecoveryRun(cfg, source, data, directory, mesh, model_dir)
+    run: run_lib.RecoveryRun
+    if cfg.neeko:
+        run = neeko_run.NeekoRun(
+            cfg, source, data, directory, mesh, train_rows, heldout_rows
+        )
+    else:
+        run = run_lib.RecoveryRun(cfg, source, data, directory, mesh, model_dir)
     run.abstract_state()  # A rank or mesh that does not fit leaves no folder behind.
     opened = directory.opened(
         cfg,
@@ -92,17 +107,21 @@ def recover(
         makes=_MAKES,
     )
     with opened as found, directory.stage('recover'):
-        if processes.first_decides(lambda: results.is_finished(run)):
-            progress_lib.say(
-                f'{run.model_dir} is there already; nothing is left to do.'
-            )
+        if processes.first_decides(lambda: _is_finished(run)):
+            progress_lib.say(f'{run.made} is there already; nothing is left to do.')
         elif not _train_and_export(run, found, measured):
             return None
         # All that they were for is exported.
         if processes.is_first():
             run_directory.discard(directory.path, [checkpoints_lib.FILES])
         directory.done(step=run.total, total_steps=run.total)
-    return run.model_dir
+    return run.made
+
+
+def _is_finished(run: run_lib.RecoveryRun) -> bool:
+    if isinstance(run, neeko_run.NeekoRun):
+        return neeko_results.is_finished(run)
+    return results.is_finished(run)
 
 
 def _train_and_export(
@@ -150,7 +169,7 @@ def _finish(
         shortened: step_lib.make_recovery_step(
             run.optimizer,
             run.method,
-            run.abstract_state(),
+            run.abstract_step_state(),
             run.mesh,
             shape=shape,
             remat=run.cfg.remat,
@@ -164,7 +183,8 @@ def _finish(
     ) -> tuple[step_lib.RecoveryState, step_lib.Metrics]:
         kind = run.is_shortened(step - 1)
         batch = run.packed(step, run.shapes[kind])
-        return recovery_steps[kind](state, frozen, batch)
+        own, metrics = recovery_steps[kind](run.step_state(state, step), frozen, batch)
+        return run.with_step_state(state, step, own), metrics
 
     def likelihood(_: int, state: step_lib.RecoveryState) -> heldout_lib.Likelihood:
         assert heldout is not None
@@ -191,5 +211,8 @@ def _finish(
             'Held-out nats/token: '
             + ', '.join(f'{name} {x.mean:.4f}' for name, x in references.items())
         )
-    results.write(run, finished.trained, references)
+    if isinstance(run, neeko_run.NeekoRun):
+        neeko_results.write(run, finished.trained, references)
+    else:
+        results.write(run, finished.trained, references)
     return True

@@ -10,13 +10,15 @@ SMALL = 10**9
 # Of a small model, of a large one. Of adapters larger than of weights: they start from
 # nothing. A gain moves all of its channel by its share, and there are few.
 _RATES = {'full': (1e-4, 5e-5), 'lora': (2e-3, 1e-4), 'gains': (1e-2, 1e-2)}
+# Each block is LoRA.
+_RATES['neeko'] = _RATES['lora']
 
 
 def usual(method: str, parameters: int) -> float:
     """The peak rate where none is given.
 
     Args:
-        method: full, lora or gains.
+        method: full, lora, neeko or gains.
         parameters: of the model that is recovered.
     """
     return _RATES[method][parameters >= SMALL]
@@ -29,5 +31,5 @@ def text() -> str:
     )
     return (
         f'{full:g} below {SMALL:,} parameters and {full_large:g} from there on, '
-        f'{lora:g} and {lora_large:g} with LoRA, {gains:g} with --gains'
+        f'{lora:g} and {lora_large:g} with LoRA (of --neeko too), {gains:g} with --gains'
     )

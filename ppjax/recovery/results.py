@@ -24,12 +24,13 @@ from ppjax.recovery import run as run_lib
 GAINS_FILE = 'gains.safetensors'
 
 
-def _results_file(run: run_lib.RecoveryRun) -> pathlib.Path:
+def file_of(run: run_lib.RecoveryRun) -> pathlib.Path:
+    """Where its figures go, after all else."""
     return run.directory.path / records.FILE
 
 
-def _identity(run: run_lib.RecoveryRun) -> dict[str, str]:
-    """Of the exported weights: the run that they are from."""
+def identity_of(run: run_lib.RecoveryRun) -> dict[str, str]:
+    """Of what a run makes: the run that it is from."""
     unset = [
         field.name
         for field in dataclasses.fields(run.cfg)
@@ -46,7 +47,7 @@ def is_finished(run: run_lib.RecoveryRun) -> bool:
     Raises:
         InputError: if hf/ is damaged, or something else.
     """
-    return record.is_finished(_results_file(run), run.model_dir, _identity(run))
+    return record.is_finished(file_of(run), run.model_dir, identity_of(run))
 
 
 def write(
@@ -64,7 +65,7 @@ def write(
     recovered = dataclasses.replace(
         source.model, reader=run.method.merged(trained, source.model.reader)
     )
-    figures = _figures(run, trained, likelihood) | _sizes(run, recovered)
+    figures = figures_of(run, trained, likelihood) | _sizes(run, recovered)
     dtype = cfg.export_dtype or source.stored_dtype
     tokenizer = source.files.tokenizer()
     before = pruned_source.card_before(
@@ -79,7 +80,7 @@ def write(
         system_prompt = run.data.system_prompt or source.system_prompt
     # One of this very run may stand there, whose figures were not written yet.
     processes.first_decides(
-        lambda: record.may_write(run.model_dir, _identity(run), overwrite=True)
+        lambda: record.may_write(run.model_dir, identity_of(run), overwrite=True)
     )
     progress_lib.say(f'Writing {run.model_dir} ...')
 
@@ -104,7 +105,7 @@ def write(
         tokenizer=tokenizer,
         model_card=model_card.with_recovery(before, _card_facts(run, figures)),
         system_prompt=system_prompt,
-        identity=_identity(run),
+        identity=identity_of(run),
         check=check,
     )
     if cfg.gains:
@@ -125,10 +126,10 @@ def write(
             targets=lora.parse_targets(cfg.lora_targets),
             base_name=model_card.hub_id(source.model.name),
         )
-    atomic.write_json(_results_file(run), figures | {'export_dtype': dtype})
+    atomic.write_json(file_of(run), figures | {'export_dtype': dtype})
 
 
-def _figures(
+def figures_of(
     run: run_lib.RecoveryRun,
     trained: methods.Trained,
     likelihood: Mapping[str, heldout_lib.Likelihood],
@@ -136,7 +137,7 @@ def _figures(
     """The content of results/recovery.json: means, and every example's figures."""
     figures: dict[str, Any] = {
         'method': run.cfg.method,
-        'identity': _identity(run),
+        'identity': identity_of(run),
         'trained_parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(trained)),
         'steps': run.total,
         'learning_rate': run.peak_rate,

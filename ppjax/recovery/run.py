@@ -133,19 +133,30 @@ class RecoveryRun(learning_run.Run):
                 mesh=sharding.inference_mesh(self.cfg.mesh),
             )
 
+    @property
+    def made(self) -> pathlib.Path:
+        """What it leaves to be used."""
+        return self.model_dir
+
+    @property
+    def how(self) -> str:
+        """What is trained, for people."""
+        cfg = self.cfg
+        return {
+            'full': 'all weights',
+            'lora': f'adapters of rank {cfg.lora_rank} on {cfg.lora_targets}',
+            'gains': f'gains of {cfg.gain_targets}',
+        }[cfg.method]
+
     def say_plan(self) -> None:
         """Says what will be trained, on what, and how a step is cut up."""
         cfg = self.cfg
         trained = sum(
             leaf.size for leaf in jax.tree.leaves(self.abstract_state().trained)
         )
-        how = {
-            'full': 'all weights',
-            'lora': f'adapters of rank {cfg.lora_rank} on {cfg.lora_targets}',
-            'gains': f'gains of {cfg.gain_targets}',
-        }[cfg.method]
         progress_lib.say(
-            f'Training {how}: {trained:,} parameters, learning rate {self.peak_rate:g}.'
+            f'Training {self.how}: {trained:,} parameters, learning rate '
+            f'{self.peak_rate:g}.'
         )
         rows = sharding.row_shards(self.mesh) * cfg.pieces
         for shortened, shape in self.shapes.items():
@@ -188,6 +199,24 @@ class RecoveryRun(learning_run.Run):
 
     def abstract_state(self) -> step_lib.RecoveryState:
         """Shapes and places of the state, without arrays."""
+        return self.abstract_step_state()
+
+    def step_state(
+        self, state: step_lib.RecoveryState, step: int
+    ) -> step_lib.RecoveryState:
+        """The part of the state that a step changes: here all of it."""
+        del step
+        return state
+
+    def with_step_state(
+        self, state: step_lib.RecoveryState, step: int, own: step_lib.RecoveryState
+    ) -> step_lib.RecoveryState:
+        """The state with the part that a step has changed."""
+        del state, step
+        return own
+
+    def abstract_step_state(self) -> step_lib.RecoveryState:
+        """Shapes and places of what one step changes, without arrays."""
         cfg, model = self.cfg, self.source.model
         if cfg.method == 'full':
             trained = weights.abstract(model.config)
@@ -206,7 +235,7 @@ class RecoveryRun(learning_run.Run):
 
     def first_state(self, trained: methods.Trained) -> step_lib.RecoveryState:
         """The state before the first step."""
-        where = jax.tree.map(lambda x: x.sharding, self.abstract_state().optimizer)
+        where = jax.tree.map(lambda x: x.sharding, self.abstract_step_state().optimizer)
         moments = jax.jit(self.optimizer.init, out_shardings=where)(trained)
         return step_lib.RecoveryState(trained, moments)
 

@@ -8,7 +8,7 @@ import transformers
 from ppjax.analysis import config, embeddings, sources
 from ppjax.base import errors
 from ppjax.masking import pmask
-from ppjax.models import base_model
+from ppjax.models import base_model, text_states
 from ppjax.personas import prompts
 
 _TEXTS = ('A lighthouse keeper who counts ships.', 'Cooks. ' * 40)
@@ -66,7 +66,7 @@ def test_what_a_tokenizer_adds_is_left_out_of_the_mean(chatty_model, monkeypatch
             return [1, *plain]
 
     monkeypatch.setattr(base_model.BaseModel, 'tokenizer', lambda self: Framed())
-    (found,) = embeddings.mean_states(base, _TEXTS[:1], dtype='float32')
+    (found,) = text_states.mean_states(base, _TEXTS[:1], dtype='float32')
     model = transformers.AutoModelForCausalLM.from_pretrained(
         chatty_model, dtype=torch.float32
     )
@@ -87,7 +87,7 @@ def test_texts_of_no_or_too_many_tokens_are_refused(chatty_model):
     base = base_model.open_base_model(str(chatty_model))
     for text in ('', 'ships ' * base.config.max_position):
         with pytest.raises(errors.InputError, match='cannot be embedded'):
-            embeddings.mean_states(base, [text], dtype='float32')
+            text_states.mean_states(base, [text], dtype='float32')
 
 
 def test_cosines():
