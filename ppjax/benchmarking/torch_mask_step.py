@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ppjax.benchmarking import torch_model
 from ppjax.data import chat
 
 
@@ -100,4 +101,6 @@ class MaskLearner:
         """One optimizer step; the loss before it."""
         loss = self.gradient(batch)
         self._optimizer.step()
+        # Else whoever is measured next would wait for it.
+        torch_model.wait_for(self._model.device)
         return loss

@@ -64,9 +64,14 @@ def of_topology(topology: str) -> Chip:
     return _TPUS[kind]
 
 
+def of_kind(kind: str) -> Chip:
+    """A device by the name that it gives itself; of others nothing is known."""
+    for name, chip in _OTHERS.items():
+        if name in kind:
+            return chip
+    return Chip(kind, None, None)
+
+
 def of_device(device: jax.Device) -> Chip:
     """A device that is here; a CPU's peak is not known, and its memory is shared."""
-    for name, chip in _OTHERS.items():
-        if name in device.device_kind:
-            return chip
-    return Chip(device.device_kind, None, None)
+    return of_kind(device.device_kind)

@@ -1,0 +1,55 @@
+"""The parts of a check, in the order of what is wanted most."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from ppjax.benchmarking.device_check import (
+    equality,
+    inference,
+    kernels,
+    machine,
+    steps,
+    torch_steps,
+)
+from ppjax.benchmarking.device_check import sizes as sizes_lib
+from ppjax.models import fused_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part, which runs in a process of its own.
+
+    Attributes:
+        name: in the file.
+        seconds: that it may take.
+        measure: (sizes, figures of the parts before) -> figures.
+        environment: variables of its process.
+    """
+
+    name: str
+    seconds: float
+    measure: Callable[[sizes_lib.Sizes, dict[str, Any]], dict[str, Any]]
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+MACHINE = Part('machine', 60, machine.measure)
+PARTS = (
+    MACHINE,
+    Part('equality', 75, equality.measure),
+    Part('mask_step_3b', 75, steps.measure_3b),
+    Part('mask_step_8b', 75, steps.measure_8b),
+    Part('pytorch_mask_step_3b', 90, torch_steps.measure_3b),
+    Part('mask_step_32b', 90, steps.measure_32b),
+    Part('scoring_3b', 60, inference.scoring),
+    Part('generation_3b', 75, inference.generation),
+    Part('pytorch_mask_step_8b', 90, torch_steps.measure_8b),
+    Part(
+        'mask_step_3b_fused_attention',
+        60,
+        steps.measure_fused,
+        {fused_attention.VARIABLE: '1'},
+    ),
+    Part('kernels', 45, kernels.measure),
+    Part('mask_step_3b_nothing_recomputed', 60, steps.measure_kept),
+)
