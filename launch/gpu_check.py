@@ -1,7 +1,7 @@
 """Runs the device check; see launch/gpu_check.sh.
 
-Exit codes: 0 all that could be measured was, 1 a part failed (the file says which), 2
-wrong usage, or packages are missing.
+Exit codes: 0 all that could be measured was, 1 a part failed (the file says which) or
+the device's results are not the CPU's, 2 wrong usage, or packages are missing.
 """
 
 import argparse
@@ -100,7 +100,9 @@ def _check(given: argparse.Namespace) -> int:
         f'{states.count(runner.SKIPPED)} skipped, {states.count(runner.FAILED)} '
         f'failed, in {found["seconds"]:.0f} s.'
     )
-    return 1 if runner.FAILED in states else 0
+    figures = found['parts']['equality'].get('figures', {})
+    is_right = runner.FAILED not in states and figures.get('is_equal', True)
+    return 0 if is_right else 1
 
 
 if __name__ == '__main__':

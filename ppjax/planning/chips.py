@@ -73,5 +73,10 @@ def of_kind(kind: str) -> Chip:
 
 
 def of_device(device: jax.Device) -> Chip:
-    """A device that is here; a CPU's peak is not known, and its memory is shared."""
-    return of_kind(device.device_kind)
+    """A device that is here; a CPU's peak is not known, and its memory is shared.
+
+    Its memory is what JAX lends a program of it, where the device tells.
+    """
+    chip = of_kind(device.device_kind)
+    lent = (device.memory_stats() or {}).get('bytes_limit')
+    return dataclasses.replace(chip, memory=lent) if lent else chip

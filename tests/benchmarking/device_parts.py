@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any
 
-from ppjax.base import errors
+from ppjax.base import atomic, errors
 
 
 def fine(sizes: Any, before: dict[str, Any]) -> dict[str, Any]:
@@ -13,6 +13,8 @@ def fine(sizes: Any, before: dict[str, Any]) -> dict[str, Any]:
 
 def hang(sizes: Any, before: dict[str, Any]) -> dict[str, Any]:
     del sizes, before
+    if file := os.environ.get('PPJAX_PID_FILE'):
+        atomic.write_text(file, str(os.getpid()))
     time.sleep(600)
     return {}
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import zipfile
 
 import jax
@@ -15,12 +16,12 @@ import pytest
 from ppjax.base import errors
 from ppjax.benchmarking.device_check import (
     equality,
-    machine,
     parts,
     runner,
     shapes,
     sizes,
     steps,
+    torch_steps,
 )
 from ppjax.models import weights
 from ppjax.planning import chips
@@ -118,7 +119,6 @@ def test_pytorch_beside_ours(found, size):
         assert figures[key] == ours[key]
     ratio = ours['examples_per_s'] / figures['examples_per_s']
     assert figures['ours_to_pytorch'] == pytest.approx(ratio)
-    assert figures['pytorch_device'] == {'kind': 'cpu', 'is_gpu': False}
     assert not figures['is_compiled']
     assert np.isfinite(figures['loss'])
 
@@ -206,6 +206,36 @@ def test_no_time_and_no_device_are_said(tmp_path, monkeypatch):
     assert found['parts']['second']['reason'] == 'no device was found'
 
 
+def test_a_kill_loses_nothing_and_leaves_nobody(tmp_path):
+    pid_file, out = tmp_path / 'pid', tmp_path / 'out.json'
+    program = f"""
+import pathlib
+from ppjax.benchmarking.device_check import parts, runner
+from tests.benchmarking import device_parts
+hang = parts.Part('b', 60, device_parts.hang, {{'PPJAX_PID_FILE': {str(pid_file)!r}}})
+chosen = [parts.Part('a', 60, device_parts.fine), hang]
+runner.check(pathlib.Path({str(out)!r}), size='tiny', seconds=100, parts=chosen)
+"""
+    check = subprocess.Popen(
+        [sys.executable, '-c', program],
+        cwd=_ROOT,
+        env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not pid_file.exists() and check.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    check.kill()
+    check.wait()
+    told = json.loads(out.read_text())['parts']
+    assert [told[name]['state'] for name in 'ab'] == ['done', 'running']
+    pid = int(pid_file.read_text())
+    while pathlib.Path(f'/proc/{pid}').exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_gpu_is_said_to_be_one():
     told = runner._kind({'kind': 'NVIDIA H200', 'is_gpu': True}, 'full')
     assert told == {'is_gpu': True, 'size': 'full', 'warning': None}
@@ -229,14 +259,33 @@ def test_shapes_are_the_published_ones(name, parameters):
     assert sizes.FULL.step(name).layers == shaped.config.num_layers
 
 
-def test_what_no_device_can_hold_is_refused(monkeypatch):
-    memory = {'in_use': 0, 'peak': 0, 'limit': 24 * 10**9}
-    monkeypatch.setattr(machine, 'memory', lambda: memory)
+def test_what_no_device_can_hold_is_refused():
     shaped = shapes.shaped(shapes.QWEN_32B, tiny=False)
-    chip = chips.of_kind('some GPU')
+    chip = chips.Chip('some GPU', 24 * 10**9, None)
     with pytest.raises(errors.InputError, match=r'65\.5 GB, and the device lends 24'):
         steps._check_fits(shaped, 32_763_876_352, 2, chip)
     steps._check_fits(shaped, 10**10, 2, chip)
+    steps._check_fits(shaped, 10**12, 2, chips.of_kind('some GPU'))
+
+
+def test_a_gpu_has_the_memory_that_it_lends():
+    class Device:
+        device_kind = 'NVIDIA A100-SXM4-40GB'
+        stats: dict[str, int] | None = None
+
+        def memory_stats(self):
+            return self.stats
+
+    device = Device()
+    assert chips.of_device(device).memory == 80 * 2**30
+    device.stats = {'bytes_limit': 30 * 2**30}
+    chip = chips.of_device(device)
+    assert (chip.memory, chip.flops_per_s) == (30 * 2**30, 312e12)
+
+
+def test_pytorch_without_a_gpu_is_nothing_to_compare_with():
+    with pytest.raises(errors.InputError, match='has no CUDA device'):
+        torch_steps.measure_3b(sizes.FULL, {})
 
 
 def test_mfu_needs_a_known_peak():

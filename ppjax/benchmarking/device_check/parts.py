@@ -25,25 +25,34 @@ class Part:
         seconds: that it may take.
         measure: (sizes, figures of the parts before) -> figures.
         environment: variables of its process.
+        device: what it runs on, as `machine.device` says it.
     """
 
     name: str
     seconds: float
     measure: Callable[[sizes_lib.Sizes, dict[str, Any]], dict[str, Any]]
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    device: Callable[[], dict[str, Any]] = machine.device
 
 
-MACHINE = Part('machine', 60, machine.measure)
+def _of_torch(
+    name: str,
+    measure: Callable[[sizes_lib.Sizes, dict[str, Any]], dict[str, Any]],
+) -> Part:
+    # JAX must not look for the GPU there, of which it would take nearly all memory.
+    return Part(name, 90, measure, device=torch_steps.device)
+
+
 PARTS = (
-    MACHINE,
+    Part('machine', 90, machine.measure),
     Part('equality', 75, equality.measure),
     Part('mask_step_3b', 75, steps.measure_3b),
     Part('mask_step_8b', 75, steps.measure_8b),
-    Part('pytorch_mask_step_3b', 90, torch_steps.measure_3b),
+    _of_torch('pytorch_mask_step_3b', torch_steps.measure_3b),
     Part('mask_step_32b', 90, steps.measure_32b),
     Part('scoring_3b', 60, inference.scoring),
     Part('generation_3b', 75, inference.generation),
-    Part('pytorch_mask_step_8b', 90, torch_steps.measure_8b),
+    _of_torch('pytorch_mask_step_8b', torch_steps.measure_8b),
     Part(
         'mask_step_3b_fused_attention',
         60,

@@ -11,6 +11,7 @@ import multiprocessing
 from multiprocessing import connection as connection_lib
 import os
 import pathlib
+import threading
 import time
 from typing import Any
 
@@ -34,8 +35,12 @@ WAITING, RUNNING, DONE, SKIPPED, FAILED = (
 )
 _SIZES = {sizes.name: sizes for sizes in (sizes_lib.FULL, sizes_lib.TINY)}
 
-# Else JAX lends a program three quarters of a GPU, too little for the largest model.
-_ENVIRONMENT = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92'}
+_ENVIRONMENT = {
+    # Else JAX lends a program three quarters of a GPU, too little for the largest model.
+    'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92',
+    # Figures are of one GPU.
+    'CUDA_VISIBLE_DEVICES': '0',
+}
 
 Answer = dict[str, Any]
 
@@ -53,11 +58,9 @@ def run_part(part: parts_lib.Part, size: str | None, before: dict[str, Any]) -> 
     """
     import jax
 
-    from ppjax.benchmarking.device_check import machine
-
     answer: Answer = {}
     try:
-        answer['device'] = device = machine.device()
+        answer['device'] = device = part.device()
         is_cpu = device['platform'] == 'cpu'
         sizes = _SIZES[size or ('tiny' if is_cpu else 'full')]
         answer['size'] = sizes.name
@@ -74,12 +77,21 @@ def run_part(part: parts_lib.Part, size: str | None, before: dict[str, Any]) -> 
         return answer | {'state': FAILED, 'reason': said}
 
 
+def _end_with_parent() -> None:
+    """Ends this process once its parent is gone: nobody would stop it any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _child(
     sender: connection_lib.Connection,
     part: parts_lib.Part,
     size: str | None,
     before: dict[str, Any],
 ) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.update(part.environment)
@@ -95,9 +107,8 @@ def _in_time(
     context.set_forkserver_preload([parts_lib.__name__])
     deadline = time.monotonic() + seconds
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_child, args=(sender, part, size, before), daemon=True
-    )
+    # No daemon: PyTorch's compiler has processes of its own.
+    process = context.Process(target=_child, args=(sender, part, size, before))
     process.start()
     sender.close()
     try:

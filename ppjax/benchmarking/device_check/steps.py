@@ -66,8 +66,7 @@ def _arguments(
 def _check_fits(
     shaped: shapes.Shaped, parameters: int, itemsize: int, chip: chips.Chip
 ) -> None:
-    there = machine.memory()['limit'] or chip.memory
-    wanted = parameters * itemsize
+    there, wanted = chip.memory, parameters * itemsize
     if there is not None and wanted > _WEIGHTS_SHARE * there:
         raise errors.InputError(
             f'{shaped.name}: weights of {wanted / _GB:.1f} GB, and the device lends '

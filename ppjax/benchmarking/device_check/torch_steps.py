@@ -15,6 +15,25 @@ from ppjax.planning import chips, step_shape
 _WARM_UP = 2
 
 
+def device() -> dict[str, Any]:
+    """What PyTorch computes on; see `machine.device`.
+
+    Raises:
+        InputError: if PyTorch is not installed.
+    """
+    torch_model.check_installed()
+    import torch
+
+    where = torch_model.device()
+    is_gpu = where.type == 'cuda'
+    kind = torch.cuda.get_device_name(where) if is_gpu else where.type
+    return {
+        'platform': 'gpu' if is_gpu else where.type,
+        'kind': kind,
+        'is_gpu': is_gpu,
+    }
+
+
 def _learned(
     sizes: sizes_lib.Sizes, name: str, before: dict[str, Any], part: str
 ) -> dict[str, Any]:
@@ -23,12 +42,10 @@ def _learned(
     Raises:
         InputError: if there is no PyTorch, or it has no GPU where sizes are full.
     """
-    torch_model.check_installed()
+    where = device()
     import torch
 
-    device = torch_model.device()
-    is_gpu = device.type == 'cuda'
-    if not (is_gpu or sizes.is_tiny):
+    if not (where['is_gpu'] or sizes.is_tiny):
         raise errors.InputError(
             f'PyTorch {torch.__version__} has no CUDA device: there is nothing to '
             'compare with.'
@@ -51,21 +68,21 @@ def _learned(
         learner.step(batch)
     spent = [timing.timed(learner.step, batch)[0] for _ in range(sizes.steps)]
     seconds = timing.spread(spent)
-    kind = torch.cuda.get_device_name(device) if is_gpu else 'cpu'
     measured = steps.rates(
-        step, cfg, seconds['median'], chips.of_kind(kind).flops_per_s
+        step, cfg, seconds['median'], chips.of_kind(where['kind']).flops_per_s
     )
     ours = before.get(part, {}).get('examples_per_s')
     return shaped.figures() | {
         'pytorch': torch.__version__,
-        'pytorch_device': {'kind': kind, 'is_gpu': is_gpu},
         'is_compiled': sizes.torch_compile,
         'dtype': sizes.dtype,
         'first_step_seconds': first,
         'step_seconds': seconds,
         **measured,
         'loss': loss,
-        'peak_memory_bytes': torch.cuda.max_memory_allocated() if is_gpu else None,
+        'peak_memory_bytes': (
+            torch.cuda.max_memory_allocated() if where['is_gpu'] else None
+        ),
         'our_part': part,
         'ours_to_pytorch': ours / measured['examples_per_s'] if ours else None,
     }
