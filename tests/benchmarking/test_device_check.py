@@ -1,5 +1,6 @@
 """The check of a device: all of it on a CPU, and what becomes of parts that fail."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -312,11 +313,16 @@ def test_differences_are_found():
     assert found['losses'] == {'is_finite': False, 'is_equal': False}
 
 
-def test_missing_packages(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope='module')
+def script():
     path = _ROOT / 'launch' / 'gpu_check.py'
     spec = importlib.util.spec_from_file_location('gpu_check', path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_missing_packages(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, '_NEEDED', {'ppjax_absent': 'ppjax-absent'})
     monkeypatch.setattr(sys, 'argv', ['gpu_check.py', str(tmp_path / 'out.json')])
     monkeypatch.setattr(sys, 'path', list(sys.path))
@@ -330,3 +336,26 @@ def test_missing_packages(tmp_path, monkeypatch, capsys):
         wheel.writestr('ppjax_absent.py', 'HERE = True\n')
     monkeypatch.setattr(script, '_check', lambda given: 0)
     assert script.main() == 0
+
+
+@pytest.mark.parametrize(
+    ('states', 'is_equal', 'code'),
+    [
+        (('done', 'skipped'), True, 0),
+        (('done', 'failed'), True, 1),
+        (('done', 'done'), False, 1),
+    ],
+)
+def test_exit_codes(script, states, is_equal, code, monkeypatch, capsys):
+    first, second = states
+    equality_part = {'state': first, 'figures': {'is_equal': is_equal}}
+    found = {
+        'parts': {'equality': equality_part, 'kernels': {'state': second}},
+        'warning': None,
+        'seconds': 1.0,
+    }
+    monkeypatch.setattr(runner, 'check', lambda *_, **__: found)
+    monkeypatch.setattr(script.signal, 'signal', lambda *_: None)
+    given = argparse.Namespace(out='out.json', tiny=True, seconds=10.0)
+    assert script._check(given) == code
+    assert f'{states.count("failed")} failed' in capsys.readouterr().out
