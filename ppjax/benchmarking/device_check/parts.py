@@ -37,10 +37,11 @@ class Part:
 
 def _of_torch(
     name: str,
+    seconds: float,
     measure: Callable[[sizes_lib.Sizes, dict[str, Any]], dict[str, Any]],
 ) -> Part:
     # JAX must not look for the GPU there, of which it would take nearly all memory.
-    return Part(name, 90, measure, device=torch_steps.device)
+    return Part(name, seconds, measure, device=torch_steps.device)
 
 
 PARTS = (
@@ -48,17 +49,20 @@ PARTS = (
     Part('equality', 75, equality.measure),
     Part('mask_step_3b', 75, steps.measure_3b),
     Part('mask_step_8b', 75, steps.measure_8b),
-    _of_torch('pytorch_mask_step_3b', torch_steps.measure_3b),
+    _of_torch('pytorch_mask_step_3b', 60, torch_steps.measure_3b),
     Part('mask_step_32b', 90, steps.measure_32b),
     Part('scoring_3b', 60, inference.scoring),
     Part('generation_3b', 75, inference.generation),
-    _of_torch('pytorch_mask_step_8b', torch_steps.measure_8b),
+    # How long compiling takes nobody knows before.
+    _of_torch('pytorch_mask_step_3b_compiled', 120, torch_steps.measure_3b_compiled),
     Part(
         'mask_step_3b_fused_attention',
         60,
         steps.measure_fused,
         {fused_attention.VARIABLE: '1'},
     ),
+    _of_torch('pytorch_mask_step_8b', 60, torch_steps.measure_8b),
     Part('kernels', 45, kernels.measure),
     Part('mask_step_3b_nothing_recomputed', 60, steps.measure_kept),
+    _of_torch('pytorch_mask_step_8b_compiled', 120, torch_steps.measure_8b_compiled),
 )

@@ -22,7 +22,6 @@ class Sizes:
         generated: rows at a time.
         generated_prompt, generated_answer: tokens.
         rounds: of scoring and generation, after one that is not counted.
-        torch_compile: whether PyTorch is compiled.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Sizes:
     generated_prompt: int
     generated_answer: int
     rounds: int
-    torch_compile: bool
 
     @property
     def is_tiny(self) -> bool:
@@ -76,7 +74,6 @@ FULL = Sizes(
     generated_prompt=128,
     generated_answer=64,
     rounds=2,
-    torch_compile=True,
 )
 TINY = Sizes(
     name='tiny',
@@ -94,5 +91,4 @@ TINY = Sizes(
     generated_prompt=8,
     generated_answer=4,
     rounds=1,
-    torch_compile=False,
 )

@@ -35,13 +35,21 @@ def device() -> dict[str, Any]:
 
 
 def _learned(
-    sizes: sizes_lib.Sizes, name: str, before: dict[str, Any], part: str
+    sizes: sizes_lib.Sizes,
+    name: str,
+    before: dict[str, Any],
+    part: str,
+    *,
+    is_compiled: bool = False,
 ) -> dict[str, Any]:
     """One model's step.
 
     Raises:
-        InputError: if there is no PyTorch, or it has no GPU where sizes are full.
+        InputError: if there is no PyTorch, or it has no GPU where sizes are full, or a
+            tiny model was to be compiled, which takes a CPU a minute.
     """
+    if is_compiled and sizes.is_tiny:
+        raise errors.InputError('torch.compile is left out where models are tiny.')
     where = device()
     import torch
 
@@ -59,7 +67,8 @@ def _learned(
         topk.keep_size(cfg.d_ff, steps.SPARSITY, 1),
         learning_rate=step_shape.LEARNING_RATE,
         weight_decay=step_shape.WEIGHT_DECAY,
-        compiled=sizes.torch_compile,
+        compiled=is_compiled,
+        dynamic=False,
     )
     # All are equally long: nothing is padded.
     batch = torch_mask_step.padded(step.examples(cfg.vocab_size), range(step.batch))
@@ -74,7 +83,7 @@ def _learned(
     ours = before.get(part, {}).get('examples_per_s')
     return shaped.figures() | {
         'pytorch': torch.__version__,
-        'is_compiled': sizes.torch_compile,
+        'is_compiled': is_compiled,
         'dtype': sizes.dtype,
         'first_step_seconds': first,
         'step_seconds': seconds,
@@ -94,3 +103,15 @@ def measure_3b(sizes: sizes_lib.Sizes, before: dict[str, Any]) -> dict[str, Any]
 
 def measure_8b(sizes: sizes_lib.Sizes, before: dict[str, Any]) -> dict[str, Any]:
     return _learned(sizes, shapes.LLAMA_8B, before, 'mask_step_8b')
+
+
+def measure_3b_compiled(
+    sizes: sizes_lib.Sizes, before: dict[str, Any]
+) -> dict[str, Any]:
+    return _learned(sizes, shapes.LLAMA_3B, before, 'mask_step_3b', is_compiled=True)
+
+
+def measure_8b_compiled(
+    sizes: sizes_lib.Sizes, before: dict[str, Any]
+) -> dict[str, Any]:
+    return _learned(sizes, shapes.LLAMA_8B, before, 'mask_step_8b', is_compiled=True)
