@@ -36,7 +36,7 @@ _COMMAND = re.compile(
     r"""ppjax\.(\w+)(?: +\w+(?=[ \\]))?((?:[\s\\]+--\w+(?:='[^']*'|=[^\s'"`),;]*)?)*)"""
 )
 # Of other programs, and of scripts in launch/.
-_OTHERS = {'no', 'processes', 'devices', 'minutes', 'dry_run'}
+_OTHERS = {'no', 'processes', 'devices', 'minutes', 'dry_run', 'tiny', 'seconds'}
 
 
 def _anchors(page: str) -> set[str]:

@@ -29,7 +29,6 @@ from ppjax.planning import step_shape
 from ppjax.sweeping import grid
 from ppjax.training import step as step_lib
 
-_PEAK_SIZE = 4096
 _SPARSITIES = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -261,7 +260,7 @@ def measure(cfg: config.BenchConfig) -> dict[str, Any]:
         for shape in progress_lib.over(shapes, 'Shapes compiled')
     }
     seconds = _take_turns(steps, cfg.rounds, 'Steps')
-    peak = matrix_peak.flops_per_s(jnp.dtype(cfg.dtype), size=_PEAK_SIZE)
+    peak = matrix_peak.flops_per_s(jnp.dtype(cfg.dtype), size=matrix_peak.best_size())
 
     def point(shape: step_shape.Shape) -> dict[str, Any]:
         step, median = steps[shape], seconds[shape]['median']

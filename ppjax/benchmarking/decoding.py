@@ -42,8 +42,10 @@ class _Clock:
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
         del scores
-        self.first = self.first or time.perf_counter()
-        return self._torch.zeros(len(ids), dtype=self._torch.bool)
+        if not self.first:
+            torch_model.wait_for(ids.device)
+            self.first = time.perf_counter()
+        return self._torch.zeros(len(ids), dtype=self._torch.bool, device=ids.device)
 
 
 def _theirs(
@@ -54,7 +56,7 @@ def _theirs(
     model = torch_model.load(base, tokenizer)
     import torch
 
-    model = model.to(getattr(torch, dtype))
+    model = model.to(torch_model.device(), getattr(torch, dtype))
     # With the checkpoint's own its end-of-text token would end answers.
     model.generation_config = transformers.GenerationConfig()
 
@@ -63,8 +65,8 @@ def _theirs(
         greedy = transformers.GenerationConfig(
             max_new_tokens=tokens, do_sample=False, pad_token_id=0
         )
-        inputs = torch.from_numpy(prompts)
         began = time.perf_counter()
+        inputs = torch.from_numpy(prompts).to(model.device)
         with torch.inference_mode():
             out = model.generate(
                 inputs,
@@ -72,8 +74,8 @@ def _theirs(
                 generation_config=greedy,
                 stopping_criteria=transformers.StoppingCriteriaList([clock]),
             )
+        answers = out[:, prompts.shape[1] :].cpu().numpy()
         others = time.perf_counter() - clock.first
-        answers = out[:, prompts.shape[1] :].numpy()
         return timing.Answered(clock.first - began, others, answers)
 
     return run

@@ -28,7 +28,6 @@ from ppjax.training import starts as starts_lib
 from ppjax.training import step as step_lib
 
 _SCORE_SCALE = 0.1
-_PEAK_SIZE = 4096
 
 OURS, PADDED, SORTED = 'ppjax', 'pytorch_padded', 'pytorch_sorted'
 COMPILED = 'pytorch_sorted_compiled'
@@ -97,7 +96,7 @@ def _their_step(
     import torch
 
     learner = torch_mask_step.MaskLearner(
-        torch_model.load(base).to(getattr(torch, dtype)),
+        torch_model.load(base).to(torch_model.device(), getattr(torch, dtype)),
         scores,
         keep,
         learning_rate=step_shape.LEARNING_RATE,
@@ -180,7 +179,7 @@ def compare(cfg: config.BenchConfig) -> dict[str, Any]:
         )
         for batch in own
     )
-    peak = matrix_peak.flops_per_s(jnp.dtype(cfg.dtype), size=_PEAK_SIZE)
+    peak = matrix_peak.flops_per_s(jnp.dtype(cfg.dtype), size=matrix_peak.best_size())
     found: dict[str, Any] = {
         name: {
             'seconds': spent,

@@ -32,7 +32,9 @@ def plain_states(model: Any, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         tokens = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
         for row, prompt in zip(tokens, batch, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
-        inside = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+        tokens, lengths = tokens.to(model.device), lengths.to(model.device)
+        places = torch.arange(tokens.shape[1], device=model.device)
+        inside = places[None] < lengths[:, None]
         found: list[Any] = []
 
         def keep(
@@ -44,7 +46,7 @@ def plain_states(model: Any, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         ) -> None:
             del module, inputs
             value = output[0] if isinstance(output, tuple) else output
-            found.append(value[torch.arange(len(last)), last])
+            found.append(value[torch.arange(len(last), device=last.device), last])
 
         # By hooks: the last of transformers' listed hidden states is normalised.
         handles = [model.model.embed_tokens.register_forward_hook(keep)]
@@ -53,7 +55,7 @@ def plain_states(model: Any, prompts: Sequence[Sequence[int]]) -> np.ndarray:
             model.model(tokens, attention_mask=inside.long(), use_cache=False)
         for handle in handles:
             handle.remove()
-        states.append(torch.stack(found, dim=1).numpy())
+        states.append(torch.stack(found, dim=1).cpu().numpy())
     return np.concatenate(states)
 
 
@@ -102,7 +104,7 @@ def compare(cfg: config.BenchConfig) -> dict[str, Any]:
         [[*prefix, *suffix.tolist()] for suffix in prompts.suffixes]
         for prefix in prompts.prefixes
     ]
-    theirs = torch_model.load(base)
+    theirs = torch_model.load(base).to(torch_model.device())
     progress_lib.say(f'PyTorch, {sum(map(len, whole))} prompts in batches of {_BATCH}')
     taken = [
         timing.timed(plain_states, theirs, rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ppjax.benchmarking import torch_model
 from ppjax.data import chat
 
 
@@ -41,6 +42,7 @@ class MaskLearner:
         learning_rate: float,
         weight_decay: float,
         compiled: bool = False,
+        dynamic: bool = True,
     ):
         """Puts masks into the model, for good.
 
@@ -51,6 +53,7 @@ class MaskLearner:
             learning_rate: of AdamW, constant.
             weight_decay: of AdamW.
             compiled: whether `torch.compile` compiles the model, at its first call.
+            dynamic: whether what is compiled is for batches of any length.
         """
         import torch
 
@@ -63,8 +66,7 @@ class MaskLearner:
         )
         for layer, block in enumerate(model.model.layers):
             block.mlp.down_proj.register_forward_pre_hook(self._masking(layer))
-        # Batches differ in length: one program for all.
-        self._call = torch.compile(model, dynamic=True) if compiled else model
+        self._call = torch.compile(model, dynamic=dynamic) if compiled else model
 
     def _masking(self, layer: int) -> Any:
         torch = self._torch
@@ -100,4 +102,6 @@ class MaskLearner:
         """One optimizer step; the loss before it."""
         loss = self.gradient(batch)
         self._optimizer.step()
+        # Else whoever is measured next would wait for it.
+        torch_model.wait_for(self._model.device)
         return loss

@@ -50,6 +50,21 @@ def check_installed() -> None:
         )
 
 
+def device() -> Any:
+    """The GPU where PyTorch has one, as ours is there too; else the CPU."""
+    import torch
+
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def wait_for(where: Any) -> None:
+    """Returns once a PyTorch device has done what it was told."""
+    import torch
+
+    if where.type == 'cuda':
+        torch.cuda.synchronize(where)
+
+
 def random(hf_config: Mapping[str, Any], *, dtype: str) -> Any:
     """A model with random weights, on the GPU where PyTorch has one.
 
@@ -63,7 +78,7 @@ def random(hf_config: Mapping[str, Any], *, dtype: str) -> Any:
     check_installed()
     import torch
 
-    with torch.device('cuda' if torch.cuda.is_available() else 'cpu'):
+    with device():
         return transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(**hf_config), dtype=getattr(torch, dtype)
         ).eval()

@@ -14,7 +14,7 @@ import chex
 import numpy as np
 
 from ppjax.data import chat
-from ppjax.models import attention, shared_prefix
+from ppjax.models import attention, fused_attention, shared_prefix
 
 # Chunk lengths are multiples of this: fewer shapes, and sizes that kernels like.
 _CHUNK_STEP = 32
@@ -85,7 +85,9 @@ class PackedShape:
 
     def attend(self, segments: Any) -> attention.Packed:
         """The attention pattern of rows with these segments [B, T - P]."""
-        return attention.Packed(self.prefix, self.chunk, segments)
+        return attention.Packed(
+            self.prefix, self.chunk, segments, fused=fused_attention.wanted()
+        )
 
     def check(self, rows: PackedBatch) -> None:
         """Refuses a micro-batch of another shape.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from ppjax.models import products
+from ppjax.models import fused_attention, products
 
 
 class Attend(Protocol):
@@ -128,11 +128,22 @@ class Packed:
         chunk: C; T - P is a multiple of it.
         segments: [B, T - P] example numbers; 0 marks padding, which attends to
             other padding only, so that no row of logits is empty.
+        fused: what computes it where it can, see `fused_attention`; None for the plain
+            way.
     """
 
     prefix: int
     chunk: int
     segments: jax.Array
+    fused: fused_attention.Implementation | None = None
+
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        fused, head_dim = self.fused, q.shape[-1]
+        if fused is None or not fused_attention.applies(fused, head_dim, q.dtype):
+            return dot_product_attention(q, k, v, mask)
+        return fused_attention.attend(q, k, v, mask, implementation=fused)
 
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, cache: Any = None
@@ -163,14 +174,14 @@ class Packed:
         # Padding may look at the prefix too: nothing reads what it computes.
         sees_prefix = jnp.ones((batch * chunks, self.chunk, self.prefix), bool)
         mask = jnp.concatenate([sees_prefix, same & causal[None]], axis=-1)
-        out = dot_product_attention(
+        out = self._attend(
             fold(q[:, self.prefix :]), with_prefix(k), with_prefix(v), mask
         ).reshape(batch, chunks * self.chunk, *q.shape[2:])
         if not self.prefix:
             return out, cache
         own = slice(0, self.prefix)
         triangle = jnp.tril(jnp.ones((1, self.prefix, self.prefix), bool))
-        head = dot_product_attention(q[:, own], k[:, own], v[:, own], triangle)
+        head = self._attend(q[:, own], k[:, own], v[:, own], triangle)
         return jnp.concatenate([head, out], axis=1), cache
 
 

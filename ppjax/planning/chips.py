@@ -64,9 +64,19 @@ def of_topology(topology: str) -> Chip:
     return _TPUS[kind]
 
 
-def of_device(device: jax.Device) -> Chip:
-    """A device that is here; a CPU's peak is not known, and its memory is shared."""
+def of_kind(kind: str) -> Chip:
+    """A device by the name that it gives itself; of others nothing is known."""
     for name, chip in _OTHERS.items():
-        if name in device.device_kind:
+        if name in kind:
             return chip
-    return Chip(device.device_kind, None, None)
+    return Chip(kind, None, None)
+
+
+def of_device(device: jax.Device) -> Chip:
+    """A device that is here; a CPU's peak is not known, and its memory is shared.
+
+    Its memory is what JAX lends a program of it, where the device tells.
+    """
+    chip = of_kind(device.device_kind)
+    lent = (device.memory_stats() or {}).get('bytes_limit')
+    return dataclasses.replace(chip, memory=lent) if lent else chip

@@ -37,6 +37,8 @@ class Fit:
         traffic: kind of collective -> how many and how much.
         packed: how the examples are packed.
         seconds: that compiling took.
+        program: what was compiled, to be called with the step's arguments; None where
+            it does not fit.
     """
 
     fits: bool
@@ -45,6 +47,7 @@ class Fit:
     traffic: dict[str, collectives.Traffic]
     packed: packing.PackedShape
     seconds: float
+    program: jax.stages.Compiled | None
 
 
 def compile_step(
@@ -95,19 +98,19 @@ def compile_step(
         memory['available'] = limit or available
     seconds = time.monotonic() - began
     if program is None:
-        return Fit(False, weights, memory, {}, packed, seconds)
+        return Fit(False, weights, memory, {}, packed, seconds, None)
     plan = program.memory_analysis()
     arguments, temporaries, peak = (
         int(getattr(plan, f'{name}_in_bytes'))
         for name in ('argument_size', 'temp_size', 'peak_memory')
     )
-    if devices[0].platform == 'cpu':
-        # There XLA tells no peak that has anything to do with temporaries.
+    if devices[0].platform == 'cpu' or not peak:
+        # XLA's CPU backend tells no peak that has anything to do with temporaries.
         peak = arguments + temporaries
     memory |= {'peak': peak, 'arguments': arguments, 'temporaries': temporaries}
     fits = available is None or peak <= available
     traffic = collectives.of_program(program.as_text())
-    return Fit(fits, weights, memory, traffic, packed, seconds)
+    return Fit(fits, weights, memory, traffic, packed, seconds, program)
 
 
 def _told(message: str) -> tuple[int | None, int | None]:

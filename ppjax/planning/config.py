@@ -64,6 +64,35 @@ class PlanConfig:
         "Share of the chips' stated peak that useful FLOPs are taken to reach.",
         within='(0, 1]',
     )
+    price_per_hour: float | None = flags.setting(
+        None,
+        'Of one chip, in any currency: says the minutes and the price of all stages of '
+        'a persona, at --utilisation.',
+        within='(0, 100000]',
+    )
+    queries: int = flags.setting(
+        50_000, 'For --price_per_hour: queries that are scored.', least=1
+    )
+    references: int = flags.setting(
+        10, 'For --price_per_hour: reference personas of the scores.', least=1
+    )
+    examples: int = flags.setting(
+        20_000,
+        'For --price_per_hour: examples that are rewritten, and that down_proj is '
+        'refitted on.',
+        least=1,
+    )
+    rewrite_tokens_per_s: float | None = flags.setting(
+        None,
+        'For --price_per_hour: tokens that a chip generates a second, as '
+        'launch/gpu_check.sh measures them; without it rewriting is left out.',
+        within='(0, 100000000]',
+    )
+    recovery_steps: int = flags.setting(
+        0,
+        'For --price_per_hour: steps of --batch_size after pruning, of all weights.',
+        least=0,
+    )
     suggest: bool = flags.setting(
         True, 'Look for the smallest change that fits, where the step does not.'
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ppjax.models import config as config_lib
 from ppjax.models import weights
-from ppjax.planning import chips, compiled, config, keep_sizes
+from ppjax.planning import chips, compiled, config, keep_sizes, stages
 
 _GIB = 2**30
 _SPARSITIES = (0.25, 0.5)
@@ -65,6 +65,9 @@ def figures(
         'step_seconds': seconds,
         'steps': cfg.steps,
         'hours': None if seconds is None else seconds * cfg.steps / 3600,
+        'persona': None
+        if cfg.price_per_hour is None
+        else stages.figures(cfg, model, chip, count, flops),
         'keep_sizes': {
             str(sparsity): [
                 own._asdict() for own in keep_sizes.legal(model.d_ff, sparsity)
@@ -133,6 +136,8 @@ def text(found: dict[str, Any]) -> str:
             f'{found["step_seconds"]:.2f} s a step, {found["hours"]:.2f} h for '
             f'{found["steps"]} steps'
         )
+    if found['persona'] is not None:
+        lines += stages.text(found['persona'])
     for sparsity, sizes in found['keep_sizes'].items():
         lines.append(f'Keep       --sparsity={sparsity}:')
         lines += [f'             {_keep_text(own)}' for own in sizes]

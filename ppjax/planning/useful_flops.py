@@ -30,6 +30,27 @@ def mask_step(
         answers: answer tokens of all examples, which alone are unembedded.
         dense_too: whether the dense model runs forward as well.
     """
+    weights, attention, head = _parts(cfg, prefix, own, answers)
+    whole = cfg.num_layers * (weights + attention) + head
+    # Of a product with a frozen weight one gradient is wanted, of the two in
+    # attention both; of the first block only that of its mask.
+    first = 2 * (prefix + sum(own)) * cfg.d_model * cfg.d_ff
+    backward = (cfg.num_layers - 1) * (weights + 2 * attention) + first + head
+    return float(whole * (2 if dense_too else 1) + backward)
+
+
+def forward(
+    cfg: config_lib.ModelConfig, *, prefix: int, own: Sequence[int], answers: int
+) -> float:
+    """Of texts that share a prefix, run forward alone; see `mask_step`."""
+    weights, attention, head = _parts(cfg, prefix, own, answers)
+    return float(cfg.num_layers * (weights + attention) + head)
+
+
+def _parts(
+    cfg: config_lib.ModelConfig, prefix: int, own: Sequence[int], answers: int
+) -> tuple[int, int, int]:
+    """Of a block's weights, its attention, and the unembedding."""
     tokens = prefix + sum(own)
     pairs = _causal_pairs(prefix) + sum(
         length * prefix + _causal_pairs(length) for length in own
@@ -37,12 +58,7 @@ def mask_step(
     weights = 2 * tokens * costs.block_weights(cfg, costs.uniform(cfg)[0])
     attention = 4 * cfg.num_heads * cfg.head_dim * pairs
     head = 2 * answers * cfg.vocab_size * cfg.d_model
-    forward = cfg.num_layers * (weights + attention) + head
-    # Of a product with a frozen weight one gradient is wanted, of the two in
-    # attention both; of the first block only that of its mask.
-    first = 2 * tokens * cfg.d_model * cfg.d_ff
-    backward = (cfg.num_layers - 1) * (weights + 2 * attention) + first + head
-    return float(forward * (2 if dense_too else 1) + backward)
+    return weights, attention, head
 
 
 def _causal_pairs(length: int) -> int:

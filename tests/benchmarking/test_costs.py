@@ -8,7 +8,7 @@ import transformers
 
 from ppjax import bench
 from ppjax.base import errors
-from ppjax.benchmarking import config, costs
+from ppjax.benchmarking import config, costs, matrix_peak
 
 _CURVES = 'persona=16,48;answer=4,16;batch=2,4;layers=0.5,1'
 
@@ -45,7 +45,7 @@ def written(config_alone, tmp_path_factory):
         page=str(folder / 'costs.html'),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, '_PEAK_SIZE', 128)
+        patch.setattr(matrix_peak, 'SIZE', 128)
         assert bench.main(cfg, 'costs') == 0
     found = json.loads((folder / 'costs.json').read_text('utf-8'))
     return found, (folder / 'costs.html').read_text('utf-8')

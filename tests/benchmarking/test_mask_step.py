@@ -8,7 +8,7 @@ import torch
 
 from ppjax import bench
 from ppjax.base import errors
-from ppjax.benchmarking import config, mask_step, torch_mask_step
+from ppjax.benchmarking import config, mask_step, matrix_peak, torch_mask_step
 from ppjax.models import base_model
 from ppjax.models import config as config_lib
 from ppjax.planning import useful_flops
@@ -18,7 +18,7 @@ _STEPS, _BATCH = 3, 4
 
 def _run(model, path, **settings):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mask_step, '_PEAK_SIZE', 128)
+        patch.setattr(matrix_peak, 'SIZE', 128)
         cfg = config.BenchConfig(
             base_model=str(model),
             calibration='demo:{persona}',
