@@ -229,16 +229,16 @@ def measure(cfg: config.BenchConfig) -> dict[str, Any]:
         InputError: for a config that is not implemented, if the reference takes no
             steps, or if it is PyTorch, which is not installed.
     """
+    if cfg.reference == 'llama.cpp':
+        raise errors.InputError(
+            '--reference=llama.cpp is for generate: it takes no steps of learning.'
+        )
     hf_config = base_model.read_hf_config(cfg.base_model)
     whole = config_lib.from_hf_config(hf_config)
     base = step_shape.Shape(
         cfg.prompt_length, cfg.answer_length, cfg.batch_size, whole.num_layers
     )
     curves = read_curves(cfg.curves, whole.num_layers)
-    if cfg.reference == 'llama.cpp':
-        raise errors.InputError(
-            '--reference=llama.cpp is for generate: it takes no steps of learning.'
-        )
     if cfg.reference:
         torch_model.check_installed()
     keep = topk.keep_size(whole.d_ff, cfg.sparsity, 1)

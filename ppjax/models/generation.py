@@ -23,9 +23,10 @@ from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
 from ppjax.parallel import execution, sharding
 
-# Steps run blocks one by one where they would copy more bytes than this out of the stack:
-# what compiles longer has to pay.
-_COPIED_BYTES = 16 << 30
+# Steps run blocks one by one where they would copy more bytes than this out of the stack,
+# and caches come in fewer sizes then: a program that compiles for seconds has to pay.
+_COPIED_BYTES = 64 << 30
+_LEAST_SLOTS = 256
 # Prompt and cache lengths are rounded up to multiples of this at least.
 _BUCKET = 64
 
@@ -274,6 +275,9 @@ def stream(
         slots = bucket(shared + int((lengths + limits).max()))
         if prefix is not None:
             slots = max(slots, prefix.cache.k.shape[3])
+        stepping = _for_steps(model, int(limits.max()))
+        if isinstance(stepping, unstacked.Flat):
+            slots = max(_LEAST_SLOTS, 1 << (slots - 1).bit_length())
         numbers = range(len(prompts)) if streams is None else streams
         keys = place(
             jax.vmap(jax.random.fold_in, (None, 0))(
@@ -291,7 +295,6 @@ def stream(
             slots=slots,
             sampling=sampling,
         )
-        stepping = _for_steps(model, int(limits.max()))
         ended = np.zeros(len(prompts), bool)
         for count in range(1, int(limits.max()) + 1):
             drawn = np.where(ended, -1, jax.device_get(tokens))
