@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppjax.models import generation, int8_head, loading
+from ppjax import demo
+from ppjax.models import attention, generation, int8_head, loading, products
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 
@@ -58,3 +59,23 @@ def test_answers_do_not_depend_on_the_batch(tiny_models):
     for prompt, answer in zip(prompts, together, strict=True):
         [alone] = generation.generate(model, masks_lib.DENSE, [prompt], **options)
         assert alone == answer
+
+
+def test_smollm2_predicts_as_well(smollm2):
+    rounded = int8_head.with_int8_head(_int8(smollm2))
+    text = ' '.join(demo.rewrites('ferryman').values())
+    # As many as are multiplied in integers.
+    tokens = jnp.asarray([smollm2.tokenizer.encode(text)[: products.FEW_ROWS]])
+    assert tokens.shape[1] == products.FEW_ROWS
+
+    @jax.jit
+    def log_probs(model):
+        at = jnp.arange(tokens.shape[1])[None]
+        attend = attention.causal(*tokens.shape)
+        hidden, _, _ = model(tokens, at, masks_lib.DENSE, attend)
+        return jax.nn.log_softmax(model.unembed(hidden[0]))
+
+    got, want = (log_probs(model) for model in (rounded, smollm2.decoder))
+    nll = [-x[np.arange(len(x) - 1), tokens[0, 1:]].mean() for x in (got, want)]
+    assert abs(nll[0] - nll[1]) < 0.02
+    assert np.mean(got.argmax(axis=1) == want.argmax(axis=1)) > 0.85
