@@ -25,7 +25,7 @@ class Flat:
     """
 
     def __init__(self, leaves: Sequence[Any], structure: Any):
-        """See `flat`."""
+        """See `unstacked`."""
         self._leaves, self._structure = tuple(leaves), structure
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
