@@ -24,6 +24,11 @@ def with_int8_head(model: decoder_lib.Decoder) -> decoder_lib.Decoder:
     is_int8 = model.blocks.w_q.scale is not None
     if not (is_int8 and unstacked.is_on_one_cpu(model)):
         return model
+    return unembedding_in_int8(model)
+
+
+def unembedding_in_int8(model: decoder_lib.Decoder) -> decoder_lib.Decoder:
+    """`with_int8_head`, whatever the model's blocks are and wherever it lies."""
     rows = model.embedding if model.head is None else model.head
     # A copy of the module, whose arrays are those of the model.
     found = jax.tree.unflatten(*reversed(jax.tree.flatten(model)))

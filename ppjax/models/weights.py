@@ -11,12 +11,14 @@ import jax.numpy as jnp
 
 from ppjax.models import config as config_lib
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import int8_head
 from ppjax.parallel import execution
 
 Model = TypeVar('Model', bound=Any)
 
 # {'embedding': [V, D], 'blocks': {'w_q': [L, D, N*H], ...}, ...}; where the blocks'
-# matrices are int8, their scales too: {'scales': {'w_q': [L, N*H], ...}, ...}.
+# matrices are int8, their scales too: {'scales': {'w_q': [L, N*H], ...}, ...}; and an
+# int8 unembedding, {'int8_head': {'values': [V, D], 'scale': [V]}, ...}.
 Weights = dict[str, Any]
 
 
@@ -25,6 +27,8 @@ def _names(path: tuple[Any, ...]) -> list[str]:
     match [key.name for key in path[:-1]]:
         case ['blocks', matrix, 'scale']:
             return ['scales', matrix]
+        case ['int8_head', part]:
+            return ['int8_head', part]
         case [*names, 'values']:
             return names
         case names:
@@ -35,12 +39,15 @@ def _abstract(
     cfg: config_lib.ModelConfig,
     dtype: jax.typing.DTypeLike = jnp.float32,
     int8_matrices: bool = False,
+    has_int8_head: bool = False,
 ) -> decoder_lib.Decoder:
-    return jax.eval_shape(
-        lambda: decoder_lib.Decoder(
+    def make() -> decoder_lib.Decoder:
+        made = decoder_lib.Decoder(
             cfg, dtype=dtype, key=jax.random.key(0), int8_matrices=int8_matrices
         )
-    )
+        return int8_head.unembedding_in_int8(made) if has_int8_head else made
+
+    return jax.eval_shape(make)
 
 
 def abstract(
@@ -75,7 +82,9 @@ def decoder_of(cfg: config_lib.ModelConfig, weights: Weights) -> decoder_lib.Dec
     Raises:
         KeyError: if one that the config asks for is not there.
     """
-    like = _abstract(cfg, int8_matrices='scales' in weights)
+    like = _abstract(
+        cfg, int8_matrices='scales' in weights, has_int8_head='int8_head' in weights
+    )
     return _filled(like, weights)
 
 

@@ -1,12 +1,21 @@
 """An int8 unembedding: what it costs in precision, and what of the model stays."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ppjax import demo
-from ppjax.models import attention, generation, int8_head, loading, products
+from ppjax.models import (
+    attention,
+    generation,
+    int8_head,
+    loading,
+    products,
+    weights,
+)
 from ppjax.models import masks as masks_lib
 from ppjax.parallel import sharding
 
@@ -40,6 +49,17 @@ def test_logits_are_off_by_the_rounding_of_the_table(tiny_models, name):
     assert found.embedding[...] is model.embedding[...]
     assert (model.head is None) == tiny.config.tie_embeddings
     assert model.int8_head is None
+
+
+def test_weights_and_back(tiny_models):
+    for name in ('llama', 'qwen3-tied'):
+        tiny = tiny_models(name)
+        model = int8_head.with_int8_head(_int8(tiny))
+        found = weights.weights_of(model)
+        assert set(found['int8_head']) == {'values', 'scale'}
+        again = weights.decoder_of(tiny.config, found)
+        assert jax.tree.structure(again) == jax.tree.structure(model)
+        assert all(map(operator.is_, jax.tree.leaves(again), jax.tree.leaves(model)))
 
 
 def test_floats_and_meshes_stay_as_they_are(tiny_models):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ppjax.models import decoder as decoder_lib
+from ppjax.models import int8_head
 from ppjax.serving import pinned
 from tests.serving import engines
 
@@ -37,6 +38,9 @@ def test_int8_weights_keep_their_scales(tiny_models):
     dense = decoder_lib.Decoder(
         cfg, dtype=np.float32, key=jax.random.key(0), int8_matrices=True
     )
+    # As the server has it.
+    dense = int8_head.with_int8_head(dense)
+    assert dense.int8_head is not None
     who = engines.cast(cfg, 1)[1]
     prompt = list(range(5, 45))
     with engines.running(dense, slots=1) as made:
