@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
+import math
 from typing import Any
 
 from matplotlib import ticker
@@ -12,6 +14,8 @@ from ppjax.pages import drawing
 # Colours of the page and kinds of line: twenty that can be told apart.
 _COLOURS = ('learned', 'heldout', 'one_shot', 'random', 'dense')
 _STYLES = ('solid', 'dashed', 'dotted', 'dashdot')
+# Share of an axis between two places that have room for their numbers.
+_LEAST_GAP = 0.06
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +260,12 @@ def curves_plot(
             if from_zero:
                 axes.set_ylim(bottom=0)
         ticks = sorted({point[0] for _, points in lines for point in points})
-        axes.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+        gaps = [after - before for before, after in itertools.pairwise(ticks)]
+        if not reference and min(gaps, default=math.inf) < _LEAST_GAP * ticks[-1]:
+            # Their numbers would lie on each other.
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
+        else:
+            axes.xaxis.set_major_locator(ticker.FixedLocator(ticks))
         axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
         axes.set_xlabel(axis)

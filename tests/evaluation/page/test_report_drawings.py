@@ -128,3 +128,18 @@ def test_a_turn_without_deviation_has_no_band(results, monkeypatch):
     for course in seen[0]:
         assert list(np.isnan(course.stds)) == [True] + [False] * (samples.TURNS - 1)
     assert len(seen[0]) == 2
+
+
+def _ticks(*places: list[float]) -> set[str]:
+    lines = [
+        (str(i), [(x, 1.0, 0.0, 0.0) for x in own]) for i, own in enumerate(places)
+    ]
+    plot = charts.curves_plot('Curves', lines, axis='examples', unit='nats')
+    return set(re.findall(r'>([\d.]+)<', plot.svg))
+
+
+def test_places_that_are_close_together_are_told_in_round_numbers():
+    assert {'32', '128', '512'} <= _ticks([32, 128, 512])
+    crowded = _ticks([160, 640, 1200], [136, 152, 168])
+    assert '250' in crowded
+    assert not {'136', '152', '160', '168'} & crowded
