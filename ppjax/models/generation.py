@@ -83,7 +83,7 @@ def likeliest(logits: jax.Array) -> jax.Array:
     """
     largest = jnp.max(logits, axis=-1, keepdims=True)
     places = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    # The last, should none equal the largest: where all are NaN.
+    # The last, should none equal the largest, as where there is NaN.
     found = jnp.where(logits == largest, places, places[-1])
     return jnp.min(found, axis=-1)
 

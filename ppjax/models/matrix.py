@@ -48,7 +48,7 @@ class Matrix(nnx.Module):
         if tokens > products.FEW_ROWS:
             y = products.product('btd,df->btf', x, w.astype(x.dtype), jnp.float32)
         else:
-            flat = x.reshape(-1, x.shape[-1])
+            flat = x.reshape(tokens, -1)
             y = products.with_int8(flat, w).reshape(*x.shape[:2], -1)
         return (y * self.scale[...][None, None, :]).astype(x.dtype)
 

@@ -133,22 +133,22 @@ def with_int8(x: jax.Array, w: jax.Array, *, transposed: bool = False) -> jax.Ar
     result are those of the plain product.
 
     Args:
-        x: of any float dtype.
+        x: of any float dtype, which the plain product widens w to.
         w: frozen; no gradient.
         transposed: whether w is [out, in].
     """
-    x = x.astype(jnp.float32)
     equation = 'ti,oi->to' if transposed else 'ti,io->to'
     if len(x) > FEW_ROWS:
-        return product(equation, x, w.astype(jnp.float32))
+        return _widened(equation, x, w)
     return _of_few(equation, x, w)
 
 
 def _widened(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    return product(equation, x, w.astype(jnp.float32))
+    return product(equation, x, w.astype(x.dtype), jnp.float32)
 
 
 def _in_integers(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     scale = jnp.where(largest == 0, 1.0, largest / 127.0)
     steps = x / scale
@@ -174,17 +174,18 @@ def _of_few(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 def _few_forward(
     equation: str, x: jax.Array, w: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return _widened(equation, x, w), w
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _widened(equation, x, w), (w, x[:0])
 
 
 def _few_backward(
-    equation: str, w: jax.Array, cotangent: jax.Array
+    equation: str, kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, None]:
+    w, dtype = kept[0], kept[1].dtype
     operands, result = equation.split('->')
     of_x, of_w = operands.split(',')
     backwards = f'{result},{of_w}->{of_x}'
-    return product(backwards, cotangent, w.astype(jnp.float32)), None
+    return product(backwards, cotangent.astype(dtype), w.astype(dtype)), None
 
 
 _of_few.defvjp(_few_forward, _few_backward)

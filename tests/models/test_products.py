@@ -147,6 +147,30 @@ def test_a_gradient_through_int8_is_the_plain_ones(transposed):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
+@pytest.mark.parametrize('rows', [4, products.FEW_ROWS + 1])
+def test_with_int8_learning_and_accelerators_widen_to_the_others_dtype(rows):
+    rng = np.random.default_rng(2)
+    x, pull = (
+        jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+        for shape in ((rows, 9), (rows, 6))
+    )
+    w = jnp.asarray(rng.integers(-127, 128, (9, 6)), jnp.int8)
+
+    def plain(x):
+        return products.product('ti,io->to', x, w.astype(jnp.bfloat16), jnp.float32)
+
+    found = _gradients(lambda x, _: products.with_int8(x, w), x, x, pull)[:2]
+    want = _gradients(lambda x, _: plain(x), x, x, pull)[:2]
+    for one, other in zip(found, want, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    # On an accelerator no matrix is widened to float32.
+    of_few = jax.jit(products.with_int8).trace(x, w)
+    text = of_few.lower(lowering_platforms=('cuda',)).as_text()
+    assert 'tensor<9x6xbf16>' in text
+    assert 'tensor<9x6xf32>' not in text
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('size', [8, 96, 97])
 def test_a_product_of_one_token(size, dtype):
