@@ -8,11 +8,10 @@ import dataclasses
 import pathlib
 
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
 import ppjax
-from ppjax.base import atomic, errors, reading
+from ppjax.base import atomic, errors, tensor_files
 from ppjax.masking import pmask
 from ppjax.models import base_model as base_lib
 from ppjax.models import folded
@@ -103,20 +102,9 @@ def load(path: str | pathlib.Path) -> PersonaGains:
     Raises:
         InputError: if the file is absent, damaged or of another format.
     """
-    reading.require_file(path, 'Gain file')
-    try:
-        with safetensors.safe_open(path, framework='np') as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
-    # safetensors raises AttributeError for a dtype that NumPy lacks.
-    except (safetensors.SafetensorError, OSError, AttributeError) as error:
-        raise errors.InputError(f'{path} is no readable gain file ({error}).') from None
-    if metadata.get('format') != FORMAT:
-        raise errors.InputError(
-            f'{path} has format {metadata.get("format")!r}, wanted {FORMAT!r}.'
-        )
-    if missing := [key for key in _REQUIRED if key not in metadata]:
-        raise errors.InputError(f'{path} lacks metadata {", ".join(missing)}.')
+    metadata, tensors = tensor_files.read(
+        path, what='gain file', wanted=FORMAT, keys=_REQUIRED
+    )
     if unknown := sorted(tensors.keys() - set(_NAMES)):
         raise errors.InputError(
             f'{path} holds {", ".join(unknown)}; gains are of {", ".join(_NAMES)}.'

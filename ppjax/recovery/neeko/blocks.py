@@ -30,11 +30,10 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
 import ppjax
-from ppjax.base import atomic, errors, reading
+from ppjax.base import atomic, errors, tensor_files
 from ppjax.data import chat
 from ppjax.masking import pmask
 from ppjax.models import base_model as base_lib
@@ -246,23 +245,12 @@ def load(path: str | pathlib.Path) -> PersonaBlocks:
     Raises:
         InputError: if the file is absent, damaged or of another format.
     """
-    reading.require_file(path, 'File of blocks')
-    try:
-        with safetensors.safe_open(path, framework='np') as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
-    # safetensors raises AttributeError for a dtype that NumPy lacks.
-    except (safetensors.SafetensorError, OSError, AttributeError) as error:
-        raise errors.InputError(
-            f'{path} is no readable file of blocks ({error}).'
-        ) from None
-    if metadata.get('format') != FORMAT:
-        raise errors.InputError(
-            f'{path} has format {metadata.get("format")!r}, wanted {FORMAT!r}.'
-        )
-    wanted = (*_TEXTS, 'personas', 'conversations', 'lora_alpha')
-    if missing := [key for key in wanted if key not in metadata]:
-        raise errors.InputError(f'{path} lacks metadata {", ".join(missing)}.')
+    metadata, tensors = tensor_files.read(
+        path,
+        what='file of blocks',
+        wanted=FORMAT,
+        keys=(*_TEXTS, 'personas', 'conversations', 'lora_alpha'),
+    )
     try:
         return _of_parts(metadata, tensors)
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
