@@ -23,9 +23,10 @@ from ppjax.models import masks as masks_lib
 from ppjax.models import tokens as tokens_lib
 from ppjax.parallel import execution, sharding
 
-# Steps run blocks one by one where they would copy more bytes than this out of the stack,
-# and caches come in fewer sizes then: a program that compiles for seconds has to pay.
-_COPIED_BYTES = 64 << 30
+# An answer is long where steps multiply with more weights than this in all: programs that
+# compile for seconds pay there. Blocks run one by one then, and the cache grows with the
+# answer, from so many slots on, since a step looks at every slot there is.
+_LONG = 16 << 30
 _LEAST_SLOTS = 256
 # Prompt and cache lengths are rounded up to multiples of this at least.
 _BUCKET = 64
@@ -178,12 +179,23 @@ def _step(
     return cache, execution.whole(drawn), positions
 
 
-def _for_steps(model: decoder_lib.Decoder, steps: int) -> unstacked.Steps:
-    """What takes so many steps at most."""
-    if not unstacked.is_worth_it(model):
-        return model
-    copied = steps * sum(leaf.nbytes for leaf in jax.tree.leaves(model.blocks))
-    return unstacked.unstacked(model) if copied > _COPIED_BYTES else model
+def _is_long(model: decoder_lib.Decoder, steps: int) -> bool:
+    """Whether so many steps at most are worth programs of their own, on a CPU."""
+    weights = sum(leaf.size for leaf in jax.tree.leaves(model.blocks))
+    return unstacked.is_on_one_cpu(model) and steps * weights > _LONG
+
+
+def _slots_of_growing(filled: int) -> int:
+    """Slots of a cache that grows, for so many tokens: two sizes an octave."""
+    half = max(_LEAST_SLOTS, 1 << (filled - 1).bit_length()) // 4
+    return max(_LEAST_SLOTS, -(-filled // half) * half)
+
+
+@functools.partial(jax.jit, static_argnames=('slots',))
+def _grown(cache: attention.KVCache, *, slots: int) -> attention.KVCache:
+    """A cache with more slots a row, the new ones empty."""
+    more = [(0, 0)] * 3 + [(0, slots - cache.k.shape[3]), (0, 0)]
+    return attention.KVCache(*(jnp.pad(held, more) for held in cache))
 
 
 def check_prompts(
@@ -272,12 +284,17 @@ def stream(
         for row, prompt in zip(padded, prompts, strict=True):
             row[: len(prompt)] = prompt
 
-        slots = bucket(shared + int((lengths + limits).max()))
-        if prefix is not None:
-            slots = max(slots, prefix.cache.k.shape[3])
-        stepping = _for_steps(model, int(limits.max()))
-        if isinstance(stepping, unstacked.Flat):
-            slots = max(_LEAST_SLOTS, 1 << (slots - 1).bit_length())
+        steps = int(limits.max())
+        stepping: unstacked.Steps = model
+        is_long = _is_long(model, steps)
+        if is_long and unstacked.is_worth_it(model):
+            stepping = unstacked.unstacked(model)
+        held = 0 if prefix is None else prefix.cache.k.shape[3]
+        longest = shared + int(lengths.max())
+        most = shared + int((lengths + limits).max())
+        slots = max(held, bucket(most))
+        if is_long:
+            slots = max(held, _slots_of_growing(longest + 1))
         numbers = range(len(prompts)) if streams is None else streams
         keys = place(
             jax.vmap(jax.random.fold_in, (None, 0))(
@@ -296,24 +313,32 @@ def stream(
             sampling=sampling,
         )
         ended = np.zeros(len(prompts), bool)
-        for count in range(1, int(limits.max()) + 1):
-            drawn = np.where(ended, -1, jax.device_get(tokens))
+        for count in range(1, steps + 1):
+            now = tokens
+            # The next step is under way while the host looks at this one's tokens. At
+            # worst it was one too many.
+            if count < steps:
+                filled = min(longest + count, most)
+                if is_long and filled > slots:
+                    slots = _slots_of_growing(filled)
+                    cache = _grown(cache, slots=slots)
+                cache, tokens, positions = run(
+                    _step,
+                    stepping,
+                    masks,
+                    cache,
+                    tokens,
+                    positions,
+                    keys,
+                    sampling=sampling,
+                )
+            drawn = np.where(ended, -1, jax.device_get(now))
             yield drawn
             # Ended rows run on and are not looked at: nothing reads another row, and
             # writes past the end of the cache are dropped.
             ended |= np.isin(drawn, stops) | (count >= limits)
             if ended.all():
                 return
-            cache, tokens, positions = run(
-                _step,
-                stepping,
-                masks,
-                cache,
-                tokens,
-                positions,
-                keys,
-                sampling=sampling,
-            )
 
     # Checked above at the call, not when the first token is asked for.
     return drawn_tokens() if prompts else iter(())

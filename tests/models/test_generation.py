@@ -12,7 +12,7 @@ import transformers
 
 from ppjax.base import errors
 from ppjax.data import stop_tokens
-from ppjax.models import decoder, generation, shared_prefix, unstacked
+from ppjax.models import decoder, generation, shared_prefix
 from ppjax.models import masks as masks_lib
 
 # One token, a whole bucket, and some whose answers cross the bucket's end.
@@ -108,17 +108,51 @@ def test_blocks_one_by_one_answer_alike(tiny_models, monkeypatch, sampling):
         )
 
     want = answers()
-    monkeypatch.setattr(generation, '_COPIED_BYTES', 0)
-    assert isinstance(generation._for_steps(tiny.decoder, 1), unstacked.Flat)
+    monkeypatch.setattr(generation, '_LONG', 0)
+    assert answers() == want
+    # A cache that has to grow thrice.
+    monkeypatch.setattr(generation, '_LEAST_SLOTS', 8)
+    assert [generation._slots_of_growing(n) for n in (1, 51, 65, 70, 97)] == [
+        8,
+        64,
+        96,
+        96,
+        128,
+    ]
     assert answers() == want
 
 
-def test_what_is_compiled_longer_is_for_long_answers_of_large_models(tiny_models):
+def test_a_long_answer_behind_a_prefix(tiny_models, monkeypatch):
+    tiny = tiny_models('llama')
+    whole = _prompts(lengths=(40, 55))
+    whole[1][:30] = whole[0][:30]
+
+    def answers(slots):
+        prefix = shared_prefix.compute(
+            tiny.decoder, masks_lib.DENSE, whole[0][:30], slots=slots
+        )
+        return generation.generate(
+            tiny.decoder,
+            masks_lib.DENSE,
+            [prompt[30:] for prompt in whole],
+            max_new_tokens=_NEW,
+            stop_ids=(),
+            prefix=prefix,
+        )
+
+    want = _greedy(tiny.decoder, None, whole)
+    monkeypatch.setattr(generation, '_LONG', 0)
+    monkeypatch.setattr(generation, '_LEAST_SLOTS', 8)
+    # A prefix of more slots than its prompts would have, and of fewer.
+    assert answers(64) == answers(32) == answers(128) == want
+
+
+def test_only_long_answers_of_large_models_have_programs_of_their_own(tiny_models):
     model = tiny_models('llama').decoder
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.blocks))
-    steps = generation._COPIED_BYTES // size
-    assert generation._for_steps(model, steps) is model
-    assert isinstance(generation._for_steps(model, steps + 1), unstacked.Flat)
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.blocks))
+    steps = generation._LONG // size
+    assert not generation._is_long(model, steps)
+    assert generation._is_long(model, steps + 1)
 
 
 def test_the_likeliest_is_the_first_of_the_largest():
