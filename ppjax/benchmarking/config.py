@@ -175,6 +175,11 @@ class BenchConfig:
     alone: int = flags.setting(
         16, 'For serve: so many questions are asked again at the end, one at a time.'
     )
+    ignore_eos: bool = flags.setting(
+        False,
+        'For serve: answers go on to --answer_length, so that all are as long; by '
+        'ignore_eos, which this server, llama.cpp and vLLM know.',
+    )
     seed: int = flags.setting(0, 'For serve: fixes who is asked what, and when.')
     pid: int | None = flags.setting(
         None,

@@ -74,10 +74,15 @@ def open_client(url: str, *, seconds: float = 600.0) -> httpx.AsyncClient:
 
 
 def body(
-    model: str, messages: Sequence[Mapping[str, str]], max_tokens: int
+    model: str,
+    messages: Sequence[Mapping[str, str]],
+    max_tokens: int,
+    *,
+    ignore_eos: bool = False,
 ) -> dict[str, Any]:
-    """A request for the likeliest answer, streamed."""
-    return {
+    """A request for the likeliest answer, streamed; of all tokens, if no end counts."""
+    more = {'ignore_eos': True} if ignore_eos else {}
+    return more | {
         'model': model,
         'messages': list(messages),
         'max_tokens': max_tokens,

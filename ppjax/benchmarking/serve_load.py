@@ -83,7 +83,7 @@ async def _measured(
     prompts = [query.query for query in inputs.queries(cfg)]
     async with serve_client.open_client(url) as client:
         sides = await _sides(cfg, client)
-        load = _Load(client, sides, prompts, cfg.answer_length)
+        load = _Load(client, sides, prompts, cfg.answer_length, cfg.ignore_eos)
         memory = _Memory(client, pid)
         await memory.now()  # A process that is not there is said before the load.
         found = []
@@ -154,9 +154,10 @@ class _Load:
         sides: Sequence[Side],
         prompts: Sequence[str],
         max_tokens: int,
+        ignore_eos: bool,
     ):
         self._client, self._sides, self._prompts = client, sides, prompts
-        self._max_tokens = max_tokens
+        self._max_tokens, self._ignore_eos = max_tokens, ignore_eos
         self._known: set[int] = set()
         self._questions: dict[tuple[int, int], list[str]] = {}
 
@@ -226,9 +227,10 @@ class _Load:
     ) -> serve_client.Reply:
         side = self._sides[persona]
         messages = side.messages(self._prompts[prompt])
-        reply = await serve_client.ask(
-            self._client, serve_client.body(side.model, messages, self._max_tokens)
+        request = serve_client.body(
+            side.model, messages, self._max_tokens, ignore_eos=self._ignore_eos
         )
+        reply = await serve_client.ask(self._client, request)
         if keep and not reply.failure:
             self._questions.setdefault((persona, prompt), []).append(reply.text)
         return reply

@@ -153,7 +153,10 @@ class Chat:
             prompt += ' in company'
         if 'leak' in self.fault:
             self._kept.append(bytearray(b'x' * 1_500_000))
-        words = text(body['model'], prompt, min(body['max_tokens'], 6)).split()
+        length = body['max_tokens']
+        if not body.get('ignore_eos'):
+            length = min(length, 6)
+        words = text(body['model'], prompt, length).split()
 
         def event(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
             return {'choices': [{'delta': delta, 'finish_reason': finish}]}

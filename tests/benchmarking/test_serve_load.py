@@ -207,6 +207,17 @@ def test_times_are_those_of_the_server():
     assert sum(cold) == len({body['model'] for body in chat.bodies})
 
 
+def test_answers_that_go_on_are_all_as_long():
+    chat = chat_server.Chat(_CAST)
+    flags = {'concurrency': 2, 'requests': 4, 'answer_length': 9}
+    with chat_server.running(chat) as url:
+        found, whole = (
+            _measure(url, ignore_eos=ignored, **flags) for ignored in (False, True)
+        )
+    assert [cell['tokens'] for cell in (*found['cells'], *whole['cells'])] == [24, 36]
+    assert [body.get('ignore_eos') for body in chat.bodies] == 4 * [None] + 4 * [True]
+
+
 def test_requests_come_whether_others_are_answered_or_not():
     """Each takes 0.16 s, one after the other, and ten come within a second or so."""
     chat = chat_server.Chat(_CAST, gap=0.02, one_at_a_time=True)
