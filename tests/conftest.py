@@ -18,6 +18,12 @@ os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 # Simulated devices wait for each other on threads, of which XLA makes one for each: too
 # few where a compiled program from the cache runs two collectives at a time.
 os.environ['PJRT_NPROC'] = '32'
+# Tiny models compile for longer than they run: code that is not optimised halves the
+# suite's time. XLA_FLAGS= tests what users run.
+os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+)
 
 import hypothesis
 import jax
