@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import math
+import textwrap
 from typing import Any
 
 from matplotlib import ticker
@@ -55,6 +56,16 @@ class BarGroup:
     reference: float | None = None
 
 
+# Of labels at an axis: letters that leave room for bars, and a line's height in bars.
+_LETTERS = 26
+_LINE = 0.6
+
+
+def _lines(label: str) -> list[str]:
+    """A label in lines that leave room for bars."""
+    return textwrap.wrap(label, _LETTERS) or [label]
+
+
 def bar_groups_plot(
     title: str,
     groups: Sequence[BarGroup],
@@ -67,11 +78,19 @@ def bar_groups_plot(
         return None
     end = max(bar.end for group in groups for bar in group.bars)
     end = max(end, *(group.reference or 0.0 for group in groups)) or 1.0
-    count = sum(len(group.bars) for group in groups)
+    labels = [_lines(group.label) for group in groups]
+    # What a label is taller than its bars.
+    beyond = [
+        max(0.0, _LINE * len(label) - len(group.bars))
+        for label, group in zip(labels, groups, strict=True)
+    ]
+    count = sum(len(group.bars) for group in groups) + sum(beyond)
 
     def paint(axes: Any) -> None:
-        place, middles = 0.0, []
-        for group in groups:
+        place = 0.0
+        ticks: list[tuple[float, str]] = []
+        for group, lines, more in zip(groups, labels, beyond, strict=True):
+            place += more / 2
             first = place
             for bar in group.bars:
                 axes.barh(
@@ -92,9 +111,11 @@ def bar_groups_plot(
                         linestyle='solid' if colour == 'card' else (0, (1.5, 1.2)),
                         linewidth=width,
                     )
-            middles.append((first + place - 1) / 2)
-            place += 0.5
-        _label_bars(axes, middles, [group.label for group in groups])
+            # A line has a tick of its own: several under one would not end alike.
+            top = (first + place - 1 - _LINE * (len(lines) - 1)) / 2
+            ticks += [(top + _LINE * i, line) for i, line in enumerate(lines)]
+            place += 0.5 + more / 2
+        _label_bars(axes, *zip(*ticks, strict=True))
         axes.set_ylim(place - 0.9, -0.6)
         axes.set_xlim(0, 1.28 * end)
 

@@ -55,6 +55,21 @@ def test_bars_are_as_long_as_their_values():
         assert any(x == pytest.approx(end, abs=0.1) for x in inked), end
 
 
+def test_long_labels_are_whole_and_leave_room_for_bars():
+    label = 'llm_pruner, recovered on general instructions, 50 %, all seeds'
+    group = charts.BarGroup(label, [charts.Bar('dense', 1.0, None, '1')])
+    short = charts.BarGroup('A', [charts.Bar('learned', 1.0, None, '1')])
+    plot = charts.bar_groups_plot('Bars', [group, short])
+    assert plot is not None
+    lines = re.findall(r'text-anchor: end[^>]* x="([\d.]+)"[^>]*>([^<]*)<', plot.svg)
+    assert ' '.join(text for _, text in lines) == f'{label} A'
+    [end] = {float(x) for x, _ in lines}
+    # A letter is 5 points wide, in the mean.
+    assert end > 5 * max(len(text) for _, text in lines)
+    [bar] = _spans(plot.svg, 'dense')
+    assert bar[1] - bar[0] > 0.3 * 4 * 72
+
+
 def test_stacked_parts_follow_each_other():
     rows = [('A', [('dense', 2.0), ('learned', 1.0), ('heldout', 3.0)], '')]
     plot = charts.stacked_plot('Parts', rows, [])
