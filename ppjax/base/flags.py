@@ -300,6 +300,9 @@ def run(
             return _parsed(flags.FLAGS, argv)
         except errors.InputError as error:
             sys.exit(wrong_usage(error))
+        except SystemExit:
+            # Of --help, which absl calls a failure.
+            sys.exit(0)
 
     def main(argv: Sequence[str]) -> int:
         words = argv[1:]

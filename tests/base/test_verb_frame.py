@@ -64,6 +64,12 @@ def test_a_reader_who_leaves_ends_it_silently(program, flag):
     assert (done.returncode, done.stderr) == (141, b'')
 
 
+def test_help_is_no_failure(program):
+    done = _run(str(program), '--help', stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b'')
+    assert b'--what' in done.stdout.replace(b'--[no]', b'--')
+
+
 def test_a_terminal_of_few_characters_stops_nothing(program, monkeypatch):
     monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
     done = _run(str(program), '--what=speak', stdout=subprocess.PIPE)
