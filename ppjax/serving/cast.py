@@ -78,6 +78,7 @@ class Cast:
         self._say, self._user_name = say, user_name
         self._refreshing = threading.Lock()
         self._known: dict[pathlib.Path, _Known] = {}
+        self._pinned: dict[str, str] = {}
         self._dense = members_lib.Member(
             name=base_id(base),
             digest='',
@@ -111,6 +112,10 @@ class Cast:
     def get(self, name: str) -> members_lib.Member | None:
         """The one of a name; None if there is none."""
         return self._members.get(name)
+
+    def pin(self, members: Sequence[members_lib.Member]) -> None:
+        """Remembers who has smaller weights, of the masks that they have now."""
+        self._pinned = {member.name: member.digest for member in members}
 
     def refresh(self) -> bool:
         """Looks at the folders again, and says what is new.
@@ -205,6 +210,11 @@ class Cast:
                 f'{kind} the cast: {name} ({where}, {member.sparsity:.0%} of the '
                 'channels pruned).'
             )
+            if self._pinned.get(name, member.digest) != member.digest:
+                self._say(
+                    f'{name} has another mask than its own smaller weights (--pin), '
+                    'and runs on those of everybody; start again to make new ones.'
+                )
         return bool(gone or fresh or changed)
 
 

@@ -70,6 +70,8 @@ def open_service(cfg: config.ServeConfig) -> Iterator[service_lib.Service]:
         folder = demo_masks.folder_of(base)
         demo_masks.make(base, model, folder, mesh=mesh)
         everybody = cast.Cast(base, [folder], user_name=cfg.user_name)
+    pins = _pins(everybody, cfg.pinned)
+    everybody.pin(pins)
     engine = opening.open_engine(
         model,
         opening.Sizes(
@@ -78,7 +80,7 @@ def open_service(cfg: config.ServeConfig) -> Iterator[service_lib.Service]:
             queue=cfg.queue,
             cache_bytes=cfg.cache_mib << 20,
         ),
-        pins=_pins(everybody, cfg.pinned),
+        pins=pins,
         mesh=mesh,
         progress=progress.counter('Compiling programs'),
     )

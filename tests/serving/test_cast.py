@@ -291,10 +291,13 @@ def test_files_come_change_and_go(make_cast, make_mask, folder, said, monkeypatc
     assert len(read) == 3
 
     # The same length, another content.
+    cast.pin([first])
     pmask.save(folder / 'amy.pmask', make_mask(3, system_prompt='You are number 1.'))
     assert cast.refresh()
     assert cast.get('amy').digest != first.digest
-    assert said[-1].startswith('Changed in the cast: amy')
+    assert said[-2].startswith('Changed in the cast: amy')
+    assert said[-1].startswith('amy has another mask than its own smaller weights')
+    cast.pin([])
 
     # Touched, and the same.
     os.utime(folder / 'amy.pmask', (1, 1))
