@@ -333,11 +333,18 @@ def test_contradictory_flags(changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('method', 'small', 'large'),
-    [('full', 1e-4, 5e-5), ('lora', 2e-3, 1e-4), ('gains', 1e-2, 1e-2)],
+    ('method', 'small', 'middle', 'large'),
+    [
+        ('full', 1e-4, 2e-5, 5e-5),
+        ('lora', 2e-3, 2e-3, 1e-4),
+        ('neeko', 2e-3, 2e-3, 1e-4),
+        ('gains', 1e-2, 1e-2, 1e-2),
+    ],
 )
-def test_default_rates(method: str, small: float, large: float) -> None:
+def test_default_rates(method: str, small: float, middle: float, large: float) -> None:
     assert rates.usual(method, 134_000_000) == small
+    assert rates.usual(method, 3 * 10**8) == middle
+    assert rates.usual(method, 10**9 - 1) == middle
     # The paper's, from a billion parameters on.
     assert rates.usual(method, 10**9) == large
     described = {f.name: f for f in dataclasses.fields(config.RecoverConfig)}
