@@ -69,8 +69,10 @@ def refuse_not_finite(path: pathlib.Path, name: str, values: np.ndarray) -> np.n
         exponent = values.dtype.type(np.inf).view(np.uint16)
         finite = not values.size or (values.view(np.uint16) & exponent).max() < exponent
     else:
-        with np.errstate(over='ignore'):
-            finite = np.isfinite(values.astype(np.float32, copy=False)).all()
+        with np.errstate(over='ignore', invalid='ignore'):
+            own = values.astype(np.float32, copy=False)
+            # A finite sum has finite terms, and needs no array of truth values.
+            finite = np.isfinite(own.sum()) or np.isfinite(own).all()
     if not finite:
         raise errors.InputError(
             f'{path}: tensor {name!r} holds values that are not finite (NaN or '

@@ -270,15 +270,19 @@ def load_weights(
         parts = _Parts(owner[name], path, mesh)
         scale = found.get('scales', {}).get(name)
         scales = None if scale is None else _Parts(scale, f'scales/{name}', mesh)
-        for hf_name, layer in tensors:
-            done += 1
-            progress(done, total)
-            _read_into(
-                parts.of_tensor(layer, weight.transpose),
-                None if scales is None else scales.of_tensor(layer, False),
+        work = [
+            _reads(
                 reader,
                 hf_name,
+                parts.of_tensor(layer, weight.transpose),
+                None if scales is None else scales.of_tensor(layer, False),
+                at_once=weight.transpose,
             )
+            for hf_name, layer in tensors
+        ]
+        for _ in _done(work, reader.is_parallel):
+            done += 1
+            progress(done, total)
         owner[name] = parts.assembled()
         if scales is not None:
             found['scales'][name] = scales.assembled()
@@ -364,22 +368,29 @@ def _aligned_empty(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> np.ndar
     return buffer[start : start + size].view(jnp.dtype(dtype)).reshape(shape)
 
 
-def _read_into(
-    blocks: Sequence[_Block],
-    scales: Sequence[_Block] | None,
+def _reads(
     reader: checkpoint.CheckpointReader,
     name: str,
-) -> None:
-    """Fills blocks from a tensor, a few rows at a time, converted to their dtype.
+    blocks: Sequence[_Block],
+    scales: Sequence[_Block] | None,
+    *,
+    at_once: bool,
+) -> list[Callable[[], None]]:
+    """What fills blocks from a tensor, a few rows at a time, converted to their dtype.
 
     Rows that no block holds are not read; of the others all columns are, for files
     are read in pages that are longer than most parts of a row.
 
     Args:
-        blocks: of the tensor; int8 where there are scales.
-        scales: of its rows, the output channels, or None.
         reader: of the checkpoint.
         name: of the tensor.
+        blocks: of the tensor; int8 where there are scales.
+        scales: of its rows, the output channels, or None.
+        at_once: whether all rows are one piece of work. Rows that become columns lie
+            in the same pages, which the system would clear for each thread.
+
+    Returns:
+        Pieces of work that may be done in any order, or at the same time.
     """
     rows, *width = reader.shape(name)
     entries = _THREAD_ENTRIES if reader.is_parallel else _READ_ENTRIES
@@ -402,12 +413,35 @@ def _read_into(
         for block in blocks:
             _copy_rows(piece, start, block)
 
-    starts = range(0, rows, step)
-    if reader.is_parallel and len(starts) > 1:
-        list(_threads().map(fill, starts))
-    else:
-        for start in starts:
+    def fill_all() -> None:
+        for start in range(0, rows, step):
             fill(start)
+
+    if at_once:
+        return [fill_all]
+    return [functools.partial(fill, start) for start in range(0, rows, step)]
+
+
+def _done(
+    work: Sequence[Sequence[Callable[[], None]]], is_parallel: bool
+) -> Iterator[None]:
+    """Does pieces of work, and yields when all of one list are done, in order."""
+    if not is_parallel:
+        for pieces in work:
+            for piece in pieces:
+                piece()
+            yield
+        return
+    futures = [[_threads().submit(piece) for piece in pieces] for pieces in work]
+    try:
+        for own in futures:
+            for future in own:
+                future.result()
+            yield
+    finally:  # Of what failed or was interrupted, no more than what runs now.
+        for own in futures:
+            for future in own:
+                future.cancel()
 
 
 @functools.cache

@@ -78,6 +78,15 @@ def test_every_kind_of_number_is_looked_at(kind, bad):
         )
 
 
+def test_large_numbers_are_numbers_though_their_sum_is_none():
+    values = np.full((3, 5), np.finfo(np.float32).max)
+    assert checkpoint.refuse_not_finite(pathlib.Path('m'), 't', values) is values
+    values[1, 1], values[2, 1] = np.inf, -np.inf
+    _refused(
+        lambda: checkpoint.refuse_not_finite(pathlib.Path('m'), 't', values), 'm: '
+    )
+
+
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
 def test_a_weight_that_is_no_number_is_named_by_all_that_read_it(copied, bad):
     name = 'model.layers.2.mlp.down_proj.weight'

@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from ppjax.models import gguf_blocks
+from ppjax.models import gguf_blocks, gguf_k_blocks
 from tests.models import gguf_files
 
 
@@ -24,3 +24,26 @@ def test_rows_are_quantised_and_read_in_stretches(monkeypatch, rows):
         np.testing.assert_array_equal(
             gguf_blocks.dequantised(raw, kind), gguf.quants.dequantize(raw, kind)
         )
+
+
+@pytest.mark.parametrize('kind', gguf_k_blocks.KINDS)
+@pytest.mark.parametrize('rows', [1, 511, 512, 1100])
+def test_any_bytes_become_the_packages_numbers(kind, rows):
+    # All codes and scales, among them scales that are no numbers.
+    _, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = np.random.default_rng(rows).integers(0, 256, (rows, size), np.uint8)
+    with np.errstate(all='ignore'):
+        wanted = gguf.quants.dequantize(raw, kind)
+    found = gguf_blocks.dequantised(raw, kind)
+    np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
+
+
+def test_rows_of_several_blocks_are_taken_from_the_middle_of_a_file():
+    kind = gguf_files.Type.Q4_K
+    raw = np.random.default_rng(0).integers(0, 60, (900, 3 * 144), np.uint8)
+    wanted = gguf.quants.dequantize(raw, kind)
+    np.testing.assert_array_equal(gguf_blocks.dequantised(raw, kind), wanted)
+    some = np.array([7, 3, 899])
+    np.testing.assert_array_equal(
+        gguf_blocks.dequantised(raw[some], kind), wanted[some]
+    )
