@@ -3,7 +3,9 @@
 FILE of --rolebench holds `{"role", "question", "generated": [...]}`, one a line; the
 persona texts are ours (rolebench_personas.jsonl). Each role's rows are shuffled with a
 fixed seed and split 440 / 60; `train.jsonl` has the first answer to each question,
-`train_all_answers.jsonl` all of them. `dev` splits the 440 again, 380 / 60.
+`train_all_answers.jsonl` all of them. `dev` splits the 440 again, 380 / 60. `apart` has
+each role's rows, and those of all roles together, without any question that one of the
+roles is measured on.
 
     python launch/rolebench_rows.py --rolebench=FILE --output_dir=runs/rolebench
 """
@@ -123,6 +125,16 @@ def write_shared(
     return paths
 
 
+def write_mixture(paths: Sequence[pathlib.Path], path: pathlib.Path) -> None:
+    """Writes as many rows of each file, drawn at random, and in a random order."""
+    draw = random.Random(0)
+    files = [each.read_text('utf-8').splitlines(keepends=True) for each in paths]
+    count = min(map(len, files))
+    lines = [line for own in files for line in draw.sample(own, count)]
+    draw.shuffle(lines)
+    atomic.write_text(path, ''.join(lines))
+
+
 def folder_name(role: str) -> str:
     """What a role's folder is called: 'Jack Sparrow' is jack_sparrow."""
     return ''.join(c if c.isalnum() else '_' for c in role).lower()
@@ -167,9 +179,13 @@ class Settings:
 
 def main(cfg: Settings) -> int:
     """Writes all splits, and says where."""
-    roles, splits = write_all(cfg.rolebench, pathlib.Path(cfg.output_dir))
+    output = pathlib.Path(cfg.output_dir)
+    roles, splits = write_all(cfg.rolebench, output)
     for name, role in roles.items():
         print(f'{role}: {splits[name]["test"].train.parent}')
+    apart = output / 'apart'
+    write_mixture(write_shared(splits, 'test', apart), apart / 'all_roles.jsonl')
+    print(f'Without questions that any of them is measured on: {apart}')
     return 0
 
 

@@ -45,6 +45,8 @@ _KINDS = {
     'evaluate-paper': evaluation_config.EvaluateConfig,
     'quickstart': recipe_config.RunConfig,
     'authors-scorer': synthesis_config.SynthesizeConfig,
+    'small-figure-3a': compare_config.CompareConfig,
+    'small-figure-3b': compare_config.CompareConfig,
     'small-table-1': compare_config.CompareConfig,
     'small-table-3': compare_config.CompareConfig,
     'recover-paper': recovery_config.RecoverConfig,

@@ -94,6 +94,17 @@ def test_shared_rows_hold_no_question_that_any_role_is_measured_on(
         assert bool(learned & chosen_on) == (measure_on == 'test')
 
 
+def test_a_mixture_has_as_many_rows_of_every_role(rolebench_rows, tmp_path):
+    paths = [tmp_path / 'A.jsonl', tmp_path / 'B.jsonl']
+    for path, count in zip(paths, (50, 30), strict=True):
+        path.write_text(''.join(f'{path.stem}{i}\n' for i in range(count)), 'utf-8')
+    rolebench_rows.write_mixture(paths, tmp_path / 'all.jsonl')
+    lines = (tmp_path / 'all.jsonl').read_text('utf-8').splitlines()
+    assert sorted(line[0] for line in lines) == ['A'] * 30 + ['B'] * 30
+    assert len(set(lines)) == 60
+    assert lines != sorted(lines, key=lambda line: line[0])
+
+
 def test_all_answers_are_those_of_the_training_questions(rolebench_rows, tmp_path):
     split = _splits(
         rolebench_rows, 'A', tmp_path, ['First {i}.', 'Second {i}.', ' ', 'First {i}.']

@@ -121,12 +121,23 @@ class CompareConfig(settings.CommonSettings):
                 raise errors.InputError(
                     f'--{flag} holds {{{lacking}}}, and --grid has no axis {lacking}.'
                 )
-        if PERSONA in named and not all(
-            '{persona}' in source for source in (self.calibration, self.heldout)
+        if PERSONA in named and '{persona}' not in self.heldout:
+            raise errors.InputError(
+                '--heldout must hold {persona}, since persona is an axis of --grid.'
+            )
+        # Rows that another axis names are learned from for all personas.
+        if PERSONA in named and not _NAME.findall(self.calibration):
+            raise errors.InputError(
+                '--calibration must hold {persona} or the name of another axis, since '
+                'persona is an axis of --grid.'
+            )
+        if '{persona}' not in self.calibration and any(
+            methods.Recovery.parse(values[RECOVERY]).how == methods.NEEKO
+            for values in self.combinations()
         ):
             raise errors.InputError(
-                '--calibration and --heldout must hold {persona}, since persona is an '
-                'axis of --grid.'
+                '--calibration must hold {persona}: persona:neeko learns a block from '
+                "each persona's rows."
             )
 
     @staticmethod
@@ -144,6 +155,14 @@ class CompareConfig(settings.CommonSettings):
             grid_lib.parse(part, FIXED | LEARNING | named, read)
             for part in self.grid.split('|')
         )
+
+    @property
+    def rows_are_of_personas(self) -> bool:
+        """Whether what is made of rows is another model for each persona.
+
+        One made of the same rows is the same for all, but its curves are not.
+        """
+        return '{persona}' in self.calibration or self.curves
 
     @functools.cached_property
     def axes(self) -> tuple[grid_lib.Axis, ...]:

@@ -107,6 +107,8 @@ def used_values(
     if not is_dense:
         always |= {config_lib.SPARSITY, config_lib.SEED}
     of_rows = set(values) - config_lib.FIXED - config_lib.LEARNING
+    if not cfg.rows_are_of_personas:
+        of_rows -= {config_lib.PERSONA}
     own = always | (of_rows if _prunes_by_rows(cfg, values) else set())
     if method.mask and method.steps is None:
         own |= config_lib.LEARNING

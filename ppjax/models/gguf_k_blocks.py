@@ -94,8 +94,8 @@ def _q6_k(blocks: np.ndarray, out: np.ndarray, codes: np.ndarray) -> None:
         own -= np.uint8(32)
         values[:, :, index] = own.view(np.int8)
     scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
-    values = out.reshape(-1, 16, 16)
-    values *= (scales * _halves(blocks[:, 208:210]))[:, :, None]
+    groups = out.reshape(-1, 16, 16)
+    groups *= (scales * _halves(blocks[:, 208:210]))[:, :, None]
 
 
 _Fill = Callable[[np.ndarray, np.ndarray, np.ndarray], None]

@@ -258,6 +258,14 @@ def test_a_model_whose_run_has_more_to_write_is_not_done(compared):
         ({'prune': 'magic: --batch_size=1'}, "'magic' is no rival"),
         ({'evaluate': '--tasks=piqa'}, '--evaluate: .*--piqa'),
         ({'calibration': 'rows.jsonl'}, r'must hold \{persona\}'),
+        ({'heldout': 'rows.jsonl'}, r'--heldout must hold \{persona\}'),
+        (
+            {
+                'grid': 'method=mask;persona=a;kind=b;recovery=persona:neeko',
+                'calibration': '{kind}.jsonl',
+            },
+            r'must hold \{persona\}: persona:neeko',
+        ),
         ({'heldout': '{persona}.{kind}.jsonl'}, r'--heldout holds \{kind\}'),
         (
             {
@@ -299,3 +307,29 @@ def test_values_that_change_nothing_make_no_cells_of_their_own(chatty_model, fil
     assert count == {'dense': 1, 'depth': 5, 'mask': 8}
     assert len({cell.identity for cell in planned}) == len(planned)
     assert np.all([cell.name for cell in planned])
+
+
+def test_masks_of_rows_that_no_persona_names_are_learned_once_for_all(
+    chatty_model, files, tmp_path
+):
+    run = tmp_path / 'run'
+    grid = 'method=mask;rows_of=ferryman,clockmaker;persona=ferryman,clockmaker'
+    settings = {
+        'grid': grid + ';sparsity=0.5',
+        'calibration': f'{files}/{{rows_of}}.train.jsonl',
+        'instructions': None,
+        'prune': '',
+        'evaluate': '--tasks=likelihood',
+    }
+    runner.compare(_settings(chatty_model, files, run, **settings))
+    assert sorted(path.name for path in (run / 'models').iterdir()) == [
+        f'method-mask--rows_of-{name}--seed-0--sparsity-0.5'
+        for name in ('clockmaker', 'ferryman')
+    ]
+    figures = _figures(run)
+    assert len(figures) == 4
+    # Each is measured on the rows of both.
+    assert len({str(cell['measures']['nll']) for cell in figures.values()}) == 4
+    # Their curves on what a persona is measured on are another model's for each.
+    cfg = _settings(chatty_model, files, run, curves=True, **settings)
+    assert len({stages.way(cfg, values).name for values in cfg.combinations()}) == 4
