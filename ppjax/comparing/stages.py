@@ -25,6 +25,9 @@ from ppjax.training import loop as training
 MODELS = 'models'
 GENERAL_ROWS = 'data/general.jsonl'
 _ELSEWHERE = frozenset({'base_model', 'calibration', 'heldout', 'mask', 'model'})
+# Settings that came when there were figures already, at what changes nothing: those
+# figures hold. A setting that comes later belongs here.
+_LATER = {'neeko': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +275,7 @@ def _stage(
     # Paths are told by what is there.
     names = {field.name for field in dataclasses.fields(settings)}
     omit = (_ELSEWHERE | learning_config.RESUMABLE) & names
+    omit |= {k for k, x in _LATER.items() if k in names and getattr(settings, k) == x}
     # What a mask is exported to is the mask's affair alone.
     text = '' if verb == 'export' else flags.to_flagfile(settings, omit=tuple(omit))
     taken = settings.batch_size if verb in ('train', 'recover') else 0
