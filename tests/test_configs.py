@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ppjax.base import flags
+from ppjax.comparing import cells as compare_cells
 from ppjax.comparing import config as compare_config
 from ppjax.evaluation import config as evaluation_config
 from ppjax.masking import topk
@@ -37,7 +38,7 @@ _FILL = {
     ),
     recovery_config.RecoverConfig: ('run', 'output_dir'),
     sweep_config.SweepConfig: (),
-    compare_config.CompareConfig: ('output_dir',),
+    compare_config.CompareConfig: ('output_dir', 'instructions'),
 }
 # Where a name is no value.
 _VALUES = {'judge_url': 'http://judge:8000/v1'}
@@ -49,6 +50,10 @@ _KINDS = {
     'small-figure-3b': compare_config.CompareConfig,
     'small-table-1': compare_config.CompareConfig,
     'small-table-3': compare_config.CompareConfig,
+    'table-1': compare_config.CompareConfig,
+    'table-13': compare_config.CompareConfig,
+    'table-3': compare_config.CompareConfig,
+    'table-4': compare_config.CompareConfig,
     'recover-paper': recovery_config.RecoverConfig,
     'sweep-estimators': sweep_config.SweepConfig,
     'sweep-objectives': sweep_config.SweepConfig,
@@ -99,3 +104,18 @@ def test_keep_sizes_are_the_papers(name, d_ff, keep, monkeypatch):
     monkeypatch.chdir(_ROOT)
     cfg = _resolve(_ROOT / 'configs' / f'{name}.flags')
     assert topk.keep_size(d_ff, cfg.sparsity, cfg.align) == keep
+
+
+class _Hashes(dict):
+    def __missing__(self, key):
+        return key
+
+
+@pytest.mark.parametrize(
+    ('name', 'cells'),
+    [('table-1', 290), ('table-3', 70), ('table-4', 60), ('table-13', 40)],
+)
+def test_every_cell_of_the_papers_tables_can_be_planned(name, cells, monkeypatch):
+    monkeypatch.chdir(_ROOT)
+    planned = compare_cells.plan(_resolve(_ROOT / f'configs/{name}.flags'), _Hashes())
+    assert len({cell.identity for cell in planned}) == len(planned) == cells
