@@ -9,8 +9,10 @@ from ppjax.models import masks as masks_lib
 
 OBJECTIVES = ('ce', 'kl', 'ce+kl')
 
-# Answer tokens whose logits exist at a time. 256 x 49,152 x 4 bytes = 50 MB.
+# Answer tokens whose logits exist at a time, at most: 256 x 49,152 x 4 bytes = 50 MB. All
+# pieces are as long, a multiple of what products like.
 _UNEMBED_CHUNK = 256
+_MULTIPLE = 8
 
 
 def token_losses(
@@ -41,8 +43,10 @@ def token_losses(
         [M] float32, in nats.
     """
     size = hidden.shape[0]
-    chunk = min(size, _UNEMBED_CHUNK)
-    padded = -size % chunk
+    pieces = -(-size // _UNEMBED_CHUNK)
+    chunk = -(-size // pieces)
+    chunk += -chunk % _MULTIPLE
+    padded = pieces * chunk - size
 
     # Logits are recomputed in the backward pass instead of kept.
     @jax.checkpoint
