@@ -148,11 +148,16 @@ def _name(
 ) -> str:
     """What all files of a persona are called, and no other persona's are.
 
-    The last such part of their paths; or else what they begin with.
+    The last such part of their paths; or else what a sweep calls the persona; or else
+    what they begin with.
     """
     shared = _alone(group, groups)
     for word in reversed(_words(group[0])):
         if word in shared:
+            return _short(word.removeprefix(_AXIS))
+    words = dict.fromkeys(word for mask in group for word in _words(mask))
+    for word in words:
+        if word.startswith(_AXIS):
             return _short(word.removeprefix(_AXIS))
     ends = [_words(mask)[-1] for mask in group]
     alike = itertools.takewhile(lambda x: len(set(x)) == 1, zip(*ends, strict=False))

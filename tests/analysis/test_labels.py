@@ -45,6 +45,20 @@ def test_a_sweep(masks):
     ]
 
 
+def test_masks_of_a_comparison_beside_others_have_its_name_for_the_persona(masks):
+    found, kind = labels.compared(
+        masks(
+            ('models/persona-jack--seed-0--sparsity-0.25/mask.pmask', 'Jack.', 0),
+            ('models/persona-walt--seed-0--sparsity-0.25/mask.pmask', 'Walt.', 0),
+            ('jack-seed1/mask.pmask', 'Jack.', 1),
+            ('walt-seed1/mask.pmask', 'Walt.', 1),
+        ),
+        None,
+    )
+    assert kind == labels.SEED
+    assert [mask.persona for mask in found] == ['jack', 'walt', 'jack', 'walt']
+
+
 def test_variants_are_named_by_folders(masks):
     found, kind = labels.compared(
         masks(
