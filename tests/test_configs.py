@@ -49,6 +49,7 @@ _KINDS = {
     'small-figure-3a': compare_config.CompareConfig,
     'small-figure-3b': compare_config.CompareConfig,
     'small-table-1': compare_config.CompareConfig,
+    'small-table-1-qwen': compare_config.CompareConfig,
     'small-table-3': compare_config.CompareConfig,
     'table-1': compare_config.CompareConfig,
     'table-13': compare_config.CompareConfig,

@@ -66,6 +66,14 @@ def _lines(label: str) -> list[str]:
     return textwrap.wrap(label, _LETTERS) or [label]
 
 
+def _clear(bar: Bar, reference: float | None, end: float) -> float:
+    """Where what is written behind a bar begins: behind a line that would cross it."""
+    width = (0.05 + 0.03 * len(bar.text)) * end
+    if reference is not None and bar.end <= reference < bar.end + width:
+        return reference
+    return bar.end
+
+
 def bar_groups_plot(
     title: str,
     groups: Sequence[BarGroup],
@@ -98,7 +106,8 @@ def bar_groups_plot(
                 )
                 if bar.interval:
                     _whisker(axes, place, bar)
-                axes.text(bar.end + 0.025 * end, place, bar.text, va='center')
+                start = _clear(bar, group.reference, end)
+                axes.text(start + 0.025 * end, place, bar.text, va='center')
                 place += 1
             if group.reference is not None:
                 # The wider one lets it be seen on bars of any colour.

@@ -55,6 +55,28 @@ def test_bars_are_as_long_as_their_values():
         assert any(x == pytest.approx(end, abs=0.1) for x in inked), end
 
 
+@pytest.mark.parametrize(
+    ('reference', 'start'), [(30.0, 30.0), (25.0, 25.0), (24.0, 25.0), (49.0, 25.0)]
+)
+def test_no_line_crosses_what_is_written_behind_a_bar(reference, start):
+    bars = [
+        charts.Bar('dense', 50.0, None, '50'),
+        charts.Bar('learned', 25, None, '25'),
+    ]
+    plot = charts.bar_groups_plot('Bars', [charts.BarGroup('A', bars, reference)])
+    assert plot is not None
+    [(first, last)] = _spans(plot.svg, 'dense')
+    [written] = [
+        float(x)
+        for x, text in re.findall(r' x="([\d.]+)"[^>]*>([^<]*)<', plot.svg)
+        if text == '25'
+    ]
+    # A fortieth of the longest bar behind it.
+    assert 50 * (written - first) / (last - first) == pytest.approx(
+        start + 1.25, abs=0.1
+    )
+
+
 def test_long_labels_are_whole_and_leave_room_for_bars():
     label = 'llm_pruner, recovered on general instructions, 50 %, all seeds'
     group = charts.BarGroup(label, [charts.Bar('dense', 1.0, None, '1')])
