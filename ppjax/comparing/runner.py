@@ -165,7 +165,7 @@ class _Work:
         seconds = self._clock.mean()
         hint = ''
         if seconds is not None:
-            count = sum(not stage.is_done for stage in undone)
+            count = sum(_is_timed(stage) and not stage.is_done for stage in undone)
             hint = f', about {clock_lib.duration(seconds * count)} of making left'
         progress_lib.say(f'\nCell {done + 1}/{len(self.cells)}: {cell.name}{hint}')
         self.directory.status(
@@ -177,12 +177,11 @@ class _Work:
         for stage in cell.way.stages:
             # One that is done as well: its run directory refuses other rows.
             progress_lib.say(f'{stage.verb}: {stage.path}')
-            timed = stage.verb != 'export'
-            if timed:
+            if _is_timed(stage):
                 self._clock.start(stage.path)
             if not stage.run():
                 return False
-            if timed:
+            if _is_timed(stage):
                 self._clock.stop(stage.path)
         return True
 
@@ -196,6 +195,11 @@ class _Work:
             for stage in cells_lib.unneeded(cell, others)
         ]
         run_directory.discard(self.directory.path, gone)
+
+
+def _is_timed(stage: stages.Stage) -> bool:
+    """Whether its seconds count: writing a model takes next to none."""
+    return stage.verb != 'export'
 
 
 def _shape(cell: cells_lib.Cell) -> tuple[Any, ...]:
