@@ -15,11 +15,12 @@ configs/small-table-1.flags is the paper's Table 1 for a laptop.
 
 Methods are ours (one_shot, mask, ridge, mask+ridge), dense, and those of python
 -m ppjax.prune; a rival is pruned by --instructions alone, or by the persona's
-rows (--rival_texts=persona), and made once for all personas. recovery is none,
-or general or persona rows and perhaps how (persona:full, general:gains; LoRA by
-default): as many steps of the same rows for every method. persona:neeko trains
-one set of blocks on the rows of all personas of the grid, as many steps a
-persona, and measures each with the block that the gate picks for it; with
+rows (--rival_texts=persona), and made once for all personas; so is a mask of
+rows that another axis names (--calibration='rows/{rows_of}.jsonl'). recovery is
+none, or general or persona rows and perhaps how (persona:full, general:gains;
+LoRA by default): as many steps of the same rows for every method. persona:neeko
+trains one set of blocks on the rows of all personas of the grid, as many steps
+a persona, and measures each with the block that the gate picks for it; with
 method=dense and persona:lora it is the paper's Table 13. Settings of mask
 learning and names in braces in --calibration can be axes as well, and several
 grids stand side by side with | between them.

@@ -2,8 +2,8 @@
 
 The `gguf` package does both sixteen rows at a time. Blocks do not reach from one row
 into another, so that any number of them can be handed over as one long row: 1.5 to 4
-times as fast on one core, and several cores take a stretch each. What most files consist of is
-dequantised by `gguf_k_blocks`.
+times as fast on one core, and several cores take a stretch each. What most files
+consist of is dequantised by `gguf_k_blocks`.
 """
 
 from collections.abc import Callable

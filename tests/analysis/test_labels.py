@@ -28,35 +28,31 @@ def _names(found):
     return [(mask.persona, mask.repetition) for mask in found]
 
 
-def test_a_sweep(masks):
-    found, kind = labels.compared(
-        masks(
-            ('sweep/cells/persona-jack--seed-0/mask.pmask', 'Jack.', 0),
-            ('sweep/cells/persona-jack--seed-1/mask.pmask', 'Jack.', 1),
-            ('sweep/cells/persona-walt--seed-0/mask.pmask', 'Walt.', 0),
-        ),
-        None,
-    )
+@pytest.mark.parametrize(
+    'paths',
+    [
+        [
+            f'sweep/cells/persona-{own}/mask.pmask'
+            for own in ('jack--seed-0', 'walt--seed-0', 'jack--seed-1')
+        ],
+        # Of a comparison, and a run beside it.
+        [
+            'models/persona-jack--seed-0--sparsity-0.25/mask.pmask',
+            'models/persona-walt--seed-0--sparsity-0.25/mask.pmask',
+            'jack-seed1/mask.pmask',
+        ],
+    ],
+)
+def test_a_sweep(masks, paths):
+    told = [('Jack.', 0), ('Walt.', 0), ('Jack.', 1)]
+    given = [(path, *own) for path, own in zip(paths, told, strict=True)]
+    found, kind = labels.compared(masks(*given), None)
     assert kind == labels.SEED
     assert _names(found) == [
         ('jack', 'seed 0'),
-        ('jack', 'seed 1'),
         ('walt', 'seed 0'),
+        ('jack', 'seed 1'),
     ]
-
-
-def test_masks_of_a_comparison_beside_others_have_its_name_for_the_persona(masks):
-    found, kind = labels.compared(
-        masks(
-            ('models/persona-jack--seed-0--sparsity-0.25/mask.pmask', 'Jack.', 0),
-            ('models/persona-walt--seed-0--sparsity-0.25/mask.pmask', 'Walt.', 0),
-            ('jack-seed1/mask.pmask', 'Jack.', 1),
-            ('walt-seed1/mask.pmask', 'Walt.', 1),
-        ),
-        None,
-    )
-    assert kind == labels.SEED
-    assert [mask.persona for mask in found] == ['jack', 'walt', 'jack', 'walt']
 
 
 def test_variants_are_named_by_folders(masks):
